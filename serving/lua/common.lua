@@ -1,0 +1,27 @@
+-- Put in front of every script of this folder.
+
+-- Seconds by Redis's clock: the only clock that leases and deadlines know.
+local function now()
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1000000
+end
+
+local function lease_end(workers, worker)
+  return tonumber(redis.call('ZSCORE', workers, worker) or '0')
+end
+
+-- The id under which a job's attempts are counted. Decoding 270 kB of JSON is what the pattern saves;
+-- what is no job at all is counted too, by its digest, since it may be what kills the model servers.
+local function job_id(text)
+  local id = string.match(text, '^{"id": ?"([%w-]+)"')
+  if id then return id end
+  local decoded, job = pcall(cjson.decode, text)
+  if decoded and type(job) == 'table' and type(job.id) == 'string' then return job.id end
+  return redis.sha1hex(text)
+end
+
+-- A Redis out of memory refuses a script whose first write may take memory. Scripts that move and end jobs free more
+-- than they take, and must run just then: they begin with a write that takes none.
+local function allow_out_of_memory(workers)
+  redis.call('ZREM', workers, '')
+end

@@ -1,0 +1,233 @@
+"""Architecture + weights + labels -> pixels in, likeliest labels out. The only module that knows Keras.
+
+    pixels uint8 -- the model's own normalisation --> layers -- softmax in float32 --> probabilities -- top --> labels
+    `-------------------- one graph, on the GPU where there is one ------------------'
+
+Written against Keras 3 alone: KERAS_BACKEND=tensorflow (the default), jax or torch runs the same code.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# Read by the frameworks as they are imported, and theirs to be overruled. oneDNN: 107 against 63 images/s in
+# batches of 32 (TensorFlow, MobileNetV2, two AMD cores), where TensorFlow leaves it off by default.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import keras
+import numpy as np
+
+from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory, WeightsDownloadFailed
+
+DOWNLOAD_TIMEOUT_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+class Classifier:
+    """A loaded model with its labels; call it from one thread.
+
+    Args:
+        model: (n, height, width, 3) uint8 0..255 -> (n, classes) float32 probabilities.
+        labels: one for each class.
+        top: how many predictions an answer holds.
+        batch_size: the most images that `predict` is given.
+    """
+
+    def __init__(self, model: keras.Model, labels: Sequence[str], *, top: int, batch_size: int) -> None:
+        classes = model.output_shape[-1]
+        if len(labels) != classes:
+            raise ModelUnavailable(
+                f"There are {len(labels)} labels, but the model tells {classes} classes apart. "
+                "Set MODEL_LABELS to a file with a label for each class, or to numbers."
+            )
+        self._model = model
+        self._labels = labels
+        self._top = min(top, classes)
+        # Few sizes, since a framework compiles for each; padding to the next costs less than compiling under load.
+        self._sizes = [size for size in (2**n for n in range(32)) if size < batch_size] + [batch_size]
+
+    def warm_up(self) -> None:
+        """Compile for every batch size and check the output. Raises ModelUnavailable."""
+        for size in self._sizes:
+            log.info("warming up: batches of %d (of at most %d)", size, self._sizes[-1])
+            blank = np.zeros((size, *self._model.input_shape[1:]), dtype=np.uint8)
+            try:
+                probabilities = self._run(blank)
+            except OutOfMemory as error:
+                raise ModelUnavailable(f"A batch of {size} does not fit into memory: set BATCH_SIZE lower.") from error
+            except ModelFailed as error:
+                raise ModelUnavailable(str(error)) from error
+            if not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01) or probabilities.min() < 0:
+                raise ModelUnavailable("The model's output is no probabilities: it must end in a softmax.")
+
+    def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
+        """Classify pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`.
+
+        Returns n lists of {"label": str, "probability": float 0..1}, likeliest first.
+
+        Raises:
+            ModelFailed: the framework failed, or a probability is not a number.
+            OutOfMemory: this many images do not fit.
+        """
+        count = len(pixels)
+        size = next(size for size in self._sizes if size >= count)
+        padded = (
+            np.concatenate([pixels, np.zeros((size - count, *pixels.shape[1:]), np.uint8)]) if size > count else pixels
+        )
+        probabilities = self._run(padded)[:count]
+        if not np.isfinite(probabilities).all():
+            raise ModelFailed("The model's answer on this image is not a number. It is kept as a dead letter.")
+        return [self._likeliest(row) for row in probabilities]
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(self._model.predict_on_batch(batch))
+        except Exception as error:
+            # Each framework has an exception of its own for it, and wording in common.
+            if isinstance(error, MemoryError) or _speaks_of_memory(error):
+                raise OutOfMemory(f"A batch of {len(batch)} does not fit into memory.") from error
+            raise ModelFailed(
+                f"The model failed on this image ({type(error).__name__}). It is kept as a dead letter."
+            ) from error
+
+    def _likeliest(self, probabilities: np.ndarray) -> list[dict[str, object]]:
+        top = np.argpartition(-probabilities, self._top - 1)[: self._top]
+        top = top[np.argsort(-probabilities[top], kind="stable")]
+        return [{"label": self._labels[i], "probability": round(float(probabilities[i]), 6)} for i in top]
+
+
+def load_model(name: str, weights: str, *, width: int, height: int, precision: str) -> keras.Model:
+    """Build the model: (n, height, width, 3) uint8 0..255 -> (n, classes) float32 probabilities.
+
+    Args:
+        name: a classifier of keras.applications, or the path of a `.keras` file, which takes RGB values 0..255
+            and normalises them itself.
+        weights: `imagenet`, the path of a weights file, or `random`; a `.keras` file has its own.
+        precision: `float32`, `bfloat16`, `float16`, or `auto`: float16 on a GPU, float32 elsewhere.
+
+    Raises:
+        ModelUnavailable: no such model, or weights that do not fit it; the message says what to set.
+        WeightsDownloadFailed: the ImageNet weights cannot be fetched.
+    """
+    if name.endswith(".keras"):
+        return _load_keras_file(Path(name), width=width, height=height, precision=precision)
+    if weights not in ("imagenet", "random") and not Path(weights).is_file():
+        raise ModelUnavailable(f"MODEL_WEIGHTS={weights}: no such file. Set it to imagenet, random, or a weights file.")
+    build = _application(name)
+    if precision == "auto":
+        precision = "float16" if has_gpu() else "float32"
+    keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    keras.utils.set_random_seed(0)  # so that several model servers with random weights agree
+    try:
+        with _downloading(
+            "the ImageNet weights", "MODEL_WEIGHTS to a weights file, or to random", WeightsDownloadFailed
+        ):
+            layers = build(
+                weights=None if weights == "random" else weights,
+                input_shape=(height, width, 3),
+                classifier_activation=None,
+            )
+    except (ValueError, OSError, TypeError) as error:  # a file of another model, an input size it does not take, …
+        raise ModelUnavailable(f"MODEL={name} with MODEL_WEIGHTS={weights} at {width}×{height}: {error}") from error
+    normalise = sys.modules[build.__module__].preprocess_input
+    pixels = keras.Input((height, width, 3), dtype="uint8")
+    logits = layers(normalise(keras.ops.cast(pixels, "float32")))
+    return keras.Model(pixels, keras.layers.Softmax(dtype="float32")(logits), name=layers.name)
+
+
+def load_labels(source: str, classes: int) -> list[str]:
+    """Read a label for each class: `imagenet`, `numbers`, a class-index JSON, or a text file with a label a line.
+
+    Raises:
+        ModelUnavailable: no such file, not what it should be, or ImageNet's class index cannot be fetched.
+    """
+    if source == "numbers":
+        return [f"class {number}" for number in range(classes)]
+    if source == "imagenet":
+        if classes != 1000:
+            raise ModelUnavailable(f"The model tells {classes} classes apart, ImageNet has 1000: set MODEL_LABELS.")
+        with _downloading("ImageNet's class index", "MODEL_LABELS to a file, or to numbers", ModelUnavailable):
+            # All classes, likeliest first, for probabilities that fall from the first class to the last.
+            falling = np.arange(1000, 0, -1, dtype=np.float32)[np.newaxis]
+            decoded = keras.applications.imagenet_utils.decode_predictions(falling, top=1000)[0]
+        return [label for _, label, _ in decoded]
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+        return _read_class_index(text) if source.endswith(".json") else text.splitlines()
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ModelUnavailable(
+            f"MODEL_LABELS={source} cannot be read: {error!r}. It is imagenet, numbers, a JSON object "
+            '{"0": ["n01440764", "tench"], …}, or a text file with a label a line.'
+        ) from error
+
+
+def has_gpu() -> bool:
+    """Whether Keras computes on a GPU: asked of a tensor of its own, alike in every framework."""
+    device = str(getattr(keras.ops.convert_to_tensor(np.zeros(1, np.float32)), "device", "")).lower()
+    return any(kind in device for kind in ("gpu", "cuda", "rocm"))
+
+
+def _application(name: str):  # type: ignore[no-untyped-def]  # keras.applications' builders share no type
+    known = sorted(key for key in dir(keras.applications) if key[0].isupper())
+    if name not in known:
+        raise ModelUnavailable(
+            f"MODEL={name}: no such model. Set it to the path of a .keras file or to one of {', '.join(known)}."
+        )
+    return getattr(keras.applications, name)
+
+
+def _load_keras_file(path: Path, *, width: int, height: int, precision: str) -> keras.Model:
+    if precision != "auto":
+        raise ModelUnavailable(
+            "MODEL_PRECISION is for keras.applications; a .keras file has its own: leave it at auto."
+        )
+    try:
+        layers = keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelUnavailable(f"MODEL={path} cannot be loaded: {error}") from error
+    shape = getattr(layers, "input_shape", None)
+    if shape != (None, height, width, 3) or len(layers.output_shape) != 2:
+        raise ModelUnavailable(
+            f"MODEL={path} maps {shape} to {layers.output_shape}; it must map (None, IMAGE_HEIGHT, IMAGE_WIDTH, 3), "
+            f"which is (None, {height}, {width}, 3), to (None, classes)."
+        )
+    pixels = keras.Input((height, width, 3), dtype="uint8")
+    probabilities = layers(keras.ops.cast(pixels, "float32"))
+    return keras.Model(pixels, keras.ops.cast(probabilities, "float32"), name=layers.name)
+
+
+def _read_class_index(text: str) -> list[str]:
+    index = json.loads(text)
+    ordered = [index[str(number)] for number in range(len(index))] if isinstance(index, dict) else index
+    return [entry if isinstance(entry, str) else str(entry[1]) for entry in ordered]
+
+
+def _speaks_of_memory(error: Exception) -> bool:
+    text = f"{type(error).__name__} {error}".lower()
+    return any(words in text for words in ("resourceexhausted", "resource_exhausted", "outofmemory", "out of memory"))
+
+
+@contextlib.contextmanager
+def _downloading(what: str, instead: str, failure: type[ModelUnavailable]) -> Iterator[None]:
+    """Keras downloads without a time limit, and fails with a bare Exception."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, TimeoutError) or "URL fetch failure" in str(error):
+            raise failure(
+                f"Cannot download {what}: {error}. Set {instead}, or put it into KERAS_HOME/models."
+            ) from error
+        raise
+    finally:
+        socket.setdefaulttimeout(before)

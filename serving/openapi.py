@@ -1,0 +1,89 @@
+"""The service's description for machines: OpenAPI 3.1, served at /openapi.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+ERRORS = {
+    400: "No image in the request, or an empty one",
+    401: "The API key is missing or wrong",
+    413: "Too many bytes, or too many pixels",
+    415: "Not an image format that is read here, or a wrong content type",
+    422: "An image that cannot be decoded: truncated or corrupt",
+    500: "The model failed on this image; it is kept as a dead letter",
+    503: "Queue full, or Redis away: try again after Retry-After seconds",
+    504: "No answer before the deadline",
+}
+
+
+def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: bool) -> dict[str, Any]:
+    """The OpenAPI document, ready for JSON."""
+    binary = {"schema": {"type": "string", "format": "binary", "maxLength": max_upload_bytes}}
+    predict: dict[str, Any] = {
+        "summary": "Classify an image",
+        "operationId": "predict",
+        "requestBody": {
+            "required": True,
+            "description": f"An image: {', '.join(formats)}, at most {max_upload_bytes:,} bytes",
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["image"],
+                        "properties": {"image": {"type": "string", "format": "binary"}},
+                    }
+                },
+                **{f"image/{name.lower()}": binary for name in formats},
+            },
+        },
+        "responses": {
+            "200": _answer("The likeliest labels", "Predictions"),
+            **{str(status): _error(text) for status, text in ERRORS.items() if status != 401 or asks_for_key},
+        },
+    }
+    if asks_for_key:
+        predict["security"] = [{"key": []}]
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Image classification", "version": "1", "description": "Send a picture, get its labels."},
+        "paths": {
+            "/predict": {"post": predict},
+            "/healthz": {"get": _page("healthz", "The web process lives", "Alive")},
+            "/readyz": {"get": _page("readyz", "Redis answers and a model server is ready", "Ready", fails=True)},
+        },
+        "components": {"schemas": _SCHEMAS, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _answer(description: str, schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"description": description, "content": content}
+
+
+def _error(description: str) -> dict[str, Any]:
+    return _answer(description, "Error")
+
+
+def _page(name: str, summary: str, schema: str, *, fails: bool = False) -> dict[str, Any]:
+    responses = {"200": _answer(summary, schema)} | ({"503": _error("Not ready")} if fails else {})
+    return {"summary": summary, "operationId": name, "responses": responses}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+_SCHEMAS = {
+    "Predictions": {
+        **_object(
+            success={"const": True},
+            predictions={
+                "type": "array",
+                "items": _object(label={"type": "string"}, probability={"type": "number", "minimum": 0, "maximum": 1}),
+            },
+        )
+    },
+    "Error": _object(success={"const": False}, error={"type": "string"}),
+    "Alive": _object(alive={"const": True}),
+    "Ready": _object(ready={"const": True}, model_servers={"type": "integer", "minimum": 1}),
+}
+_SCHEMAS["Predictions"]["properties"]["warning"] = {"type": "string"}

@@ -1,0 +1,188 @@
+"""The model server's side of the queue: take jobs under a lease, answer them, return those of the dead.
+
+A worker is one name with one lease. Progress renews it: taking with empty hands, and answering. Whoever lets it run
+out, or does not know whether a command arrived, starts afresh under a new name; what the old name held is returned.
+"""
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.errors import BadJob, LeaseLost
+from serving.job_queue import MOST_DEAD_LETTERS, SOCKET_TIMEOUT_SECONDS, Job, JobQueue, translated
+
+FORGET_WORKER_SECONDS = 3600
+LONGEST_BLOCK_SECONDS = SOCKET_TIMEOUT_SECONDS / 2
+
+_LOST, _ALONE_LATER = -2, -1
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Jobs as they travel. `attempts`: how often the job came back; if it did, it is the only one here."""
+
+    jobs: list[bytes]
+    attempts: int = 0
+    next_runs_alone: bool = False  # the next job came back once: ask again with empty hands
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one taken job ends: answered, failed (a dead letter, its client told), or, with neither, dropped."""
+
+    text: bytes
+    job_id: str | None = None  # None: garbage, nobody to tell
+    reply_to: str | None = None
+    answer: str | None = None  # JSON
+    failure: str | None = None
+    attempts: int = 0
+
+    def reply(self) -> str | None:
+        """What the client reads under the job's id, JSON; None: nothing."""
+        return json.dumps({"error": self.failure}) if self.failure is not None else self.answer
+
+    def to_dead_letter(self, clock: float) -> str:
+        job = self.text.decode("utf-8", "surrogateescape")
+        return json.dumps(
+            {"id": self.job_id, "at": clock, "attempts": self.attempts, "reason": self.failure, "job": job}
+        )
+
+
+class QueueWorker:
+    """One name in the queue, with its lease. Raises QueueAway from every method when Redis does not answer."""
+
+    def __init__(self, queue: JobQueue, *, lease_seconds: float, max_attempts: int, result_ttl_seconds: int) -> None:
+        self.name = f"{_process_name(os.getpid())}{uuid.uuid4().hex[:8]}"
+        self._queue = queue
+        self._processing = queue.processing(self.name)
+        self._lease_seconds = lease_seconds
+        self._max_attempts = max_attempts
+        self._result_ttl_seconds = result_ttl_seconds
+
+    def join(self) -> None:
+        """Register: from now on the queue counts on this worker."""
+        with translated():
+            until = self._queue.server_time() + self._lease_seconds
+            self._queue.redis.zadd(self._queue.workers, {self.name: until})
+
+    def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
+        """Take up to `most` jobs; with `wait_seconds`, which only empty hands may, wait for a first one.
+
+        Raises:
+            LeaseLost: this worker was taken for dead.
+        """
+        taken = self._take(most, moved=0)
+        if taken.jobs or taken.next_runs_alone or wait_seconds <= 0:
+            return taken
+        # The wait must end well before the lease, which nobody renews meanwhile.
+        timeout_seconds = min(wait_seconds, self._lease_seconds / 3, LONGEST_BLOCK_SECONDS)
+        with translated():
+            first = self._queue.redis.blmove(
+                self._queue.name,
+                self._processing,
+                timeout_seconds,  # type: ignore[arg-type]  # Redis takes fractions
+                "LEFT",
+                "RIGHT",
+            )
+        return self._take(most, moved=1) if first else taken
+
+    def _take(self, most: int, moved: int) -> Taken:
+        queue = self._queue
+        state, clock, *jobs = queue.run(
+            "take",
+            [queue.name, self._processing, queue.workers, queue.attempts],
+            [self.name, self._lease_seconds, most, moved],
+        )
+        queue.set_clock(float(clock))
+        if state == _LOST:
+            raise LeaseLost(f"the lease of {self.name} ran out; its jobs go to others")
+        return Taken(jobs, attempts=max(state, 0), next_runs_alone=state == _ALONE_LATER)
+
+    def answer(self, outcomes: Sequence[Outcome], *, strike_off: bool = True) -> bool:
+        """End the oldest jobs in hand, in their order, in one round trip; False if the lease was lost meanwhile.
+
+        Then the answers count all the same, but the jobs were no longer this worker's to strike off. Without
+        `strike_off` that is never done: for answers whose first sending broke off, lest others are struck off.
+        """
+        queue = self._queue
+        replies = {outcome.job_id: reply for outcome in outcomes if (reply := outcome.reply()) and outcome.job_id}
+        dead_letters = [
+            outcome.to_dead_letter(queue.now()) for outcome in outcomes if strike_off and outcome.failure is not None
+        ]
+        settled = queue.run(
+            "answer",
+            [self._processing, queue.workers, queue.attempts, queue.dead, queue.served, *replies],
+            [
+                self.name,
+                self._lease_seconds,
+                len(outcomes) if strike_off else 0,
+                self._result_ttl_seconds,
+                MOST_DEAD_LETTERS,
+                len(dead_letters),
+                *dead_letters,
+                *replies.values(),
+                *self._messages(outcomes),
+            ],
+        )
+        return bool(settled)
+
+    def return_expired(self) -> int:
+        """Return the jobs of every worker whose lease ran out to the head of the queue; how many."""
+        queue, returned = self._queue, 0
+        with translated():
+            expired: list[Any] = queue.redis.zrangebyscore(queue.workers, "-inf", queue.now())
+        for name in (raw.decode() for raw in expired):
+            count, *given_up = queue.run(
+                "return_jobs",
+                [queue.name, queue.processing(name), queue.workers, queue.attempts, queue.dead],
+                [name, self._max_attempts, MOST_DEAD_LETTERS, FORGET_WORKER_SECONDS],
+            )
+            returned += count
+            if given_up:
+                self.answer([self._given_up(text) for text in given_up], strike_off=False)
+        return returned
+
+    def leave(self, *, forget: bool = True) -> int:
+        """Give back what is in hand, uncounted, and end the lease; how many jobs went back.
+
+        `forget` False: a command of this name may still be under way, so that others go on looking after it.
+        """
+        queue = self._queue
+        return int(queue.run("leave", [queue.name, self._processing, queue.workers], [self.name, int(forget)]))
+
+    def _given_up(self, text: bytes) -> Outcome:
+        failure = f"The model server failed {self._max_attempts} times on this image. It is kept as a dead letter."
+        try:
+            job = Job.from_text(text)
+        except BadJob:
+            return Outcome(text, failure=failure)
+        return Outcome(text, job.id, job.reply_to, failure=failure)
+
+    def _messages(self, outcomes: Sequence[Outcome]) -> list[str]:
+        """Channel, ids, channel, ids, …: one message per web process, with the ids of all its answers."""
+        ids: dict[str, list[str]] = {}
+        for outcome in outcomes:
+            # Only to our own channels: a job must not make us publish anywhere else.
+            if outcome.job_id and outcome.reply_to and outcome.reply_to.startswith(self._queue.channel("")):
+                ids.setdefault(outcome.reply_to, []).append(outcome.job_id)
+        return [text for channel, answered in ids.items() for text in (channel, " ".join(answered))]
+
+
+def end_leases(queue: JobQueue, process_id: int) -> None:
+    """End the leases of a process of this host that is known to be dead, so that its jobs return at once, counted.
+
+    Raises QueueAway.
+    """
+    with translated():
+        names: list[Any] = queue.redis.zrange(queue.workers, 0, -1)
+        for name in names:
+            if name.decode().startswith(_process_name(process_id)):
+                queue.redis.zadd(queue.workers, {name: queue.server_time() - 1})
+
+
+def _process_name(process_id: int) -> str:
+    return f"{socket.gethostname()}:{process_id}:"

@@ -1,0 +1,121 @@
+"""Every number of the service, with its unit. The only reader of the environment and of `.env`.
+
+A setting is given in the environment, or in a file `.env` beside this one, under its name in the table
+of README.md: `BATCH_SIZE=16 python run_model_server.py`. A wrong value refuses to start.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EXIT_WRONG_SETTING = 2
+
+
+def _cpus() -> int:
+    # The process's own share of the CPUs, as a container or `taskset` limits it.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# `MODEL_PRECISION=FLOAT16` and ` uint8` are meant, not mistaken.
+_Lower = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
+
+
+class Settings(BaseSettings):
+    """The service's settings; the field `batch_size` is the environment's `BATCH_SIZE`."""
+
+    model_config = SettingsConfigDict(
+        env_file=Path(__file__).with_name(".env"), env_file_encoding="utf-8", extra="ignore"
+    )
+
+    redis_url: str = Field(
+        "redis://localhost:6379/0",
+        pattern=r"^(redis|rediss|unix)://",
+        description="where Redis is: redis://host:port/db, rediss:// (TLS), unix://path",
+    )
+    image_queue: str = Field("image_queue", pattern=r"^[^{}\s]+$", description="name of the Redis list of waiting jobs")
+    image_width: int = Field(224, ge=1, le=4096, description="width of the model's input, pixels")
+    image_height: int = Field(224, ge=1, le=4096, description="height of the model's input, pixels")
+    image_dtype: Annotated[Literal["uint8", "float32"], _Lower] = Field(
+        "uint8",
+        description="what travels: uint8 pixels, or float32 with ResNet50's normalisation (the tutorial's wire)",
+    )
+    model: str = Field(
+        "ResNet50",
+        min_length=1,
+        description="a classifier of keras.applications by name, or the path of a .keras file",
+    )
+    model_weights: str = Field("imagenet", min_length=1, description="imagenet, the path of a weights file, or random")
+    model_labels: str = Field(
+        "imagenet",
+        min_length=1,
+        description="imagenet, numbers, or the path of a class-index JSON or of a text file with a label a line",
+    )
+    model_runtime: Annotated[Literal["auto", "keras"], _Lower] = Field(
+        "auto", description="what runs the model; auto is keras, on the backend that KERAS_BACKEND names"
+    )
+    model_precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower] = Field(
+        "auto", description="what the layers compute in; auto is float16 on a GPU, float32 elsewhere"
+    )
+    batch_size: int = Field(32, ge=1, le=1024, description="most jobs in one batch")
+    top: int = Field(5, ge=1, le=1000, description="predictions in an answer")
+    client_sleep: float = Field(0.25, gt=0, le=60, description="longest sleep between polls of a result, seconds")
+    server_sleep: float = Field(1.0, gt=0, le=60, description="longest wait on an empty queue, seconds")
+    request_timeout_seconds: float = Field(
+        30.0, gt=0, le=3600, description="a request not answered by then gets 504, seconds"
+    )
+    result_ttl_seconds: int = Field(
+        60, ge=1, le=86400, description="how long an answer that nobody reads is kept, seconds"
+    )
+    lease_seconds: float = Field(
+        10.0,
+        ge=0.5,
+        le=3600,
+        description="a model server without progress for this long loses its jobs, seconds; more than one batch takes",
+    )
+    max_attempts: int = Field(3, ge=1, le=100, description="a job that came back this often is a dead letter")
+    max_queue_length: int = Field(1000, ge=1, le=10_000_000, description="waiting jobs; beyond it requests get 503")
+    max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest upload, bytes")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels (width × height)")
+    api_key: SecretStr | None = Field(
+        None, description="when set, requests need Authorization: Bearer <key>; several keys: comma-separated"
+    )
+    web_host: str = Field("127.0.0.1", min_length=1, description="address the web server listens on")
+    web_port: int = Field(5000, ge=0, le=65535, description="port the web server listens on")
+    web_workers: int = Field(
+        default_factory=_cpus, ge=1, le=512, description="web server processes; by default one per CPU"
+    )
+    web_threads: int = Field(32, ge=1, le=4096, description="requests that one web server process handles at once")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="address of the model server's /metrics")
+    metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
+
+    def api_keys(self) -> list[str]:
+        """The accepted keys; an empty list means that no key is asked for."""
+        listed = self.api_key.get_secret_value() if self.api_key else ""
+        return [key.strip() for key in listed.split(",") if key.strip()]
+
+
+def load(**overrides: object) -> Settings:
+    """Read the settings, or say on standard error what is wrong and exit with status 2."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        print(explain(error), file=sys.stderr)
+        raise SystemExit(EXIT_WRONG_SETTING) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line per wrong setting: its name, its value, why it is refused, what it is for, its default."""
+    lines = []
+    for problem in error.errors():
+        field = str(problem["loc"][0])
+        info = Settings.model_fields[field]
+        value = "(hidden)" if field in ("api_key", "redis_url") else repr(problem["input"])
+        default = "one per CPU" if info.default_factory else repr(info.default)
+        lines.append(
+            f"{field.upper()}={value} is not allowed: {problem['msg']}. It is {info.description}; default {default}."
+        )
+    return "\n".join(lines)
