@@ -91,7 +91,6 @@ class BatchLoop:
         self._worker_failed: QueueWorker | None = None  # one whose answer told that it must start afresh
         self._next_batch: list[Item] = []
         self._in_hand = 0  # jobs that `_worker` took and has not struck off
-        self._alone = False  # … and that is one which came back: nothing is taken beside it
         self._predicting_since: float | None = None  # monotonic seconds
         self._stopping = False
         self._failure: BaseException | None = None
@@ -219,8 +218,7 @@ class BatchLoop:
             since = self._predicting_since
             if since is not None and time.monotonic() - since > self._lease_seconds:
                 raise LeaseLost("the model has been busy for longer than the lease")
-            self._alone = self._alone and self._in_hand > 0
-            room = 0 if self._alone else self._batch_size - len(self._next_batch)
+            room = self._batch_size - len(self._next_batch)
             if room <= 0:
                 self._changed.wait(0.2)
             return max(room, 0), self._in_hand == 0
@@ -231,7 +229,6 @@ class BatchLoop:
         with self._changed:
             self._in_hand += len(items)
             self._next_batch += items
-            self._alone = taken.attempts > 0
             self._changed.notify_all()
             if not items and not hands_are_empty:
                 self._changed.wait(TOP_UP_SECONDS)
@@ -240,7 +237,7 @@ class BatchLoop:
         """Forget the worker and what it holds but has not begun: the queue has it, or gets it back."""
         with self._changed:
             worker, self._worker = self._worker, None
-            self._next_batch, self._in_hand, self._alone = [], 0, False
+            self._next_batch, self._in_hand = [], 0
         return worker
 
     def _wait_for_model(self) -> None:

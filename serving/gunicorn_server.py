@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.workers.gthread import ThreadWorker
 
 STUCK_WORKER_SECONDS = 60
+# Longer than the 60 s after which the usual load balancers drop an idle connection: they must be first.
+KEEP_ALIVE_SECONDS = 75
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
@@ -27,8 +30,9 @@ def serve(
     options = {
         "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         "workers": processes,
-        "worker_class": "gthread",
+        "worker_class": _Worker,
         "threads": threads,
+        "keepalive": KEEP_ALIVE_SECONDS,
         "worker_tmp_dir": SHARED_MEMORY
         if Path(SHARED_MEMORY).is_dir()
         else None,  # heartbeats must not wait for a disk
@@ -37,10 +41,22 @@ def serve(
         "child_exit": _forget_process,
         "control_socket_disable": True,  # nobody here speaks to it, and several services would share its path
     }
+    parent = os.getpid()
     try:
         _Server(create_app, options).run()
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        if os.getpid() == parent:  # the web processes come by here as well, while others still count
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+class _Worker(ThreadWorker):  # type: ignore[misc]
+    """gthread that, once told to stop, also closes the door: else clients would connect and wait for nothing."""
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled)
+        if not enabled and not self.alive:
+            for listener in self.sockets:
+                listener.close()
 
 
 class _Server(BaseApplication):  # type: ignore[misc]

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -13,6 +14,9 @@ from serving.job_queue import JobQueue
 from serving.openapi import describe
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+if TYPE_CHECKING:
+    from serving.metrics import WebMetrics
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +61,16 @@ def add_pages(app: Flask, queue: JobQueue, check_key: Callable[[], None]) -> Non
     @app.after_request
     def finish(response: Response) -> Response:
         if request.path == "/predict":
-            counts.answered(response.status_code, time.perf_counter() - g.started)
+            _count(counts, response.status_code)
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
+
+
+def _count(counts: "WebMetrics", status: int) -> None:
+    try:
+        counts.answered(status, time.perf_counter() - g.started)
+    except OSError:  # its files are gone, or the disk is full: no reason to spoil an answer
+        log.exception("a request was not counted")
 
 
 def add_openapi(app: Flask, *, max_upload_bytes: int, formats: Sequence[str], asks_for_key: bool) -> None:

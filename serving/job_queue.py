@@ -58,14 +58,14 @@ class Job:
 
     def to_text(self) -> str:
         """Write the job as JSON, the id first, where the scripts look for it, and the long image last."""
-        fields: dict[str, Any] = {"id": self.id}
-        if self.dtype is not None and self.shape is not None:
-            fields |= {"dtype": self.dtype, "shape": list(self.shape)}
-        if self.deadline != math.inf:
-            fields["deadline"] = self.deadline
-        if self.reply_to is not None:
-            fields["reply_to"] = self.reply_to
-        return json.dumps(fields | {"image": self.image})
+        optional = {
+            "dtype": self.dtype,
+            "shape": self.shape,
+            "deadline": None if self.deadline == math.inf else self.deadline,
+            "reply_to": self.reply_to,
+        }
+        given = {name: value for name, value in optional.items() if value is not None}
+        return json.dumps({"id": self.id, **given, "image": self.image})
 
     @classmethod
     def from_text(cls, text: bytes) -> "Job":
@@ -80,8 +80,10 @@ class Job:
             raise BadJob(f"the job is not JSON: {error}") from error
         try:
             shape, deadline, dtype, reply_to = (fields.get(key) for key in ("shape", "deadline", "dtype", "reply_to"))
-            if not all(isinstance(value, str) for value in (fields["image"], dtype or "", reply_to or "")):
-                raise TypeError("image, dtype and reply_to are strings")
+            if not all(value is None or isinstance(value, str) for value in (dtype, reply_to)):
+                raise TypeError("dtype and reply_to are strings")
+            if not isinstance(fields["image"], str):
+                raise TypeError("image is a string")
             # The id becomes a Redis key and is overwritten: it must not be able to name any other key.
             if not _UUID.fullmatch(fields["id"]):
                 raise ValueError("id is not a UUID")

@@ -94,16 +94,20 @@ class QueueClient:
         return None if answer is None else str(answer, "utf-8")
 
     def _listen(self) -> None:
+        away = False
         while True:
             try:
                 with translated(), self._subscription() as pubsub:
                     pubsub.subscribe(self._channel)
+                    away = False
                     while True:
                         message = pubsub.get_message(timeout=1.0)
                         if message is not None:
                             self._collect(message["data"].decode().split())
             except QueueAway as error:
-                log.warning("not listening for answers, requests poll instead: %s", error.__cause__)
+                if not away:  # said once, not twice a second
+                    log.warning("not listening for answers, requests poll meanwhile: %s", error.__cause__)
+                away = True
             except Exception:
                 log.exception("the listener failed, requests poll meanwhile")
             time.sleep(RECONNECT_SECONDS)

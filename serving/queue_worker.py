@@ -27,7 +27,7 @@ class Taken:
 
     jobs: list[bytes]
     attempts: int = 0
-    next_runs_alone: bool = False  # the next job came back once: ask again with empty hands
+    runs_alone: bool = False  # the next job, or the one in hand, came back once: ask again with empty hands
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class QueueWorker:
             LeaseLost: this worker was taken for dead.
         """
         taken = self._take(most, moved=0)
-        if taken.jobs or taken.next_runs_alone or wait_seconds <= 0:
+        if taken.jobs or taken.runs_alone or wait_seconds <= 0:
             return taken
         # The wait must end well before the lease, which nobody renews meanwhile.
         timeout_seconds = min(wait_seconds, self._lease_seconds / 3, LONGEST_BLOCK_SECONDS)
@@ -88,7 +88,7 @@ class QueueWorker:
                 "LEFT",
                 "RIGHT",
             )
-        return self._take(most, moved=1) if first else taken
+        return taken if first is None else self._take(most, moved=1)  # b"" is a job as well, a bad one
 
     def _take(self, most: int, moved: int) -> Taken:
         queue = self._queue
@@ -100,7 +100,7 @@ class QueueWorker:
         queue.set_clock(float(clock))
         if state == _LOST:
             raise LeaseLost(f"the lease of {self.name} ran out; its jobs go to others")
-        return Taken(jobs, attempts=max(state, 0), next_runs_alone=state == _ALONE_LATER)
+        return Taken(jobs, attempts=max(state, 0), runs_alone=state == _ALONE_LATER)
 
     def answer(self, outcomes: Sequence[Outcome], *, strike_off: bool = True) -> bool:
         """End the oldest jobs in hand, in their order, in one round trip; False if the lease was lost meanwhile.

@@ -4,7 +4,7 @@
 -- Returns {state, Redis's clock in seconds, as text, job, …}, the job that BLMOVE moved included; the state is
 --   0  these jobs run together
 --   n  this one job came back n times: it runs alone
---  -1  the next job runs alone: come back with empty hands
+--  -1  the next job runs alone, or the one in hand does: come back with empty hands
 --  -2  the lease is lost: nothing was taken, and what BLMOVE moved went back
 allow_out_of_memory(KEYS[3])
 local clock = now()
@@ -27,10 +27,15 @@ end
 
 local taken = {}
 if moved == 1 then taken[1] = redis.call('LINDEX', KEYS[2], -1) end
-local came_back = attempts(taken[1] or (not none_came_back and redis.call('LINDEX', KEYS[1], 0)))
-if came_back > 0 then
-  if held > 0 then return {-1, stamp} end
-  return {came_back, stamp, taken[1] or redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')}
+if not none_came_back then
+  local came_back = attempts(taken[1] or redis.call('LINDEX', KEYS[1], 0))
+  if held > 0 and (came_back > 0 or attempts(redis.call('LINDEX', KEYS[2], 0)) > 0) then
+    if moved == 1 then redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') end
+    return {-1, stamp}
+  end
+  if came_back > 0 then
+    return {came_back, stamp, taken[1] or redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')}
+  end
 end
 
 while #taken < tonumber(ARGV[3]) do

@@ -1,0 +1,395 @@
+"""Load the service with POST /predict and account for every request.
+
+    python stress_test.py
+    python stress_test.py --image photos/ --rate 80 --requests 3000 --plot load.png
+
+The closed loop (--concurrency) sends a request when one has ended: it finds the
+highest throughput. The open loop (--rate) sends at random moments however slow the
+answers are, and counts latency from the moment that a request was due: that is what
+users feel, and no stall, of the server or of this client, can hide in it.
+
+Every request ends in exactly one class, and the classes add up to what was sent:
+
+    answered    200 with "success": true and predictions
+    refused     503 or 429: the server says to come back later
+    timed out   504: the server says that no answer came in time
+    failed      every other status, or a 200 without predictions
+    no answer   no HTTP answer: connection lost, or nothing complete within --timeout
+    cancelled   Ctrl-C came first (shown only then)
+
+Exit status: 0; 1 if a request got no answer or the sum does not close; 2 if the load
+could not start; 130 after Ctrl-C, with the table of what was sent until then.
+"""
+
+import argparse
+import asyncio
+import importlib.util
+import io
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import aiohttp
+    import numpy as np
+    import yarl
+    from PIL import Image
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+except ImportError as missing:
+    print(f"stress_test.py needs {missing.name}: pip install -r requirements-dev.txt", file=sys.stderr)
+    raise SystemExit(2) from None
+
+BOUNDARY = "stress-test-7f3b9c52e8d14a06"
+CONNECT_SECONDS = 5
+KEEPALIVE_SECONDS = 1.5  # gunicorn closes after 2: a request sent into that moment is lost, by our fault
+OPEN_LOOP_CONNECTIONS = 900  # fits the usual limit of 1024 open files; who waits for one is still on the clock
+PROGRESS_SECONDS = 0.5
+MESSAGE_CHARACTERS = 200
+Image.MAX_IMAGE_PIXELS = None  # only headers are read here, and a huge image may be just what is to be sent
+
+
+class CannotStart(Exception):
+    """Nothing was sent; the message says why, and what to do."""
+
+
+class Outcome(StrEnum):
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    TIMED_OUT = "timed out"
+    FAILED = "failed"
+    NO_ANSWER = "no answer"
+    CANCELLED = "cancelled"
+
+
+OUTCOME_OF_STATUS = {429: Outcome.REFUSED, 503: Outcome.REFUSED, 504: Outcome.TIMED_OUT}
+COLOURS = dict(zip(Outcome, ("#0072B2", "#E69F00", "#8E5BB5", "#D62728", "#111111", "#999999"), strict=True))
+Body = tuple[bytes, dict[str, str]]  # what is posted, and its headers
+
+
+class Ending(NamedTuple):
+    start_s: float  # since the load began
+    latency_s: float
+    status: int | None  # None: no HTTP answer
+    outcome: Outcome
+    error: str
+    late_s: float  # sent so long after it was due
+
+
+@dataclass
+class Load:
+    """The requests sent and, counted apart from them so that the sum proves something, how each ended."""
+
+    url: yarl.URL
+    bodies: Sequence[Body] = ()
+    sent: int = 0
+    endings: list[Ending] = field(default_factory=list)
+    started: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    async def send(self, session: aiohttp.ClientSession, due: float | None = None) -> None:
+        content, headers = self.bodies[self.sent % len(self.bodies)]
+        data = content if len(content) < 2**20 else io.BytesIO(content)  # aiohttp sends a file in pieces
+        self.sent += 1
+        now = time.perf_counter()
+        begin, end = now if due is None else due, 0.0
+        status, outcome, error = None, Outcome.CANCELLED, "interrupted by Ctrl-C"
+        try:
+            async with session.post(self.url, data=data, headers=headers, allow_redirects=False) as response:
+                answer = await response.read()
+                end, status = time.perf_counter(), response.status
+            outcome, error = judge(status, answer)
+        except TimeoutError:
+            outcome, error = Outcome.NO_ANSWER, "nothing complete within --timeout"
+        except (aiohttp.ClientError, OSError) as problem:
+            outcome, error = Outcome.NO_ANSWER, f"{type(problem).__name__}: {problem}"
+        finally:
+            latency_s = (end or time.perf_counter()) - begin
+            ending = Ending(begin - self.started, latency_s, status, outcome, error[:MESSAGE_CHARACTERS], now - begin)
+            self.endings.append(ending)
+
+
+def judge(status: int, content: bytes) -> tuple[Outcome, str]:
+    """The class of an answer, and what the server says is wrong."""
+    try:
+        answer = json.loads(content)
+        if status == 200 and answer["success"] is True and [one["label"] for one in answer["predictions"]]:
+            return Outcome.ANSWERED, ""
+        error = str(answer["error"])
+    except (ValueError, TypeError, KeyError):
+        error = content.decode(errors="replace") or "(empty body)"
+    return OUTCOME_OF_STATUS.get(status, Outcome.FAILED), error
+
+
+def load_bodies(args: argparse.Namespace) -> list[Body]:
+    """The request bodies, each made once: the client shares its cores with the server that it measures."""
+    if args.image is None:
+        return [as_body(made_photo(args.seed), args.raw)]
+    path, files = args.image, [args.image]
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in Image.registered_extensions())
+        bodies = [as_body((path := file).read_bytes(), args.raw) for file in files[: args.requests]]
+    except OSError as error:  # Pillow's "cannot identify image file" is one
+        reason = error.strerror or "not an image that Pillow knows"
+        raise CannotStart(f"Cannot read {path} ({reason}): give --image a picture, or a folder of them.") from None
+    if not bodies:
+        raise CannotStart(f"No image file is in {path}: give --image a picture, or a folder of them.")
+    return bodies
+
+
+def as_body(image: bytes, raw: bool) -> Body:
+    with Image.open(io.BytesIO(image)) as opened:
+        media_type = opened.get_format_mimetype() or "application/octet-stream"
+    if raw:
+        return image, {"Content-Type": media_type}
+    fields = f'Content-Disposition: form-data; name="image"; filename="image"\r\nContent-Type: {media_type}'
+    content = f"--{BOUNDARY}\r\n{fields}\r\n\r\n".encode() + image + f"\r\n--{BOUNDARY}--\r\n".encode()
+    return content, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
+def made_photo(seed: int) -> bytes:
+    """A 500x375 JPEG with detail at every scale: about as large, and as slow to decode, as a photograph."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((375, 500, 3), 120.0)
+    for cells in (2, 4, 8, 16, 32, 64, 128, 256):
+        # Mostly grey with some colour on it, as in the world.
+        noise = rng.normal(size=(cells * 3 // 4, cells, 1)) + rng.normal(size=(cells * 3 // 4, cells, 3)) / 3
+        cloud = Image.fromarray(np.clip(128 + 40 * noise, 0, 255).astype(np.uint8)).resize((500, 375))
+        pixels += (np.asarray(cloud) - 128.0) * 1.5 / cells**0.4
+    jpeg = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(jpeg, "JPEG", quality=85)
+    return jpeg.getvalue()
+
+
+async def run(args: argparse.Namespace, load: Load) -> None:
+    """Send everything. When cancelled (Ctrl-C), leave nothing open; `load` tells how far it came."""
+    await check_reachable(args.url)
+    connections = OPEN_LOOP_CONNECTIONS if args.rate else args.concurrency
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=args.timeout),
+        headers={"Authorization": f"Bearer {args.api_key}"} if args.api_key else None,
+        cookie_jar=aiohttp.DummyCookieJar(),
+    ) as session:
+        progress = asyncio.create_task(show_progress(args, load))
+        load.started, cpu_s = time.perf_counter(), time.process_time()
+        try:
+            await (open_loop if args.rate else closed_loop)(args, load, session)
+        finally:
+            load.wall_s, load.cpu_s = time.perf_counter() - load.started, time.process_time() - cpu_s
+            progress.cancel()
+            await asyncio.wait([progress])
+
+
+async def check_reachable(url: yarl.URL) -> None:
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(url.host, url.port)
+        writer.close()
+    except OSError as error:
+        where = f"{url.host}:{url.port} ({error.strerror or str(error) or 'no connection in time'})"
+        raise CannotStart(f"Nothing answers at {where}: is `make run` running, or is --url wrong?") from None
+
+
+async def closed_loop(args: argparse.Namespace, load: Load, session: aiohttp.ClientSession) -> None:
+    async def user() -> None:
+        while load.sent < args.requests:
+            await load.send(session)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(args.concurrency, args.requests)):
+            group.create_task(user())
+
+
+async def open_loop(args: argparse.Namespace, load: Load, session: aiohttp.ClientSession) -> None:
+    gaps_s = np.random.default_rng(args.seed).exponential(1 / args.rate, args.requests)
+    async with asyncio.TaskGroup() as group:
+        for due in (load.started + np.cumsum(gaps_s)).tolist():
+            await asyncio.sleep(due - time.perf_counter())
+            group.create_task(load.send(session, due))
+
+
+async def show_progress(args: argparse.Namespace, load: Load) -> None:
+    """A bar on a terminal, one line elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"{describe(args)} ...", file=sys.stderr)
+    # Drawn from here, twice a second: rich's own thread would take more of the time that is measured.
+    with Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("sending", total=args.requests)
+        while True:
+            progress.update(bar, completed=len(load.endings), refresh=True)
+            await asyncio.sleep(PROGRESS_SECONDS)
+
+
+def describe(args: argparse.Namespace) -> str:
+    loop = f"sent at {args.rate:g} a second" if args.rate else f"{args.concurrency} at once"
+    return f"POST {args.url}: {args.requests:,} requests, {loop}"
+
+
+def summarise(load: Load) -> dict[str, Any]:
+    """All numbers of the table, under the names that they have in the JSON file."""
+    counts = Counter(one.outcome for one in load.endings)
+    by_status = Counter((one.outcome, one.status) for one in load.endings)
+    first_errors = {(one.outcome, one.status): one.error or None for one in reversed(load.endings)}
+    return {
+        "sent": load.sent,
+        "outcomes": {outcome.value: counts[outcome] for outcome in Outcome},
+        "sum_closes": load.sent == counts.total(),
+        "by_status": [
+            {"outcome": key[0].value, "status": key[1], "requests": number, "first_error": first_errors[key]}
+            for key, number in by_status.most_common()
+        ],
+        "wall_s": load.wall_s,
+        "answered_per_s": counts[Outcome.ANSWERED] / load.wall_s if load.wall_s else 0.0,
+        "latency_ms": spread_ms([one.latency_s for one in load.endings if one.outcome is Outcome.ANSWERED]),
+        "lateness_ms": spread_ms([one.late_s for one in load.endings if one.late_s]),
+        "client_cpu_ms_per_request": 1000 * load.cpu_s / max(1, load.sent),
+    }
+
+
+def spread_ms(values_s: Sequence[float]) -> dict[str, float] | None:
+    if not values_s:
+        return None
+    p50, p95, p99 = np.percentile(values_s, (50, 95, 99)).tolist()
+    spread_s = {"p50": p50, "p95": p95, "p99": p99, "max": max(values_s), "mean": float(np.mean(values_s))}
+    return {name: 1000 * value_s for name, value_s in spread_s.items()}
+
+
+def print_table(summary: dict[str, Any], args: argparse.Namespace) -> None:
+    table = Table()
+    table.add_column("outcome")
+    for name in ("status", "requests", "share"):
+        table.add_column(name, justify="right")
+    table.add_column("first error message", overflow="fold")
+    shown = {name: number for name, number in summary["outcomes"].items() if number or name != Outcome.CANCELLED}
+    for outcome in shown:
+        none = {"status": None, "requests": 0, "first_error": None}
+        for row in [row for row in summary["by_status"] if row["outcome"] == outcome] or [none]:
+            share = f"{row['requests'] / max(1, summary['sent']):.1%}"
+            error = "".join(char if char.isprintable() else " " for char in row["first_error"] or "")
+            table.add_row(outcome, str(row["status"] or "-"), f"{row['requests']:,}", share, error)
+    print(describe(args))
+    Console(markup=False, emoji=False, highlight=False).print(table)  # a server's message is text, not markup
+    terms = " + ".join(f"{number} {outcome}" for outcome, number in shown.items())
+    print(f"sent        {summary['sent']} {'=' if summary['sum_closes'] else '≠'} {terms}")
+    print(f"wall time   {summary['wall_s']:.2f} s")
+    print(f"throughput  {summary['answered_per_s']:.1f} answered a second")
+    print(f"latency     {in_words(summary['latency_ms'])}  (ms, of answered requests)")
+    if args.rate:
+        print(f"lateness    {in_words(summary['lateness_ms'])}  (ms, of sending; contained in the latency)")
+    print(f"client      {summary['client_cpu_ms_per_request']:.2f} ms of CPU a request")
+
+
+def in_words(spread: dict[str, float] | None) -> str:
+    return "  ".join(f"{name} {value:,.1f}" for name, value in spread.items()) if spread else "-"
+
+
+def draw(summary: dict[str, Any], load: Load, args: argparse.Namespace) -> None:
+    """Two panels: the latency of every request over time, and how that of the answered ones is distributed."""
+    from matplotlib.figure import Figure  # without pyplot: Agg, and no global state
+
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    over_time, distribution = figure.subplots(1, 2, width_ratios=(3, 2))
+    for outcome, colour in COLOURS.items():
+        points = np.array([(one.start_s, 1000 * one.latency_s) for one in load.endings if one.outcome is outcome])
+        if points.size:
+            # The few unhappy ones are to be seen among the many answered, even on the axis.
+            look = {"s": 12, "alpha": 0.5} if outcome is Outcome.ANSWERED else {"s": 28, "clip_on": False, "zorder": 3}
+            over_time.scatter(*points.T, color=colour, linewidths=0, label=f"{outcome} ({len(points):,})", **look)
+        if points.size and outcome is Outcome.ANSWERED:
+            distribution.hist(points[:, 1], bins=40, color=colour, alpha=0.6)
+    for name, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
+        if spread := summary["latency_ms"]:
+            distribution.axvline(spread[name], color="black", ls=style, label=f"{name}  {spread[name]:,.1f} ms")
+            distribution.legend(loc="upper right", framealpha=1)
+    over_time.set(title="Latency of each request", xlabel="time since start (s)", ylabel="latency (ms)")
+    distribution.set(title="Answered requests by latency", xlabel="latency (ms)", ylabel="requests")
+    for panel in (over_time, distribution):
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(*over_time.get_legend_handles_labels(), loc="outside lower center", ncols=len(Outcome), frameon=False)
+    came = (
+        f"{summary['outcomes'][Outcome.ANSWERED]:,} of {load.sent:,} answered, {summary['answered_per_s']:.1f} a second"
+    )
+    figure.suptitle(f"{describe(args)}\n{came}", weight="bold")
+    figure.savefig(args.plot, format="png", dpi=130)
+
+
+def address(text: str) -> yarl.URL:
+    url = yarl.URL(text if "://" in text else f"http://{text}")
+    if url.scheme not in ("http", "https") or not url.host or url.user:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like http://127.0.0.1:5000/predict")
+    return url.with_path("/predict") if url.path == "/" else url
+
+
+def parse_arguments() -> argparse.Namespace:
+    title, _, details = (__doc__ or "").partition("\n\n")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=title, epilog=details, formatter_class=form)
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("--url", type=address, default="http://127.0.0.1:5000/predict", help=f"without a path: /predict {default}")
+    add("--image", type=Path, metavar="PATH", help="image or folder of images (default: a 500x375 JPEG made here)")
+    add("--requests", type=int, default=250, metavar="N", help=f"how many to send {default}")
+    loop = parser.add_mutually_exclusive_group().add_argument
+    # The default is filled in below, as argparse sees no clash of --rate with a value equal to the default.
+    loop("--concurrency", type=int, metavar="C", help="closed loop: C requests at once (default: 64)")
+    loop("--rate", type=float, metavar="R", help="open loop: R requests a second, Poisson arrivals")
+    add("--seed", type=int, default=0, help=f"of the arrivals and of the JPEG made here {default}")
+    add("--timeout", type=float, default=60, metavar="SECONDS", help=f"of each request {default}")
+    add("--api-key", type=str.strip, metavar="KEY", help="sent as Authorization: Bearer KEY (default: none)")
+    add("--raw", action="store_true", help="send the image as the body, not as the multipart field `image`")
+    add("--json", type=Path, metavar="FILE", help="write all numbers and the latency of each request to FILE")
+    add("--plot", type=Path, metavar="FILE.png", help="draw the latencies")
+    args = parser.parse_args()
+    if args.concurrency is None and args.rate is None:
+        args.concurrency = 64
+    for name in ("requests", "concurrency", "rate", "timeout"):
+        if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
+            parser.error(f"--{name} must be above 0, not {value}")
+    for file in filter(None, (args.json, args.plot)):
+        if not file.parent.is_dir() or file.is_dir():
+            parser.error(f"cannot write {file}: name a file in a folder that exists")
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
+    load, interrupted = Load(args.url), False
+    try:
+        if args.plot and not importlib.util.find_spec("matplotlib"):
+            raise CannotStart("--plot needs matplotlib: pip install -r requirements-dev.txt")
+        load.bodies = load_bodies(args)
+        asyncio.run(run(args, load))
+    except CannotStart as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        interrupted = True
+    summary = summarise(load)
+    print_table(summary, args)
+    if args.json:
+        given = vars(args) | {"api_key": "(hidden)" if args.api_key else None}
+        latencies = [one[:3] for one in load.endings]
+        written = {"arguments": given, "interrupted": interrupted, **summary, "latencies": latencies}
+        args.json.write_text(json.dumps(written, default=str), encoding="utf-8")
+    if args.plot:
+        draw(summary, load, args)
+    if interrupted:
+        return 130
+    return 0 if summary["sum_closes"] and not summary["outcomes"][Outcome.NO_ANSWER] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""What the tests stand on: a real Redis, real processes, real photos. Nothing here pretends."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from PIL import Image
+
+from serving import local_redis
+from serving.job_queue import Job, JobQueue
+from serving.queue_worker import QueueWorker
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
+PATIENCE_SECONDS = 60.0
+
+
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> object:
+    """Wait until `condition` is true and return what it gave; the test fails when it stays false."""
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, f"not true within {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
+class RedisServer:
+    """A Redis server of the tests' own, with `options` on its command line."""
+
+    def __init__(self, *options: str) -> None:
+        server = local_redis.find_server()
+        assert server, "no Redis server: see the message of run_service.py"
+        self.port = local_redis.free_port()
+        self.directory = tempfile.mkdtemp(prefix="test-redis-")
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.command = [*local_redis.command(server, self.port, self.directory), *options]
+        self.client = redis.Redis(port=self.port)
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        wait_for(self.answers)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(redis.exceptions.ConnectionError):
+            return bool(self.client.ping())
+        return False
+
+    def stop(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def raw(redis_server: RedisServer) -> redis.Redis:
+    """A client to look into an empty Redis."""
+    redis_server.client.flushall()
+    return redis_server.client
+
+
+@pytest.fixture
+def queue(redis_server: RedisServer, raw: redis.Redis) -> Iterator[JobQueue]:
+    connection = JobQueue(redis_server.url, "image_queue")
+    connection.connect()
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def new_worker(queue: JobQueue) -> Callable[..., QueueWorker]:
+    def join(**changes: object) -> QueueWorker:
+        options = {"lease_seconds": 10.0, "max_attempts": 3, "result_ttl_seconds": 60} | changes
+        worker = QueueWorker(queue, **options)  # type: ignore[arg-type]
+        worker.join()
+        return worker
+
+    return join
+
+
+def new_job(**changes: object) -> Job:
+    return Job(**({"id": str(uuid.uuid4()), "image": "AAAA"} | changes))  # type: ignore[arg-type]
+
+
+class Processes:
+    """Starts the service's scripts and ends what a test leaves running."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, script: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+        log = tempfile.NamedTemporaryFile(prefix=f"{script}-", suffix=".log", delete=False)  # noqa: SIM115
+        environment = {**clean_environment(), **self.environment, **settings}
+        with log:
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / script), *arguments],
+                env=environment,
+                cwd=tempfile.gettempdir(),  # it must not matter where it is started
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        process.log = Path(log.name)  # type: ignore[attr-defined]
+        self.running.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.log.unlink()  # type: ignore[attr-defined]
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment without what would set the service up otherwise."""
+    import settings
+
+    names = {name.upper() for name in settings.Settings.model_fields}
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def output(process: subprocess.Popen[bytes]) -> str:
+    return process.log.read_text(errors="replace")  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def processes(redis_server: RedisServer, raw: redis.Redis) -> Iterator[Processes]:
+    started = Processes({"REDIS_URL": redis_server.url, "METRICS_PORT": "0"})
+    yield started
+    started.end()
+
+
+class Answer:
+    """An HTTP answer."""
+
+    def __init__(self, status: int, headers: object, body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self) -> dict:
+        import json
+
+        return json.loads(self.body)
+
+
+def http(method: str, url: str, body: bytes | None = None, **headers: str) -> Answer:
+    request = urllib.request.Request(
+        url, body, {name.replace("_", "-"): value for name, value in headers.items()}, method=method
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as response:
+            return Answer(response.status, response.headers, response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, error.headers, error.read())
+
+
+def upload(url: str, image: bytes, field: str = "image", **headers: str) -> Answer:
+    """POST an image as a browser's form does."""
+    boundary = "a-boundary-of-the-tests"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="photo.jpg"\r\n\r\n'
+    body = head.encode() + image + f"\r\n--{boundary}--\r\n".encode()
+    return http("POST", url, body, Content_Type=f"multipart/form-data; boundary={boundary}", **headers)
+
+
+def is_up(url: str) -> bool:
+    try:
+        return http("GET", url).status == 200
+    except OSError:
+        return False
+
+
+def as_bytes(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def some_photo(width: int = 320, height: int = 240) -> Image.Image:
+    """A picture with a gradient in each channel: its corners tell how it lies."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, bytes]:
+    if not (DATA / "photos").is_dir():
+        pytest.skip(f"no real photos and weights: {DATA} is missing")
+    return {name: (DATA / "photos" / f"{name}.jpg").read_bytes() for name in ("dog", "cat")}
+
+
+REAL_MODEL = {
+    "MODEL": "MobileNetV2",
+    "MODEL_WEIGHTS": str(DATA / "mobilenet_v2_imagenet.weights.h5"),
+    "MODEL_LABELS": str(DATA / "imagenet_class_index.json"),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of a real Keras model that loads fast: 32×32 pixels, 4 classes, told by their mean colour."""
+    path = tmp_path_factory.mktemp("model") / "tiny.keras"
+    script = (
+        "import sys, keras, numpy as np\n"
+        "pixels = keras.Input((32, 32, 3))\n"
+        "mean = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(pixels))\n"
+        "dense = keras.layers.Dense(4, activation='softmax')\n"
+        "model = keras.Model(pixels, dense(mean))\n"
+        "dense.set_weights([np.array([[9, 0, 0, 1], [0, 9, 0, 1], [0, 0, 9, 1]], 'float32'), np.zeros(4, 'float32')])\n"
+        "model.save(sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True)
+    labels = path.with_name("labels.txt")
+    labels.write_text("red\ngreen\nblue\ngrey\n")
+    return {
+        "MODEL": str(path),
+        "MODEL_LABELS": str(labels),
+        "IMAGE_WIDTH": "32",
+        "IMAGE_HEIGHT": "32",
+        "BATCH_SIZE": "8",
+    }

@@ -1,0 +1,522 @@
+"""The protocol, on a real Redis: who takes what, what is left where, which keys remain."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import redis
+from conftest import RedisServer, new_job, wait_for
+
+from serving.errors import BadJob, LeaseLost, QueueAway, QueueFull, TimedOut
+from serving.job_queue import MOST_DEAD_LETTERS, Job, JobQueue
+from serving.queue_client import QueueClient
+from serving.queue_worker import Outcome, QueueWorker, end_leases
+
+NewWorker = Callable[..., QueueWorker]
+SHAPE = (1, 1, 3)
+
+
+def push(raw: redis.Redis, count: int, **changes: object) -> list[Job]:
+    jobs = [new_job(**changes) for _ in range(count)]
+    for job in jobs:
+        raw.rpush("image_queue", job.to_text())
+    return jobs
+
+
+def ids(texts: list[bytes]) -> list[str]:
+    return [Job.from_text(text).id for text in texts]
+
+
+def answered(text: bytes, answer: str = "[]") -> Outcome:
+    job = Job.from_text(text)
+    return Outcome(text, job.id, job.reply_to, answer)
+
+
+def run_out(raw: redis.Redis, worker: QueueWorker) -> None:
+    """Let a lease run out without waiting for it."""
+    raw.zadd("{image_queue}:workers", {worker.name: 1.0})
+
+
+def keys(raw: redis.Redis) -> set[str]:
+    return {key.decode() for key in raw.keys("*")}
+
+
+# Take
+
+
+def test_jobs_are_taken_in_order_up_to_the_limit(raw: redis.Redis, new_worker: NewWorker) -> None:
+    jobs = push(raw, 5)
+    worker = new_worker()
+    assert ids(worker.take(3).jobs) == [job.id for job in jobs[:3]]
+    assert ids(worker.take(3).jobs) == [job.id for job in jobs[3:]]
+    assert worker.take(3).jobs == []
+
+
+def test_what_is_taken_is_kept_in_the_workers_processing_list(raw: redis.Redis, new_worker: NewWorker) -> None:
+    push(raw, 2)
+    worker = new_worker()
+    taken = worker.take(2).jobs
+    assert raw.lrange(f"{{image_queue}}:processing:{worker.name}", 0, -1) == taken
+    assert raw.llen("image_queue") == 0
+
+
+def test_two_workers_share_a_queue_and_each_job_is_taken_once(raw: redis.Redis, new_worker: NewWorker) -> None:
+    jobs = push(raw, 200)
+    taken: list[list[str]] = [[], []]
+
+    def work(mine: list[str]) -> None:
+        worker = new_worker()
+        while texts := worker.take(7).jobs:
+            mine += ids(texts)
+            worker.answer([answered(text) for text in texts])
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in taken]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken[0] + taken[1]) == sorted(job.id for job in jobs)
+
+
+def test_an_idle_worker_gets_a_job_the_moment_it_comes(raw: redis.Redis, new_worker: NewWorker) -> None:
+    worker = new_worker(lease_seconds=30)
+    got: list[bytes] = []
+    thread = threading.Thread(target=lambda: got.extend(worker.take(8, wait_seconds=5).jobs))
+    thread.start()
+    wait_for(lambda: raw.info("clients")["blocked_clients"])
+    jobs = push(raw, 1)
+    thread.join(timeout=3)
+    assert ids(got) == [jobs[0].id]
+
+
+def test_even_an_empty_text_counts_as_taken(raw: redis.Redis, new_worker: NewWorker) -> None:
+    worker = new_worker()
+    threading.Timer(0.1, lambda: raw.rpush("image_queue", b"")).start()
+    assert worker.take(8, wait_seconds=3).jobs == [b""]
+
+
+def test_an_idle_worker_comes_back_from_an_empty_queue(new_worker: NewWorker) -> None:
+    assert new_worker().take(8, wait_seconds=0.05).jobs == []
+
+
+# Answer
+
+
+def test_answers_are_set_with_an_expiry_and_nothing_else_remains(raw: redis.Redis, new_worker: NewWorker) -> None:
+    jobs = push(raw, 3)
+    worker = new_worker(result_ttl_seconds=60)
+    taken = worker.take(8).jobs
+    assert worker.answer([answered(text, f'["{i}"]') for i, text in enumerate(taken)])
+    assert [raw.get(job.id) for job in jobs] == [b'["0"]', b'["1"]', b'["2"]']
+    assert all(0 < raw.ttl(job.id) <= 60 for job in jobs)
+    worker.leave()
+    assert keys(raw) == {job.id for job in jobs} | {"{image_queue}:served"}
+    assert raw.get("{image_queue}:served") == b"3"
+
+
+def test_answering_strikes_off_only_the_oldest(raw: redis.Redis, new_worker: NewWorker) -> None:
+    push(raw, 4)
+    worker = new_worker()
+    taken = worker.take(4).jobs
+    worker.answer([answered(text) for text in taken[:3]])
+    assert raw.lrange(f"{{image_queue}}:processing:{worker.name}", 0, -1) == taken[3:]
+
+
+def test_a_web_process_hears_of_a_whole_batch_in_one_message(
+    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+) -> None:
+    with raw.pubsub(ignore_subscribe_messages=True) as pubsub:
+        channels = [queue.channel("one"), queue.channel("two")]
+        pubsub.subscribe(*channels)
+        wait_for(lambda: pubsub.get_message(timeout=0.1) is None and raw.pubsub_numsub(channels[1])[0][1] == 1)
+        jobs = push(raw, 2, reply_to=channels[0]) + push(raw, 1, reply_to=channels[1]) + push(raw, 1)
+        worker = new_worker()
+        worker.answer([answered(text) for text in worker.take(8).jobs])
+        messages = [wait_for(lambda: pubsub.get_message(timeout=0.1)) for _ in channels]
+        heard = {message["channel"].decode(): message["data"].decode() for message in messages}
+        assert heard == {channels[0]: f"{jobs[0].id} {jobs[1].id}", channels[1]: jobs[2].id}
+        assert pubsub.get_message(timeout=0.1) is None
+
+
+def test_a_job_cannot_make_a_worker_publish_elsewhere(raw: redis.Redis, new_worker: NewWorker) -> None:
+    with raw.pubsub(ignore_subscribe_messages=True) as pubsub:
+        pubsub.subscribe("somebody-elses")
+        push(raw, 1, reply_to="somebody-elses")
+        worker = new_worker()
+        assert worker.answer([answered(text) for text in worker.take(8).jobs])
+        assert [message for _ in range(3) if (message := pubsub.get_message(timeout=0.1))] == []
+
+
+# Leases
+
+
+def test_jobs_of_a_dead_worker_return_to_the_head_in_their_order(raw: redis.Redis, new_worker: NewWorker) -> None:
+    jobs = push(raw, 4)
+    dead, alive = new_worker(), new_worker()
+    dead.take(3)
+    run_out(raw, dead)
+    assert alive.return_expired() == 3
+    assert ids(raw.lrange("image_queue", 0, -1)) == [job.id for job in jobs]
+    assert raw.hgetall("{image_queue}:attempts") == {job.id.encode(): b"1" for job in jobs[:3]}
+
+
+def test_jobs_of_a_living_worker_stay_with_it(raw: redis.Redis, new_worker: NewWorker) -> None:
+    push(raw, 2)
+    busy, other = new_worker(), new_worker()
+    busy.take(2)
+    assert other.return_expired() == 0
+    assert raw.llen("image_queue") == 0
+
+
+def test_a_job_that_came_back_runs_alone(raw: redis.Redis, new_worker: NewWorker) -> None:
+    jobs = push(raw, 4)
+    dead, alive = new_worker(), new_worker()
+    dead.take(2)
+    run_out(raw, dead)
+    alive.return_expired()
+    for job in jobs[:2]:
+        taken = alive.take(8)
+        assert (ids(taken.jobs), taken.attempts) == ([job.id], 1)
+        beside = alive.take(8)
+        assert (beside.jobs, beside.runs_alone) == ([], True)
+        alive.answer([answered(text) for text in taken.jobs])
+    assert ids(alive.take(8).jobs) == [job.id for job in jobs[2:]]
+
+
+def test_a_lone_job_waits_for_empty_hands(raw: redis.Redis, new_worker: NewWorker) -> None:
+    push(raw, 1)
+    dead, alive = new_worker(), new_worker()
+    dead.take(1)
+    alive_jobs = push(raw, 1)
+    assert ids(alive.take(8).jobs) == [alive_jobs[0].id]
+    run_out(raw, dead)
+    alive.return_expired()
+    taken = alive.take(8)
+    assert (taken.jobs, taken.runs_alone) == ([], True)
+
+
+def test_a_batch_ends_before_a_job_that_came_back(raw: redis.Redis, new_worker: NewWorker) -> None:
+    jobs = push(raw, 3)
+    raw.hset("{image_queue}:attempts", jobs[1].id, 1)
+    worker = new_worker()
+    assert ids(worker.take(8).jobs) == [jobs[0].id]
+
+
+def test_blocking_for_a_job_that_came_back_gets_it_alone(raw: redis.Redis, new_worker: NewWorker) -> None:
+    came_back = new_job()
+    raw.hset("{image_queue}:attempts", came_back.id, 1)
+    worker = new_worker()
+    threading.Timer(0.1, lambda: raw.rpush("image_queue", came_back.to_text(), new_job().to_text())).start()
+    taken = worker.take(8, wait_seconds=3)
+    assert ids(taken.jobs) == [came_back.id]
+    assert taken.attempts == 1
+
+
+def test_an_answer_clears_the_attempts(raw: redis.Redis, new_worker: NewWorker) -> None:
+    push(raw, 1)
+    dead, alive = new_worker(), new_worker()
+    dead.take(1)
+    run_out(raw, dead)
+    alive.return_expired()
+    alive.answer([answered(text) for text in alive.take(8).jobs])
+    assert raw.exists("{image_queue}:attempts") == 0
+
+
+def test_a_job_out_of_attempts_is_a_dead_letter_and_its_client_is_told(raw: redis.Redis, new_worker: NewWorker) -> None:
+    (job,) = push(raw, 1)
+    alive = new_worker(max_attempts=3)
+    for attempt in (1, 2, 3):
+        dead = new_worker()
+        assert len(dead.take(8).jobs) == 1
+        run_out(raw, dead)
+        assert alive.return_expired() == (1 if attempt < 3 else 0)
+    assert raw.llen("image_queue") == 0
+    (letter,) = (json.loads(text) for text in raw.lrange("{image_queue}:dead", 0, -1))
+    assert letter["id"] == job.id
+    assert letter["attempts"] == 3
+    assert "died or hung 3 times" in letter["reason"]
+    assert Job.from_text(letter["job"].encode()) == job
+    assert "3 times" in json.loads(raw.get(job.id))["error"]
+    assert raw.exists("{image_queue}:attempts") == 0
+
+
+def test_garbage_that_kills_its_workers_is_counted_too(raw: redis.Redis, new_worker: NewWorker) -> None:
+    raw.rpush("image_queue", b"\xff\x00 no job at all")
+    alive = new_worker(max_attempts=2)
+    for _ in range(2):
+        dead = new_worker()
+        assert dead.take(8).jobs == [b"\xff\x00 no job at all"]
+        run_out(raw, dead)
+        alive.return_expired()
+    assert raw.llen("image_queue") == 0
+    letter = json.loads(raw.lindex("{image_queue}:dead", 0).decode("utf-8", "surrogateescape"))
+    assert letter["job"].encode("utf-8", "surrogateescape") == b"\xff\x00 no job at all"
+
+
+def test_a_worker_without_a_lease_is_fenced(raw: redis.Redis, new_worker: NewWorker) -> None:
+    jobs = push(raw, 3)
+    late, other = new_worker(), new_worker()
+    taken = late.take(2).jobs
+    run_out(raw, late)
+    with pytest.raises(LeaseLost):
+        late.take(1)
+    other.return_expired()
+    assert ids(other.take(1).jobs) == [jobs[0].id]
+    assert late.answer([answered(text, '["late"]') for text in taken]) is False
+    assert raw.get(jobs[0].id) == b'["late"]'  # what it answers late still counts
+    assert ids(raw.lrange(f"{{image_queue}}:processing:{other.name}", 0, -1)) == [jobs[0].id]  # … but is not struck off
+    assert ids(raw.lrange("image_queue", 0, -1)) == [jobs[1].id, jobs[2].id]
+    assert raw.hlen("{image_queue}:attempts") == 2
+
+
+def test_what_a_fenced_worker_blocked_for_goes_back(raw: redis.Redis, new_worker: NewWorker) -> None:
+    worker = new_worker(lease_seconds=30)
+    lost: list[BaseException] = []
+
+    def block() -> None:
+        try:
+            worker.take(8, wait_seconds=5)
+        except LeaseLost as error:
+            lost.append(error)
+
+    thread = threading.Thread(target=block)
+    thread.start()
+    wait_for(lambda: raw.info("clients")["blocked_clients"])
+    run_out(raw, worker)
+    (job,) = push(raw, 1)
+    thread.join(timeout=5)
+    assert lost
+    assert ids(raw.lrange("image_queue", 0, -1)) == [job.id]
+    assert raw.hlen("{image_queue}:attempts") == 0
+
+
+def test_what_arrives_for_a_dead_name_after_its_end_is_found(raw: redis.Redis, new_worker: NewWorker) -> None:
+    """A BLMOVE that was under way when its sender was cut off can move a job after everything was returned."""
+    dead, alive = new_worker(), new_worker()
+    run_out(raw, dead)
+    alive.return_expired()
+    raw.zadd("{image_queue}:workers", {dead.name: time.time() - 60})
+    raw.rpush(f"{{image_queue}}:processing:{dead.name}", new_job().to_text())
+    assert alive.return_expired() == 1
+    dead.leave(forget=False)
+    raw.rpush(f"{{image_queue}}:processing:{dead.name}", new_job().to_text())
+    assert alive.return_expired() == 1
+
+
+def test_the_name_of_a_dead_worker_is_forgotten_in_the_end(raw: redis.Redis, new_worker: NewWorker) -> None:
+    dead, alive = new_worker(), new_worker()
+    run_out(raw, dead)  # in 1970
+    alive.return_expired()
+    assert raw.zscore("{image_queue}:workers", dead.name) is None
+
+
+def test_taking_with_empty_hands_renews_the_lease_and_taking_more_does_not(
+    raw: redis.Redis, new_worker: NewWorker
+) -> None:
+    worker = new_worker(lease_seconds=100)
+    push(raw, 2)
+
+    def lease_end() -> float:
+        return raw.zscore("{image_queue}:workers", worker.name)
+
+    began = lease_end()
+    (text,) = worker.take(1).jobs
+    renewed = lease_end()
+    assert renewed > began
+    worker.take(1)
+    assert lease_end() == renewed  # a hung model must not be kept alive by the thread that fetches
+    worker.answer([answered(text)])
+    assert lease_end() > renewed
+
+
+def test_the_leases_of_a_dead_process_can_be_ended_at_once(
+    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+) -> None:
+    push(raw, 1)
+    mine = new_worker()
+    mine.take(1)
+    process_id = int(mine.name.split(":")[1])
+    end_leases(queue, process_id + 1)
+    assert new_worker().return_expired() == 0
+    end_leases(queue, process_id)
+    survivor = QueueWorker(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60)
+    survivor.name = "elsewhere:1:1"
+    survivor.join()
+    assert survivor.return_expired() == 1
+
+
+def test_leaving_gives_back_what_is_in_hand_uncounted(raw: redis.Redis, new_worker: NewWorker) -> None:
+    jobs = push(raw, 3)
+    worker = new_worker()
+    worker.take(2)
+    assert worker.leave() == 2
+    assert ids(raw.lrange("image_queue", 0, -1)) == [job.id for job in jobs]
+    assert keys(raw) == {"image_queue"}
+
+
+# Dead letters
+
+
+def test_a_failed_job_is_a_dead_letter_and_answers_its_client(raw: redis.Redis, new_worker: NewWorker) -> None:
+    (job,) = push(raw, 1)
+    worker = new_worker()
+    (text,) = worker.take(1).jobs
+    worker.answer([Outcome(text, job.id, failure="the model failed")])
+    assert json.loads(raw.get(job.id)) == {"error": "the model failed"}
+    letter = json.loads(raw.lindex("{image_queue}:dead", 0))
+    assert (letter["id"], letter["reason"]) == (job.id, "the model failed")
+    assert abs(letter["at"] - time.time()) < 60
+
+
+def test_dead_letters_are_capped_and_the_newest_stay(raw: redis.Redis, new_worker: NewWorker) -> None:
+    worker = new_worker()
+    for round_ in range(2):
+        push(raw, MOST_DEAD_LETTERS - 50)
+        taken = worker.take(1000).jobs
+        worker.answer([Outcome(text, failure=f"{round_}") for text in taken])
+    letters = [json.loads(text)["reason"] for text in raw.lrange("{image_queue}:dead", 0, -1)]
+    assert letters == ["0"] * 50 + ["1"] * (MOST_DEAD_LETTERS - 50)
+
+
+# The job as it travels
+
+
+def test_a_job_comes_back_from_its_text() -> None:
+    job = new_job(dtype="uint8", shape=SHAPE, deadline=12.5, reply_to="{image_queue}:answered:x")
+    assert Job.from_text(job.to_text().encode()) == job
+    assert job.to_text().startswith(f'{{"id": "{job.id}"')  # where the scripts look for it
+
+
+def test_the_tutorials_own_job_is_a_job() -> None:
+    job = new_job()
+    assert Job.from_text(json.dumps({"id": job.id, "image": "AAAA"}).encode()) == job
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"text"',
+        b"[" * 100_000,
+        b'{"id": "image_queue", "image": "A"}',  # an id becomes a key
+        b'{"id": "\\ud800", "image": "A"}',
+        b'{"id": 7, "image": "A"}',
+        b'{"id": "11111111-1111-1111-1111-111111111111"}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": 7}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "shape": 7}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "shape": [Infinity]}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "deadline": "soon"}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "deadline": []}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "reply_to": 7}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "dtype": {}}',
+    ],
+)
+def test_garbage_is_told_to_be_a_bad_job(text: bytes) -> None:
+    with pytest.raises(BadJob):
+        Job.from_text(text)
+
+
+# The web server's side
+
+
+def test_a_client_gets_the_answer_and_the_key_is_gone(raw: redis.Redis, queue: JobQueue, new_worker: NewWorker) -> None:
+    client = QueueClient(queue, max_queue_length=10, poll_seconds=60)  # a poll would come too late
+    worker = new_worker()
+
+    def serve() -> None:
+        (text,) = worker.take(1, wait_seconds=5).jobs
+        worker.answer([answered(text, '["yes"]')])
+
+    wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
+    threading.Thread(target=serve).start()
+    assert client.ask("AAAA", "uint8", SHAPE, timeout_seconds=10) == '["yes"]'
+    worker.leave()
+    assert keys(raw) == {"{image_queue}:served"}
+
+
+def test_a_client_finds_an_answer_that_no_message_told_of(raw: redis.Redis, queue: JobQueue) -> None:
+    client = QueueClient(queue, max_queue_length=10, poll_seconds=0.05)
+
+    def the_tutorials_model_server() -> None:
+        wait_for(lambda: raw.llen("image_queue"))
+        job = json.loads(raw.lpop("image_queue"))
+        raw.set(job["id"], '["polled"]')
+
+    threading.Thread(target=the_tutorials_model_server).start()
+    assert client.ask("AAAA", "uint8", SHAPE, timeout_seconds=10) == '["polled"]'
+    assert keys(raw) == set()
+
+
+def test_without_an_answer_the_deadline_ends_the_wait(queue: JobQueue, raw: redis.Redis) -> None:
+    client = QueueClient(queue, max_queue_length=10, poll_seconds=0.05)
+    with pytest.raises(TimedOut, match="within 0.2 s"):
+        client.ask("AAAA", "uint8", SHAPE, timeout_seconds=0.2)
+    job = Job.from_text(raw.lindex("image_queue", 0))
+    assert job.deadline < time.time() + 1
+
+
+def test_a_full_queue_refuses_and_nothing_is_pushed(raw: redis.Redis, queue: JobQueue) -> None:
+    push(raw, 3)
+    client = QueueClient(queue, max_queue_length=3, poll_seconds=0.05)
+    with pytest.raises(QueueFull, match="3 images wait") as caught:
+        client.ask("AAAA", "uint8", SHAPE, timeout_seconds=5)
+    assert caught.value.retry_after_seconds >= 1
+    assert raw.llen("image_queue") == 3
+
+
+def test_retry_after_is_the_depth_over_the_measured_rate(raw: redis.Redis, queue: JobQueue) -> None:
+    client = QueueClient(queue, max_queue_length=100, poll_seconds=0.05)
+    client._rate.note(1000.0, 0)
+    client._rate.note(1004.0, 40)  # 10 jobs a second
+    assert client._rate.seconds_for(100) == 10
+    assert client._rate.seconds_for(1) == 1
+    client._rate.note(1100.0, 40)  # the window moved on: nothing served lately
+    client._rate.note(1109.0, 40)
+    assert client._rate.seconds_for(100) == 60
+
+
+def test_deadlines_go_by_redis_clock_and_not_by_this_machines(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)  # this machine's clock is an hour ahead
+    client = QueueClient(queue, max_queue_length=10, poll_seconds=0.05)
+    client.submit(new_job())
+    assert abs(queue.now() - real()) < 5
+
+
+def test_a_redis_that_is_away_says_so(raw: redis.Redis) -> None:
+    nowhere = JobQueue("redis://127.0.0.1:1/0", "image_queue")
+    with pytest.raises(QueueAway):
+        nowhere.connect()
+    with pytest.raises(QueueAway):
+        nowhere.waiting()
+
+
+def test_a_redis_out_of_memory_refuses_new_jobs_and_still_serves_those_it_has() -> None:
+    server = RedisServer("--maxmemory", "8mb")
+    try:
+        queue = JobQueue(server.url, "image_queue")
+        client = QueueClient(queue, max_queue_length=10_000, poll_seconds=0.05)
+        accepted = 0
+        with pytest.raises(QueueAway, match="out of memory"):
+            while accepted < 1000:
+                client.submit(new_job(image="A" * 200_000))
+                accepted += 1
+        assert accepted > 3
+        worker = QueueWorker(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60)
+        # Registering needs memory, which a running worker has already.
+        server.client.config_set("maxmemory", "64mb")
+        worker.join()
+        server.client.config_set("maxmemory", "8mb")
+        served = 0
+        while texts := worker.take(4).jobs:
+            assert worker.answer([answered(text) for text in texts])
+            served += len(texts)
+        assert served == accepted
+    finally:
+        server.stop()

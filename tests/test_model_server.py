@@ -1,0 +1,211 @@
+"""The model server alone: real processes with a real Keras model; the test itself fills the queue and reads it."""
+
+import base64
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from conftest import DATA, REAL_MODEL, Processes, http, is_up, new_job, output, wait_for
+
+import helpers
+from serving import local_redis
+from serving.job_queue import Job
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def colour_job(colour: str, wire: str = "uint8", **changes: object) -> Job:
+    pixels = np.full((32, 32, 3), COLOURS[colour], np.uint8)
+    return new_job(image=helpers.encode_image(pixels, wire), **changes)
+
+
+def push(raw: redis.Redis, *jobs: Job) -> None:
+    raw.rpush("image_queue", *[job.to_text() for job in jobs])
+
+
+def label(raw: redis.Redis, job: Job) -> str:
+    return json.loads(wait_for(lambda: raw.get(job.id)))[0]["label"]
+
+
+def live_workers(raw: redis.Redis) -> int:
+    return raw.zcount("{image_queue}:workers", time.time(), "+inf")
+
+
+@pytest.fixture
+def start(processes: Processes, raw: redis.Redis, tiny_model: dict[str, str]) -> Callable[..., object]:
+    def start(**settings: str) -> object:
+        process = processes.start("run_model_server.py", **(tiny_model | settings))
+        wait_for(lambda: "joined the queue" in output(process) or process.poll() is not None)
+        assert process.poll() is None, output(process)
+        return process
+
+    return start
+
+
+def test_every_kind_of_job_is_answered_and_only_results_remain(raw: redis.Redis, start: Callable[..., object]) -> None:
+    process = start()
+    the_tutorials = colour_job("green", "float32")  # id and image alone, preprocessed on the other side
+    floats = colour_job("red", "float32", dtype="float32", shape=(32, 32, 3))
+    with_batch_axis = colour_job("red", dtype="uint8", shape=(1, 32, 32, 3))
+    bare = colour_job("blue")
+    jobs = [the_tutorials, floats, with_batch_axis, bare]
+    push(raw, *jobs)
+    assert [label(raw, job) for job in jobs] == ["green", "red", "red", "blue"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
+    assert {key.decode() for key in raw.keys("*")} == {job.id for job in jobs} | {"{image_queue}:served"}
+
+
+def test_garbage_ends_as_dead_letters_with_reasons_and_stops_nothing(
+    raw: redis.Redis, start: Callable[..., object]
+) -> None:
+    start()
+    wrong_shape = colour_job("red", dtype="uint8", shape=(64, 64, 3))
+    wrong_length = new_job(image=base64.b64encode(b"too short").decode())
+    not_base64 = new_job(image="!!!")
+    raw.rpush("image_queue", b"", b"garbage", b"\xff\xfe", b"[" * 50_000, b'{"id": "image_queue", "image": ""}')
+    push(raw, wrong_shape, wrong_length, not_base64)
+    good = colour_job("red")
+    push(raw, good)
+    assert label(raw, good) == "red"
+    letters = [json.loads(text) for text in raw.lrange("{image_queue}:dead", 0, -1)]
+    assert len(letters) == 8, [letter["reason"] for letter in letters]
+    assert "(64, 64, 3)" in letters[5]["reason"]
+    assert "9 bytes" in letters[6]["reason"]
+    assert "base64" in letters[7]["reason"]
+    assert json.loads(raw.get(wrong_shape.id))["error"] == letters[5]["reason"]
+    assert raw.llen("image_queue") == 0
+
+
+def test_killed_in_mid_batch_its_jobs_are_answered_by_another(raw: redis.Redis, start: Callable[..., object]) -> None:
+    first = start(LEASE_SECONDS="1")
+    # Stopped, it cannot begin what it takes: the kill comes in mid-batch for certain.
+    jobs = [colour_job(colour) for colour in ("red", "green", "blue") * 10]
+    first.send_signal(signal.SIGSTOP)
+    push(raw, *jobs)
+    first.send_signal(signal.SIGCONT)
+    wait_for(lambda: raw.keys("*processing*") or raw.exists(jobs[-1].id))
+    first.kill()
+    first.wait()
+    start(LEASE_SECONDS="1")
+    assert [label(raw, job) for job in jobs] == ["red", "green", "blue"] * 10
+    wait_for(lambda: not raw.keys("*processing*") and not raw.exists("{image_queue}:attempts"))
+    assert raw.llen("{image_queue}:dead") == 0
+
+
+def test_stopped_it_loses_its_lease_and_going_on_it_is_fenced(raw: redis.Redis, start: Callable[..., object]) -> None:
+    stopped, other = start(LEASE_SECONDS="1"), start(LEASE_SECONDS="1")
+    stopped.send_signal(signal.SIGSTOP)
+    jobs = [colour_job("red") for _ in range(20)]
+    push(raw, *jobs)
+    assert {label(raw, job) for job in jobs} == {"red"}
+    wait_for(lambda: live_workers(raw) == 1)
+    stopped.send_signal(signal.SIGCONT)
+    wait_for(lambda: live_workers(raw) == 2)
+    assert "starting afresh" in output(stopped)
+    more = [colour_job("blue") for _ in range(20)]
+    push(raw, *more)
+    assert {label(raw, job) for job in more} == {"blue"}
+    assert other.poll() is None
+    assert raw.llen("{image_queue}:dead") == 0
+
+
+def test_a_redis_that_restarts_is_found_again(processes: Processes, tiny_model: dict[str, str]) -> None:
+    from conftest import RedisServer
+
+    own = RedisServer()
+    try:
+        process = processes.start("run_model_server.py", **tiny_model, REDIS_URL=own.url)
+        wait_for(lambda: live_workers(own.client))
+        own.stop()
+        time.sleep(1)
+        own.start()
+        job = colour_job("green")
+        push(own.client, job)
+        assert label(own.client, job) == "green"
+        assert process.poll() is None
+    finally:
+        own.stop()
+
+
+def test_its_metrics_tell_batches_and_ends(raw: redis.Redis, start: Callable[..., object]) -> None:
+    port = str(local_redis.free_port())
+    start(METRICS_PORT=port)
+    job = colour_job("red")
+    push(raw, job)
+    raw.rpush("image_queue", b"garbage")
+    assert label(raw, job) == "red"
+    wait_for(lambda: raw.llen("{image_queue}:dead"))
+    assert is_up(f"http://127.0.0.1:{port}/metrics")
+    wait_for(lambda: b'model_jobs_total{end="failed"} 1.0' in http("GET", f"http://127.0.0.1:{port}/metrics").body)
+    page = http("GET", f"http://127.0.0.1:{port}/metrics").body.decode()
+    assert 'model_jobs_total{end="answered"} 1.0' in page
+    assert "model_batch_images_count 1.0" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "says"),
+    [
+        ({"MODEL": "NoSuchNet"}, 2, "MODEL=NoSuchNet"),
+        ({"MODEL_WEIGHTS": "/nowhere.h5", "MODEL": "MobileNetV2"}, 2, "MODEL_WEIGHTS=/nowhere.h5"),
+        ({"MODEL_LABELS": "/nowhere.txt"}, 2, "MODEL_LABELS=/nowhere.txt"),
+        # Proxies that refuse: so the download fails, and at once, also where there is a network.
+        ({"MODEL": "MobileNetV2", "IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224"}, 3, "MODEL_WEIGHTS"),
+    ],
+)
+def test_what_it_cannot_set_up_ends_it_at_once_with_what_to_set(
+    processes: Processes,
+    raw: redis.Redis,
+    tiny_model: dict[str, str],
+    tmp_path: Path,
+    settings: dict[str, str],
+    status: int,
+    says: str,
+) -> None:
+    refusing = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1", "KERAS_HOME": str(tmp_path)}
+    process = processes.start("run_model_server.py", **(tiny_model | settings | refusing))
+    assert process.wait(timeout=60) == status, output(process)
+    assert says in output(process).splitlines()[-1]
+    assert "Traceback" not in output(process)
+    assert raw.keys("*") == []  # it never half worked
+
+
+def test_fetch_only_needs_no_redis(processes: Processes, tiny_model: dict[str, str]) -> None:
+    process = processes.start("run_model_server.py", "--fetch-only", **tiny_model, REDIS_URL="redis://127.0.0.1:1/0")
+    assert process.wait(timeout=60) == 0, output(process)
+
+
+def test_random_weights_warn_in_every_answer(processes: Processes, raw: redis.Redis) -> None:
+    processes.start(
+        "run_model_server.py",
+        MODEL="MobileNetV2",
+        MODEL_WEIGHTS="random",
+        MODEL_LABELS="numbers",
+        IMAGE_WIDTH="32",
+        IMAGE_HEIGHT="32",
+        BATCH_SIZE="1",
+        TOP="2",
+    )
+    job = colour_job("red")
+    push(raw, job)
+    answer = json.loads(wait_for(lambda: raw.get(job.id)))
+    assert "random weights" in answer["warning"]
+    assert [prediction["label"][:6] for prediction in answer["predictions"]] == ["class "] * 2
+
+
+def test_the_default_labels_are_read_from_keras_home(processes: Processes, raw: redis.Redis, tmp_path: Path) -> None:
+    source = DATA / "imagenet_class_index.json"
+    if not source.is_file():
+        pytest.skip(f"{source} is missing")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / source.name).write_bytes(source.read_bytes())
+    weights = {name: REAL_MODEL[name] for name in ("MODEL", "MODEL_WEIGHTS")}
+    process = processes.start("run_model_server.py", "--fetch-only", **weights, KERAS_HOME=str(tmp_path))
+    assert process.wait(timeout=60) == 0, output(process)
+    assert os.listdir(tmp_path / "models") == [source.name]

@@ -1,0 +1,86 @@
+"""Settings: what is allowed, and what the processes say to what is not."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, clean_environment
+from pydantic import ValidationError
+
+import settings
+
+
+def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / script)],
+        env={**clean_environment(), "REDIS_URL": "redis://127.0.0.1:1/0", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+SCRIPTS = ("run_web_server.py", "run_model_server.py", "run_service.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_wrong_number_is_refused_with_its_name_its_value_and_what_is_allowed(script: str) -> None:
+    ended = run(script, BATCH_SIZE="abc")
+    assert ended.returncode == 2
+    assert "BATCH_SIZE='abc'" in ended.stderr
+    assert "valid integer" in ended.stderr
+    assert "default 32" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unreachable_redis_is_named_and_ends_the_process_with_2(script: str) -> None:
+    ended = run(script, WEB_PORT="0")
+    assert ended.returncode == 2
+    assert "REDIS_URL" in ended.stderr
+    assert "127.0.0.1:1" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", "http://localhost"),
+        ("IMAGE_QUEUE", "a{b}"),
+        ("IMAGE_DTYPE", "float64"),
+        ("MODEL_PRECISION", "int8"),
+        ("BATCH_SIZE", "0"),
+        ("LEASE_SECONDS", "0"),
+        ("WEB_PORT", "65536"),
+        ("TOP", "-1"),
+        ("REQUEST_TIMEOUT_SECONDS", "nan"),
+    ],
+)
+def test_values_outside_their_range_are_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as caught:
+        settings.Settings()
+    assert name in settings.explain(caught.value)
+
+
+def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "htp://:secret@localhost")
+    with pytest.raises(ValidationError) as caught:
+        settings.Settings()
+    assert "secret" not in settings.explain(caught.value)
+    monkeypatch.setenv("REDIS_URL", "redis://localhost")
+    monkeypatch.setenv("API_KEY", "secret, newer")
+    assert "secret" not in repr(settings.Settings())
+    assert settings.Settings().api_keys() == ["secret", "newer"]
+
+
+def test_every_setting_has_a_description() -> None:
+    assert all(field.description for field in settings.Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_there_at_once_and_without_redis(script: str) -> None:
+    ended = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 0
+    assert "usage:" in ended.stdout
