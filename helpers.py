@@ -7,10 +7,10 @@ tutorial that this service descends from, 802,816 characters, in ResNet50's norm
 order blue, green, red, less ImageNet's mean of each (the `caffe` mode of keras.applications.imagenet_utils).
 """
 
-import base64
 import binascii
 
 import numpy as np
+import pybase64
 
 # Mean of ImageNet's training images for blue, green and red (keras.applications.imagenet_utils).
 IMAGENET_MEAN_BGR = np.array([103.939, 116.779, 123.68], dtype=np.float32)
@@ -20,7 +20,7 @@ def encode_image(pixels: np.ndarray, dtype: str) -> str:
     """Encode pixels (height, width, 3) uint8 0..255 as base64 text; `dtype` is `uint8` or `float32`."""
     if dtype == "float32":
         pixels = pixels[..., ::-1].astype(np.float32) - IMAGENET_MEAN_BGR
-    return base64.b64encode(np.ascontiguousarray(pixels).data).decode("ascii")
+    return pybase64.b64encode_as_string(np.ascontiguousarray(pixels).data)
 
 
 def decode_image(text: str, shape: tuple[int, int, int], dtype: str | None = None) -> np.ndarray:
@@ -32,7 +32,7 @@ def decode_image(text: str, shape: tuple[int, int, int], dtype: str | None = Non
         ValueError: not base64, a length that fits neither dtype, or floats that are no normalised pixels.
     """
     try:
-        raw = base64.b64decode(text, validate=True)
+        raw = pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError) as error:
         raise ValueError(f"the image is not base64: {error}") from error
     count = shape[0] * shape[1] * shape[2]

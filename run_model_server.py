@@ -69,12 +69,23 @@ def load_classifier(config: settings.Settings, *, warm: bool):  # type: ignore[n
     classifier = model.Classifier(network, labels, top=config.top, batch_size=config.batch_size)
     log.info("loaded %s (%s), on %s", config.model, config.model_weights, "a GPU" if model.has_gpu() else "the CPU")
     if warm:
-        classifier.warm_up()
+        check_lease(classifier.warm_up(), config)
 
     def predict(pixels: np.ndarray) -> list[str]:
         return [as_answer(predictions, config.model_weights) for predictions in classifier.predict(pixels)]
 
     return predict
+
+
+def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None:
+    """A lease that one batch outlasts would send every job round until it is a dead letter. Raises ModelUnavailable."""
+    says = (
+        f"a batch of {config.batch_size} takes {slowest_batch_seconds:.1f} s, LEASE_SECONDS is {config.lease_seconds:g}"
+    )
+    if slowest_batch_seconds >= config.lease_seconds:
+        raise errors.ModelUnavailable(f"LEASE_SECONDS: {says}. Set it well above, or BATCH_SIZE lower.")
+    if slowest_batch_seconds >= config.lease_seconds / 2:
+        log.warning("%s: set it higher, or BATCH_SIZE lower, or healthy model servers will lose their jobs", says)
 
 
 def as_answer(predictions: list[dict[str, object]], weights: str) -> str:

@@ -97,11 +97,12 @@ class Service:
 
     def start_servers(self) -> None:
         common = {"REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
+        arenas = {"MALLOC_ARENA_MAX": "2"}  # 25 MB less a web process: docs/decisions/007
         for number in range(self.model_servers):
             port = self.config.metrics_port + number if self.config.metrics_port else 0
             name = "model" if self.model_servers == 1 else f"model{number + 1}"
             self.models.append(self.python(name, "run_model_server.py", common | {"METRICS_PORT": str(port)}))
-        self.web.append(self.python("web", "run_web_server.py", common))
+        self.web.append(self.python("web", "run_web_server.py", arenas | common))
         for child in self.models + self.web:
             child.start()
 
@@ -220,6 +221,7 @@ def display_host(host: str) -> str:
 
 
 def is_ready(url: str) -> bool:
+    """Whether /readyz says that a model server holds a lease."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
             return bool(response.status == 200)

@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     web_workers: int = Field(
         default_factory=_cpus, ge=1, le=512, description="web server processes; by default one per CPU"
     )
-    web_threads: int = Field(32, ge=1, le=4096, description="requests that one web server process handles at once")
+    web_threads: int = Field(64, ge=1, le=4096, description="requests that one web server process handles at once")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of the model server's /metrics")
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
 

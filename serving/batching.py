@@ -19,12 +19,12 @@ from typing import Protocol
 
 import numpy as np
 
-from serving.errors import LeaseLost, ModelFailed, OutOfMemory, QueueAway
+from serving.errors import LeaseLost, ModelFailed, OutOfMemory, QueueAway, ServiceError
 from serving.queue_worker import Outcome, QueueWorker
 
-# While the model is busy the next batch is topped up this often. Blocking for it instead would let a busy model
-# server win jobs that an idle one is waiting for.
-TOP_UP_SECONDS = 0.005
+# While the model is busy the next batch is topped up after these pauses, which double as long as nothing comes: on a
+# CPU each look takes time from the model. Blocking instead would win jobs that an idle model server is waiting for.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.08
 RETURN_EXPIRED_SECONDS = 1.0
 RECONNECT_SECONDS = 0.5
 EXIT_STUCK = 70
@@ -85,11 +85,13 @@ class BatchLoop:
         self._join, self._read, self._predict, self._now, self._observer = join, read, predict, now, observer
         self._batch_size, self._wait_seconds, self._lease_seconds = batch_size, wait_seconds, lease_seconds
         self._answers: queue.SimpleQueue[tuple[QueueWorker, list[Outcome]] | None] = queue.SimpleQueue()
-        # All below is guarded by `_changed`, which is notified of every change.
+        # All below is guarded by `_changed`, which is notified of every change; `_changes` counts them.
         self._changed = threading.Condition()
+        self._changes = 0
         self._worker: QueueWorker | None = None
-        self._worker_failed: QueueWorker | None = None  # one whose answer told that it must start afresh
+        self._worker_failed: tuple[QueueWorker, ServiceError] | None = None  # an answer told that it must start afresh
         self._next_batch: list[Item] = []
+        self._pause_seconds = FIRST_PAUSE_SECONDS
         self._in_hand = 0  # jobs that `_worker` took and has not struck off
         self._predicting_since: float | None = None  # monotonic seconds
         self._stopping = False
@@ -131,6 +133,10 @@ class BatchLoop:
                 "stopped without the queue, which returns the jobs when the lease runs out: %s", error.__cause__
             )
 
+    def _tell(self) -> None:
+        self._changes += 1
+        self._changed.notify_all()
+
     # Predict: the calling thread.
 
     def _wait_for_batch(self) -> tuple[QueueWorker, list[Item]] | None:
@@ -141,7 +147,7 @@ class BatchLoop:
                 return None
             batch, self._next_batch = self._next_batch[: self._batch_size], self._next_batch[self._batch_size :]
             self._predicting_since = time.monotonic()
-            self._changed.notify_all()
+            self._tell()
             return self._worker, batch
 
     def _run_batch(self, worker: QueueWorker, batch: list[Item]) -> None:
@@ -151,7 +157,7 @@ class BatchLoop:
                 self._predicting_since = time.monotonic()
         with self._changed:
             self._predicting_since = None
-            self._changed.notify_all()
+            self._tell()
 
     def _outcomes(self, batch: list[Item]) -> Iterator[list[Outcome]]:
         """Predict a batch; where the model fails, by halves, so that a guilty job ends alone. In the jobs' order."""
@@ -184,23 +190,26 @@ class BatchLoop:
     # Fetch: a thread.
 
     def _fetch(self) -> None:
-        expired_checked = 0.0
+        expired_checked, away = 0.0, False
         while not self._stopping:
             try:
                 worker = self._worker or self._start()
-                room, hands_are_empty = self._wait_for_room()
+                away = False
+                room, hands_are_empty, changes = self._wait_for_room()
                 if room and time.monotonic() - expired_checked >= RETURN_EXPIRED_SECONDS:
                     if returned := worker.return_expired():
                         log.warning("returned %d jobs of model servers whose lease ran out", returned)
                     expired_checked = time.monotonic()
                 if room:
-                    self._top_up(worker, room, hands_are_empty)
+                    self._top_up(worker, room, hands_are_empty, changes)
             except LeaseLost as error:
                 log.warning("%s; starting afresh when the model is free", error)
                 self._drop_worker()
                 self._wait_for_model()
             except QueueAway as error:
-                log.warning("the queue is away: %s", error.__cause__)
+                if not away:  # said once, not twice a second
+                    log.warning("the queue is away: %s", error.__cause__)
+                away = True
                 self._give_back(self._drop_worker())
 
     def _start(self) -> QueueWorker:
@@ -210,28 +219,32 @@ class BatchLoop:
             self._worker = worker
         return worker
 
-    def _wait_for_room(self) -> tuple[int, bool]:
-        """How many jobs the next batch has room for (0: none yet), and whether nothing is in hand at all."""
+    def _wait_for_room(self) -> tuple[int, bool, int]:
+        """How many jobs the next batch has room for (0: none yet), whether nothing is in hand, and `_changes` then."""
         with self._changed:
-            if self._worker_failed is not None and self._worker_failed is self._worker:
-                raise LeaseLost(f"an answer of {self._worker.name} failed")
+            if self._worker_failed is not None and self._worker_failed[0] is self._worker:
+                raise self._worker_failed[1]
             since = self._predicting_since
             if since is not None and time.monotonic() - since > self._lease_seconds:
                 raise LeaseLost("the model has been busy for longer than the lease")
             room = self._batch_size - len(self._next_batch)
             if room <= 0:
                 self._changed.wait(0.2)
-            return max(room, 0), self._in_hand == 0
+            return max(room, 0), self._in_hand == 0, self._changes
 
-    def _top_up(self, worker: QueueWorker, room: int, hands_are_empty: bool) -> None:
+    def _top_up(self, worker: QueueWorker, room: int, hands_are_empty: bool, changes: int) -> None:
         taken = worker.take(room, self._wait_seconds if hands_are_empty else 0.0)
         items = [self._read(text, taken.attempts) for text in taken.jobs]
         with self._changed:
             self._in_hand += len(items)
             self._next_batch += items
-            self._changed.notify_all()
-            if not items and not hands_are_empty:
-                self._changed.wait(TOP_UP_SECONDS)
+            if items:
+                self._tell()
+            if items or hands_are_empty:
+                self._pause_seconds = FIRST_PAUSE_SECONDS
+            elif changes == self._changes:  # else the model got free, or the hands empty, while Redis was asked
+                self._changed.wait(self._pause_seconds)
+                self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
 
     def _drop_worker(self) -> QueueWorker | None:
         """Forget the worker and what it holds but has not begun: the queue has it, or gets it back."""
@@ -265,28 +278,31 @@ class BatchLoop:
     def _answer(self) -> None:
         while (entry := self._answers.get()) is not None:
             worker, outcomes = entry
-            settled = self._deliver(worker, outcomes)
+            failed = self._deliver(worker, outcomes)
             self._observer.ended(outcomes)
             with self._changed:
-                if not settled:
-                    self._worker_failed = worker
+                if failed is not None:
+                    self._worker_failed = (worker, failed)
                 elif worker is self._worker:
                     self._in_hand -= len(outcomes)
-                self._changed.notify_all()
+                self._tell()
 
-    def _deliver(self, worker: QueueWorker, outcomes: list[Outcome]) -> bool:
-        """Answer, however long Redis is away; while stopping, for one lease. False: the worker must start afresh."""
-        sent_once, stopped_at = False, None
-        while True:
+    def _deliver(self, worker: QueueWorker, outcomes: list[Outcome]) -> ServiceError | None:
+        """Answer, however long Redis is away; while stopping, for one lease. What it returns ends the worker's name."""
+        failed: QueueAway | None = None
+        give_up_at = float("inf")
+        while time.monotonic() < give_up_at:
             try:
-                return worker.answer(outcomes, strike_off=not sent_once) and not sent_once
+                struck_off = worker.answer(outcomes, strike_off=failed is None)
+                return failed or (None if struck_off else LeaseLost(f"the lease of {worker.name} ran out"))
             except QueueAway as error:
-                log.warning("answers wait for the queue: %s", error.__cause__)
-                sent_once = True
-                stopped_at = stopped_at or (time.monotonic() if self._stopping else None)
-                if stopped_at is not None and time.monotonic() - stopped_at > self._lease_seconds:
-                    return False  # they are in the processing list still, and go to others
+                if failed is None:
+                    log.warning("answers wait for the queue: %s", error.__cause__)
+                failed = error
+                if self._stopping:
+                    give_up_at = min(give_up_at, time.monotonic() + self._lease_seconds)
                 time.sleep(RECONNECT_SECONDS)
+        return failed  # the jobs are in the processing list still, and go to others
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:

@@ -2,11 +2,12 @@
 
     ask -- submit --> queue … model server … SET <id>, message -- listener --> the waiting request wakes
 
-The message only ends the sleep early. Without it (a lost connection, a model server that sends none) the request
-finds its answer all the same, when it next looks at its key.
+The message carries the answers, which saves a round trip before the request wakes; the key is what counts. Without a
+message (a lost connection, a model server that sends none) the request finds its answer when it next looks there.
 """
 
 import contextlib
+import json
 import logging
 import math
 import threading
@@ -103,7 +104,7 @@ class QueueClient:
                     while True:
                         message = pubsub.get_message(timeout=1.0)
                         if message is not None:
-                            self._collect(message["data"].decode().split())
+                            self._hand_out(json.loads(message["data"]))
             except QueueAway as error:
                 if not away:  # said once, not twice a second
                     log.warning("not listening for answers, requests poll meanwhile: %s", error.__cause__)
@@ -115,16 +116,14 @@ class QueueClient:
     def _subscription(self) -> Any:
         return self._queue.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
 
-    def _collect(self, job_ids: list[str]) -> None:
-        """Read the answers that a message tells of in one round trip, and wake who waits for them."""
-        ours = [(job_id, waiting) for job_id in job_ids if (waiting := self._waiting.get(job_id))]
-        pipeline = self._queue.redis.pipeline(transaction=False)
-        for job_id, _ in ours:
-            pipeline.getdel(job_id)
-        for (_, waiting), answer in zip(ours, pipeline.execute(), strict=True):
-            if answer is not None:  # None: its request polled just now
-                waiting.answer = answer.decode()
+    def _hand_out(self, answers: dict[str, str]) -> None:
+        """Wake who waits for these answers; then delete their keys, which nobody needs to read any more."""
+        for job_id, answer in answers.items():
+            waiting = self._waiting.get(job_id)
+            if waiting is not None:
+                waiting.answer = answer
                 waiting.woken.set()
+        self._queue.redis.unlink(*answers)
 
 
 class _Waiting:

@@ -16,6 +16,7 @@ from serving.errors import BadJob, LeaseLost
 from serving.job_queue import MOST_DEAD_LETTERS, SOCKET_TIMEOUT_SECONDS, Job, JobQueue, translated
 
 FORGET_WORKER_SECONDS = 3600
+MOST_REASON_CHARACTERS = 500
 LONGEST_BLOCK_SECONDS = SOCKET_TIMEOUT_SECONDS / 2
 
 _LOST, _ALONE_LATER = -2, -1
@@ -43,13 +44,16 @@ class Outcome:
 
     def reply(self) -> str | None:
         """What the client reads under the job's id, JSON; None: nothing."""
-        return json.dumps({"error": self.failure}) if self.failure is not None else self.answer
+        return json.dumps({"error": self._reason()}) if self.failure is not None else self.answer
 
     def to_dead_letter(self, clock: float) -> str:
         job = self.text.decode("utf-8", "surrogateescape")
         return json.dumps(
-            {"id": self.job_id, "at": clock, "attempts": self.attempts, "reason": self.failure, "job": job}
+            {"id": self.job_id, "at": clock, "attempts": self.attempts, "reason": self._reason(), "job": job}
         )
+
+    def _reason(self) -> str:
+        return (self.failure or "")[:MOST_REASON_CHARACTERS]  # garbage may be quoted in it, whole
 
 
 class QueueWorker:
@@ -75,32 +79,35 @@ class QueueWorker:
         Raises:
             LeaseLost: this worker was taken for dead.
         """
-        taken = self._take(most, moved=0)
+        taken = self._take(most)
         if taken.jobs or taken.runs_alone or wait_seconds <= 0:
             return taken
         # The wait must end well before the lease, which nobody renews meanwhile.
         timeout_seconds = min(wait_seconds, self._lease_seconds / 3, LONGEST_BLOCK_SECONDS)
         with translated():
-            first = self._queue.redis.blmove(
+            first: Any = self._queue.redis.blmove(
                 self._queue.name,
                 self._processing,
                 timeout_seconds,  # type: ignore[arg-type]  # Redis takes fractions
                 "LEFT",
                 "RIGHT",
             )
-        return taken if first is None else self._take(most, moved=1)  # b"" is a job as well, a bad one
+        return taken if first is None else self._take(most, first)  # b"" is a job as well, a bad one
 
-    def _take(self, most: int, moved: int) -> Taken:
+    def _take(self, most: int, *moved: bytes) -> Taken:
+        """Run the script; `moved` is the job that a BLMOVE has just put into the processing list, if any."""
         queue = self._queue
         state, clock, *jobs = queue.run(
             "take",
             [queue.name, self._processing, queue.workers, queue.attempts],
-            [self.name, self._lease_seconds, most, moved],
+            [self.name, self._lease_seconds, most, len(moved)],
         )
         queue.set_clock(float(clock))
         if state == _LOST:
             raise LeaseLost(f"the lease of {self.name} ran out; its jobs go to others")
-        return Taken(jobs, attempts=max(state, 0), runs_alone=state == _ALONE_LATER)
+        if state == _ALONE_LATER:
+            return Taken([], runs_alone=True)
+        return Taken([*moved, *jobs], attempts=state)
 
     def answer(self, outcomes: Sequence[Outcome], *, strike_off: bool = True) -> bool:
         """End the oldest jobs in hand, in their order, in one round trip; False if the lease was lost meanwhile.
@@ -163,13 +170,14 @@ class QueueWorker:
         return Outcome(text, job.id, job.reply_to, failure=failure)
 
     def _messages(self, outcomes: Sequence[Outcome]) -> list[str]:
-        """Channel, ids, channel, ids, …: one message per web process, with the ids of all its answers."""
-        ids: dict[str, list[str]] = {}
+        """Channel, answers, channel, answers, …: one message per web process, with all its answers."""
+        answers: dict[str, dict[str, str]] = {}
         for outcome in outcomes:
+            channel, reply = outcome.reply_to or "", outcome.reply()
             # Only to our own channels: a job must not make us publish anywhere else.
-            if outcome.job_id and outcome.reply_to and outcome.reply_to.startswith(self._queue.channel("")):
-                ids.setdefault(outcome.reply_to, []).append(outcome.job_id)
-        return [text for channel, answered in ids.items() for text in (channel, " ".join(answered))]
+            if outcome.job_id and reply is not None and channel.startswith(self._queue.channel("")):
+                answers.setdefault(channel, {})[outcome.job_id] = reply
+        return [text for channel, replies in answers.items() for text in (channel, json.dumps(replies))]
 
 
 def end_leases(queue: JobQueue, process_id: int) -> None:

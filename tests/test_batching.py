@@ -12,7 +12,7 @@ import redis
 from conftest import new_job, wait_for
 
 from serving.batching import BatchLoop, Item
-from serving.errors import ModelFailed, OutOfMemory
+from serving.errors import ModelFailed, OutOfMemory, QueueAway
 from serving.job_queue import Job, JobQueue
 from serving.queue_worker import QueueWorker
 
@@ -265,6 +265,31 @@ def test_a_hung_model_loses_its_jobs_and_harms_nothing_when_it_goes_on(
     wait_for(lambda: all_answered(raw, more))
     assert answers(raw, jobs + more) == [[1], [2], *([value] for value in range(20))]
     assert {1, 2} <= {value for batch in other.model.batches for value in batch}
+
+
+def test_an_answer_whose_connection_broke_is_sent_again_and_strikes_off_nobody_elses(
+    raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply is lost after Redis did its work: only the answers go out again, and the name is given up."""
+    lost: list[int] = []
+    really_answer = QueueWorker.answer
+
+    def answer(worker: QueueWorker, outcomes: object, *, strike_off: bool = True) -> bool:
+        done = really_answer(worker, outcomes, strike_off=strike_off)  # type: ignore[arg-type]
+        if not lost:
+            lost.append(1)
+            raise QueueAway("cut") from ConnectionError("cut")
+        return done
+
+    monkeypatch.setattr(QueueWorker, "answer", answer)
+    running = start(batch_size=2)
+    jobs = push(raw, range(8))
+    wait_for(lambda: all_answered(raw, jobs))
+    assert answers(raw, jobs) == [[value] for value in range(8)]
+    wait_for(lambda: len(running.names) == 2)
+    assert raw.llen("{image_queue}:dead") == 0
+    wait_for(lambda: not raw.keys("*processing*"))
+    assert raw.exists("{image_queue}:attempts") == 0  # it was no job's fault
 
 
 def test_a_worker_whose_name_was_taken_away_while_idle_goes_on(raw: redis.Redis, start: Callable[..., Running]) -> None:

@@ -53,6 +53,24 @@ def test_padding_changes_no_answer_and_is_never_returned(model: ModuleType, tiny
     assert np.array_equal(pixels, before)
 
 
+def test_images_go_in_the_batch_sizes_that_run_them_soonest(model: ModuleType) -> None:
+    on_a_cpu = model._cheapest_sizes({size: size + 0.1 for size in (1, 2, 4, 8, 16, 32)})
+    assert (on_a_cpu[24], on_a_cpu[32], on_a_cpu[3]) == ([16, 8], [32], [2, 1])
+    on_a_gpu = model._cheapest_sizes({size: 5 + size / 100 for size in (1, 2, 4, 8, 16, 32)})
+    assert (on_a_gpu[24], on_a_gpu[17], on_a_gpu[3], on_a_gpu[1]) == ([32], [32], [4], [1])
+    for count, sizes in enumerate(on_a_cpu):
+        assert sum(sizes) >= count
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_a_batch_in_several_parts_is_put_together_in_order(model: ModuleType, tiny: object, count: int) -> None:
+    classifier = model.Classifier(tiny, LABELS, top=1, batch_size=8)
+    classifier._plan = model._cheapest_sizes({1: 1.1, 2: 2.1, 4: 4.1, 8: 8.1})
+    pixels = np.stack([RED_GREEN_BLUE[i % 3] for i in range(count)])
+    labels = [answer[0]["label"] for answer in classifier.predict(pixels)]
+    assert labels == [("red", "green", "blue")[i % 3] for i in range(count)]
+
+
 def test_top_is_limited_by_the_classes_there_are(model: ModuleType, tiny: object) -> None:
     assert len(model.Classifier(tiny, LABELS, top=100, batch_size=1).predict(RED_GREEN_BLUE[:1])[0]) == 4
 

@@ -155,6 +155,12 @@ def test_its_metrics_tell_batches_and_ends(raw: redis.Redis, start: Callable[...
         ({"MODEL": "NoSuchNet"}, 2, "MODEL=NoSuchNet"),
         ({"MODEL_WEIGHTS": "/nowhere.h5", "MODEL": "MobileNetV2"}, 2, "MODEL_WEIGHTS=/nowhere.h5"),
         ({"MODEL_LABELS": "/nowhere.txt"}, 2, "MODEL_LABELS=/nowhere.txt"),
+        (
+            {"MODEL": "ResNet50", "MODEL_WEIGHTS": "random", "MODEL_LABELS": "numbers", "LEASE_SECONDS": "0.5"}
+            | {"IMAGE_WIDTH": "448", "IMAGE_HEIGHT": "448", "BATCH_SIZE": "16"},
+            2,
+            "LEASE_SECONDS: a batch of 16",
+        ),
         # Proxies that refuse: so the download fails, and at once, also where there is a network.
         ({"MODEL": "MobileNetV2", "IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224"}, 3, "MODEL_WEIGHTS"),
     ],

