@@ -15,7 +15,7 @@ from flask import Flask, Response, jsonify, request
 
 import helpers
 import settings
-from serving import errors, gunicorn_server, http, images
+from serving import errors, gunicorn_server, http, images, uploads
 from serving.job_queue import JobQueue
 from serving.queue_client import QueueClient
 
@@ -64,9 +64,10 @@ def read_upload(max_bytes: int) -> bytes:
     """The bytes of the uploaded image: the multipart field `image`, or the raw body. Raises NoImage, TooLarge."""
     how = "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
     if request.mimetype == "multipart/form-data":
-        if "image" not in request.files:
+        boundary = request.mimetype_params.get("boundary", "")
+        upload = uploads.read_form_file(request.stream, boundary, "image", max_bytes)
+        if upload is None:
             raise errors.NoImage(f"The form has no file field `image`. {how}")
-        upload: bytes = request.files["image"].read()
     elif request.mimetype.startswith("image/") or request.mimetype == "application/octet-stream":
         upload = request.get_data(cache=False)
     elif request.content_length in (None, 0):

@@ -19,6 +19,7 @@ ONLY_IN = {
     "orjson": "serving/job_queue.py",
     "pybase64": "helpers.py",
     "keras": "serving/model.py",
+    "multipart": "serving/uploads.py",
     "gunicorn": "serving/gunicorn_server.py",
     "prometheus_client": "serving/metrics.py",
     "pydantic": "settings.py",
