@@ -33,8 +33,7 @@ FROM runtime AS web
 COPY --from=web-packages /venv /venv
 COPY run_web_server.py ./
 USER 10001:10001
-# Two malloc arenas instead of one a thread: 25 MB less a process (docs/decisions/007).
-ENV WEB_HOST=0.0.0.0 MALLOC_ARENA_MAX=2
+ENV WEB_HOST=0.0.0.0
 EXPOSE 5000
 CMD ["python", "run_web_server.py"]
 
@@ -43,7 +42,7 @@ FROM runtime AS model
 ENV KERAS_HOME=/models
 RUN install --directory --owner=service --group=service /models
 COPY --from=model-packages /venv /venv
-COPY run_model_server.py ./
+COPY run_model_server.py dead_letters.py ./
 USER 10001:10001
 
 # With its weights in the image a model server starts without a network. They do not decide what runs:

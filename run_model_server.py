@@ -3,7 +3,8 @@
     image_queue -- take --> decode --> predict (GPU, or CPU) --> SET <id> answer, wake the web server
 
 `python run_model_server.py`; run as many as there are GPUs, on any host that reaches Redis. See settings.py, or the
-README's table, for what the environment sets.
+README's table, for what the environment sets. Exit status: 0 stopped, 1 failed, 2 a wrong setting, 3 the ImageNet
+weights cannot be downloaded, 70 the model hung.
 """
 
 import argparse
@@ -17,19 +18,21 @@ import numpy as np
 import helpers
 import settings
 from serving import errors
-from serving.batching import BatchLoop, Item
+from serving.batching import BatchLoop
 from serving.job_queue import Job, JobQueue
 from serving.metrics import ModelMetrics
+from serving.predicting import BatchPredictor, Item
 from serving.queue_worker import QueueWorker
 
 EXIT_NO_DOWNLOAD = 3
+EXIT_INTERRUPTED = 130
 RANDOM_WARNING = "The model has random weights: its predictions mean nothing. Set MODEL_WEIGHTS."
 
 log = logging.getLogger("model_server")
 
 
 def main() -> int:
-    """Load, warm up, join the queue, run; the exit status: 0 stopped, 2 wrong settings, 3 no download, 1 failed."""
+    """Load, warm up, join the queue, run; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fetch-only", action="store_true", help="fetch weights and labels into KERAS_HOME, then exit")
     arguments = parser.parse_args()
@@ -46,10 +49,10 @@ def main() -> int:
     except errors.WeightsDownloadFailed as error:
         print(error, file=sys.stderr)
         return EXIT_NO_DOWNLOAD
-    except errors.ModelUnavailable as error:
+    except (errors.CannotStart, errors.QueueAway) as error:
         print(error, file=sys.stderr)
-    except errors.QueueAway as error:
-        print(f"REDIS_URL: {error.__cause__ or error}. It must name a running Redis 6.2 or newer.", file=sys.stderr)
+    except KeyboardInterrupt:  # while it loads; later it stops in order
+        return EXIT_INTERRUPTED
     return settings.EXIT_WRONG_SETTING
 
 
@@ -71,8 +74,10 @@ def load_classifier(config: settings.Settings, *, warm: bool):  # type: ignore[n
     if warm:
         check_lease(classifier.warm_up(), config)
 
+    is_random = config.model_weights == "random" and not config.model.endswith(".keras")
+
     def predict(pixels: np.ndarray) -> list[str]:
-        return [as_answer(predictions, config.model_weights) for predictions in classifier.predict(pixels)]
+        return [as_answer(predictions, is_random=is_random) for predictions in classifier.predict(pixels)]
 
     return predict
 
@@ -88,9 +93,9 @@ def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None
         log.warning("%s: set it higher, or BATCH_SIZE lower, or healthy model servers will lose their jobs", says)
 
 
-def as_answer(predictions: list[dict[str, object]], weights: str) -> str:
+def as_answer(predictions: list[dict[str, object]], *, is_random: bool) -> str:
     """A job's answer, JSON: the list of predictions; with random weights, together with a warning."""
-    if weights == "random":
+    if is_random:
         return json.dumps({"predictions": predictions, "warning": RANDOM_WARNING})
     return json.dumps(predictions)
 
@@ -105,11 +110,9 @@ def serve(config: settings.Settings, queue: JobQueue, predict) -> None:  # type:
             log.warning("no /metrics: METRICS_PORT=%d cannot be used: %s", config.metrics_port, error)
     loop = BatchLoop(
         join=lambda: join(config, queue),
-        read=lambda text, attempts: read_job(text, attempts, (config.image_height, config.image_width, 3)),
-        predict=predict,
-        now=queue.now,
+        read=lambda text, attempts: read_job(text, attempts, (config.image_height, config.image_width, 3), queue.now()),
+        predictor=BatchPredictor(predict, queue.now, metrics, config.batch_size),
         observer=metrics,
-        batch_size=config.batch_size,
         wait_seconds=config.server_sleep,
         lease_seconds=config.lease_seconds,
     )
@@ -131,12 +134,17 @@ def join(config: settings.Settings, queue: JobQueue) -> QueueWorker:
     return worker
 
 
-def read_job(text: bytes, attempts: int, shape: tuple[int, int, int]) -> Item:
-    """A job as it travels -> pixels for the model; what is wrong with it becomes its failure."""
+def read_job(text: bytes, attempts: int, shape: tuple[int, int, int], now: float) -> Item:
+    """A job as it travels -> pixels for the model; what is wrong with it becomes its failure.
+
+    A job past its deadline, by `now` in unix seconds, is not even decoded: nobody waits for it.
+    """
     try:
         job = Job.from_text(text)
     except errors.BadJob as error:
         return Item(text, failure=str(error), attempts=attempts)
+    if job.deadline <= now:
+        return Item(text, job.id, job.reply_to, job.deadline, attempts=attempts)
     try:
         if job.shape not in (None, shape, (1, *shape)):  # (1, …): the tutorial's
             raise ValueError(f"the image's shape is {job.shape}; this model server takes {shape}")

@@ -4,13 +4,14 @@
                 -- watches -> restarts what dies
                 -- stops ---> web server first, which answers what is in flight, then model servers, then Redis
 
-`python run_service.py`, or `make run`; Ctrl-C stops it, a second Ctrl-C at once.
+`python run_service.py`, or `make run`; Ctrl-C stops it, a second Ctrl-C at once. See settings.py, or the README's
+table, for what the environment sets. Exit status: 0 stopped, 2 a wrong setting.
 """
 
 import argparse
 import contextlib
+import functools
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -19,12 +20,14 @@ import urllib.request
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 import settings
 from run_model_server import EXIT_NO_DOWNLOAD
 from serving import errors, local_redis
+from serving.gunicorn_server import check_address
 from serving.job_queue import JobQueue
-from serving.queue_worker import end_leases
+from serving.queue_worker import end_leases, has_lease
 from serving.supervisor import Child
 
 HERE = Path(__file__).parent
@@ -32,6 +35,12 @@ MODEL_STOP_SECONDS = 30
 REDIS_STOP_SECONDS = 10
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def tell(text: str, style: str = "") -> None:
+    """Print a line. Whoever reads may be gone (`| tee` was stopped as well): that must not keep us from stopping."""
+    with contextlib.suppress(OSError, SystemExit):  # rich turns a broken pipe into an exit
+        console.print(Text(text, style=style))
 
 
 class Service:
@@ -48,17 +57,18 @@ class Service:
         self.last_words: dict[str, str] = {}
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:  # nohup means it
+                signal.signal(number, self.interrupt)
         with tempfile.TemporaryDirectory(prefix="classification-redis-") as directory:
             try:
-                check_port(self.config)
+                check_address(self.config.web_host, self.config.web_port)
                 self.start_redis(directory)
                 self.start_servers()
                 self.wait_until_ready()
                 self.watch()
             except errors.ServiceError as error:
-                console.print(str(error), style="bold red", markup=False)
+                tell(str(error), "bold red")
                 return settings.EXIT_WRONG_SETTING
             finally:
                 self.stop()
@@ -68,8 +78,9 @@ class Service:
         self.interrupts += 1
 
     def say(self, name: str, line: str) -> None:
-        self.last_words[name] = line
-        console.print(f"{name:>6} | {line}", markup=False)
+        self.last_words[name] = line.strip("\r")
+        if not line.endswith("\r"):  # else a progress bar, which is redrawn in place
+            tell(f"{name:>6} | {self.last_words[name]}", "dim")
 
     def start_redis(self, directory: str) -> None:
         """Settle on a Redis; raises QueueAway when there is none to be had."""
@@ -80,7 +91,7 @@ class Service:
         try:
             connect(self.config.redis_url, self.config.image_queue)
             self.redis_url = self.config.redis_url
-            console.print("Redis: the one on localhost:6379")
+            tell("Redis: the one on localhost:6379")
         except errors.QueueAway:
             server = local_redis.find_server()
             if server is None:
@@ -90,19 +101,26 @@ class Service:
                 ) from None
             port = local_redis.free_port()
             self.redis_url = f"redis://127.0.0.1:{port}/0"
-            self.redis = [Child("redis", local_redis.command(server, port, directory), {}, lambda *_: None)]
+            self.redis = [Child("redis", local_redis.command(server, port, directory), {}, self.last_words.__setitem__)]
             self.redis[0].start()
-            connect(self.redis_url, self.config.image_queue, patience_seconds=10)
-            console.print(f"Redis: a private one on port {port} ({server}); it keeps nothing when it stops")
+            try:
+                connect(self.redis_url, self.config.image_queue, patience_seconds=10)
+            except errors.QueueAway as error:
+                said = self.last_words.get("redis", "nothing")
+                raise errors.CannotStart(f"The private Redis ({server}) does not start; it said: {said}") from error
+            tell(f"Redis: a private one on port {port} ({server}); it keeps nothing when it stops")
+
+    @functools.cached_property
+    def queue(self) -> JobQueue:
+        return JobQueue(self.redis_url, self.config.image_queue)
 
     def start_servers(self) -> None:
         common = {"REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
-        arenas = {"MALLOC_ARENA_MAX": "2"}  # 25 MB less a web process: docs/decisions/007
         for number in range(self.model_servers):
             port = self.config.metrics_port + number if self.config.metrics_port else 0
             name = "model" if self.model_servers == 1 else f"model{number + 1}"
             self.models.append(self.python(name, "run_model_server.py", common | {"METRICS_PORT": str(port)}))
-        self.web.append(self.python("web", "run_web_server.py", arenas | common))
+        self.web.append(self.python("web", "run_web_server.py", common))
         for child in self.models + self.web:
             child.start()
 
@@ -114,18 +132,23 @@ class Service:
         address = f"http://{display_host(self.config.web_host)}:{self.config.web_port}"
         began = time.monotonic()
         with console.status("") as status:
-            while not self.interrupts and not is_ready(f"{address}/readyz"):
+            while not self.interrupts and not (self.has_model() and is_ready(f"{address}/readyz")):
                 self.look_after_children(starting=True)
                 words = self.last_words.get(self.models[0].name, "starting").split(": ", 1)[-1]
-                status.update(f"Loading the model, {time.monotonic() - began:.0f} s: {words[:80]}")
+                status.update(Text(f"Loading the model, {time.monotonic() - began:.0f} s: {words[:80]}"))
                 time.sleep(0.2)
         if not self.interrupts:
-            console.print(
-                f"\n[bold green]Ready[/] after {time.monotonic() - began:.0f} s. The page: [bold]{address}/[/]"
-            )
-            console.print("From a program, with a picture of yours:\n")
-            console.print(f"    curl -F image=@photo.jpg {address}/predict\n", markup=False)
-            console.print("Ctrl-C stops it.")
+            key = "-H 'Authorization: Bearer <key>' " if self.config.api_keys() else ""
+            tell(f"\nReady after {time.monotonic() - began:.0f} s. The page: {address}/", "bold green")
+            tell(f"From a program, with a picture of yours:\n\n    curl {key}-F image=@photo.jpg {address}/predict\n")
+            tell("Ctrl-C stops it.")
+
+    def has_model(self) -> bool:
+        """Whether a model server of this service, and not somebody else's, holds a lease."""
+        try:
+            return any(has_lease(self.queue, child.process_id) for child in self.models)
+        except errors.QueueAway:
+            return False
 
     def watch(self) -> None:
         while not self.interrupts:
@@ -141,26 +164,26 @@ class Service:
             if starting and child in self.models and status == EXIT_NO_DOWNLOAD and self.go_on_with_random_weights():
                 return
             if starting and status == settings.EXIT_WRONG_SETTING:
-                raise errors.ModelUnavailable(f"The {child.name} server refuses to start: see its last line above.")
+                raise errors.CannotStart(f"The {child.name} server refuses to start: see its last line above.")
             self.bury(child, status)
 
     def bury(self, child: Child, status: int) -> None:
         """A child died: its jobs go back at once, and it is started again."""
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         seconds = child.restart_later()
-        console.print(f"The {child.name} server {how}; it starts again in {seconds:g} s.", style="bold yellow")
+        tell(f"The {child.name} server {how}; it starts again in {seconds:g} s.", "bold yellow")
         if child in self.models:
             with contextlib.suppress(errors.QueueAway):  # then the lease runs out by itself
-                end_leases(JobQueue(self.redis_url, self.config.image_queue), child.process_id)
+                end_leases(self.queue, child.process_id)
 
     def go_on_with_random_weights(self) -> bool:
         """The ImageNet weights cannot be had: start all model servers without, and say so."""
         if self.config.model_weights != "imagenet":
             return False
-        console.print(
+        tell(
             "The ImageNet weights cannot be downloaded: going on with RANDOM weights. The service works, its "
             "predictions mean nothing, and each says so. Set MODEL_WEIGHTS to a weights file for real ones.",
-            style="bold red",
+            "bold red",
         )
         labels = "numbers" if self.config.model_labels == "imagenet" else self.config.model_labels
         for child in self.models:
@@ -171,9 +194,8 @@ class Service:
 
     def stop(self) -> None:
         """Web server, model servers, Redis: in this order nothing that was accepted is cut off."""
-        seen = self.interrupts
-        if seen:
-            console.print("Stopping; what is in flight is answered. Ctrl-C again stops at once.")
+        if self.interrupts:
+            tell("Stopping; what is in flight is answered. Ctrl-C again stops at once.")
         patience = self.config.request_timeout_seconds + 10
         for children, seconds in (
             (self.web, patience),
@@ -181,9 +203,9 @@ class Service:
             (self.redis, REDIS_STOP_SECONDS),
         ):
             for child in children:
-                child.stop(seconds, hurry=lambda: self.interrupts > max(seen, 1))
-        if seen:
-            console.print("Stopped.")
+                child.stop(seconds, hurry=lambda: self.interrupts > 1)
+        if self.interrupts:
+            tell("Stopped.")
 
 
 def connect(url: str, queue: str, patience_seconds: float = 0) -> None:
@@ -192,25 +214,10 @@ def connect(url: str, queue: str, patience_seconds: float = 0) -> None:
     while True:
         try:
             return JobQueue(url, queue).connect()
-        except errors.QueueAway as error:
+        except errors.QueueAway:
             if time.monotonic() > until:
-                why = f"REDIS_URL: {error.__cause__ or error}. It must name a running Redis 6.2 or newer."
-                raise errors.QueueAway(why) from error
+                raise
             time.sleep(0.1)
-
-
-def check_port(config: settings.Settings) -> None:
-    """Raises Unavailable when the web server's port is taken."""
-    family = socket.AF_INET6 if ":" in config.web_host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.web_host, config.web_port))
-        except OSError as error:
-            raise errors.Unavailable(
-                f"WEB_HOST={config.web_host}, WEB_PORT={config.web_port}: {error.strerror}. "
-                "Set WEB_PORT to a free port."
-            ) from error
 
 
 def display_host(host: str) -> str:
@@ -223,7 +230,9 @@ def display_host(host: str) -> str:
 def is_ready(url: str) -> bool:
     """Whether /readyz says that a model server holds a lease."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        # Without the proxies that the environment may name: this is our own machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=5) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False

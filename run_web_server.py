@@ -21,15 +21,18 @@ from serving.queue_client import QueueClient
 
 # What a multipart body holds besides the image: boundaries and headers.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
+# No command here blocks in Redis, so that one which takes this long has failed.
+REDIS_TIMEOUT_SECONDS = 3.0
 
 
 def create_app(config: settings.Settings) -> Flask:
     """The Flask application of one web process."""
     app = Flask(__name__, static_folder=None)
+    app.config["MAX_UPLOAD_BYTES"] = config.max_upload_bytes
     app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
     app.json.sort_keys = app.json.ensure_ascii = False  # type: ignore[attr-defined]
-    queue = JobQueue(config.redis_url, config.image_queue, resend=True)
-    client = QueueClient(queue, max_queue_length=config.max_queue_length, poll_seconds=config.client_sleep)
+    queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
+    client = QueueClient(queue, max_queue_length=config.max_queue_length, poll_seconds=config.client_sleep).start()
     keys = config.api_keys()
     add_predict(app, config, client)
     http.add_pages(app, queue, check_key=lambda: check_key(keys))
@@ -54,14 +57,16 @@ def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> N
 
 def check_key(keys: list[str]) -> None:
     """Raises Unauthorized unless no key is asked for, or one of `keys` is given."""
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip().encode()
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     # Every key is compared, each in constant time, so that the time taken tells nothing about them.
-    if keys and not sum(hmac.compare_digest(given, key.encode()) for key in keys):
+    right = sum(hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys)
+    if keys and not (right and scheme.lower() == "bearer"):
         raise errors.Unauthorized("This service asks for a key: send the header Authorization: Bearer <key>.")
 
 
 def read_upload(max_bytes: int) -> bytes:
-    """The bytes of the uploaded image: the multipart field `image`, or the raw body. Raises NoImage, TooLarge."""
+    """The bytes of the uploaded image: the multipart field `image`, or the raw body. Raises NoImage, TooLarge,
+    UnsupportedFormat."""
     how = "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
     if request.mimetype == "multipart/form-data":
         boundary = request.mimetype_params.get("boundary", "")
@@ -77,7 +82,9 @@ def read_upload(max_bytes: int) -> bytes:
     if not upload:
         raise errors.NoImage(f"The image is empty (0 bytes). {how}")
     if len(upload) > max_bytes:
-        raise errors.TooLarge(f"The image has {len(upload):,} bytes; at most {max_bytes:,} are accepted.")
+        raise errors.TooLarge(
+            f"The image has {len(upload):,} bytes; at most {max_bytes:,} are accepted. Make it smaller."
+        )
     return upload
 
 
@@ -96,10 +103,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     config = settings.load()
+    gunicorn_server.restart_with_heap_settings()
     try:
+        gunicorn_server.check_address(config.web_host, config.web_port)
         JobQueue(config.redis_url, config.image_queue).connect()
-    except errors.QueueAway as error:
-        print(f"REDIS_URL: {error.__cause__ or error}. It must name a running Redis 6.2 or newer.", file=sys.stderr)
+    except (errors.CannotStart, errors.QueueAway) as error:
+        print(error, file=sys.stderr)
         return settings.EXIT_WRONG_SETTING
     gunicorn_server.serve(
         lambda: create_app(config),

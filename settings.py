@@ -1,4 +1,4 @@
-"""Every number of the service, with its unit. The only reader of the environment and of `.env`.
+"""Every number of the service, with its unit; the only place where its settings are read.
 
 A setting is given in the environment, or in a file `.env` beside this one, under its name in the table
 of README.md: `BATCH_SIZE=16 python run_model_server.py`. A wrong value refuses to start.
@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EXIT_WRONG_SETTING = 2
 
 
 def _cpus() -> int:
-    # The process's own share of the CPUs, as a container or `taskset` limits it.
+    # Those that this process may run on, as `taskset` or a container's cpuset limits it.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -84,13 +84,20 @@ class Settings(BaseSettings):
         None, description="when set, requests need Authorization: Bearer <key>; several keys: comma-separated"
     )
     web_host: str = Field("127.0.0.1", min_length=1, description="address the web server listens on")
-    web_port: int = Field(5000, ge=0, le=65535, description="port the web server listens on")
+    web_port: int = Field(5000, ge=1, le=65535, description="port the web server listens on")
     web_workers: int = Field(
         default_factory=_cpus, ge=1, le=512, description="web server processes; by default one per CPU"
     )
     web_threads: int = Field(64, ge=1, le=4096, description="requests that one web server process handles at once")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of the model server's /metrics")
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
+
+    @field_validator("api_key")
+    @classmethod
+    def _holds_a_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not any(key.strip() for key in value.get_secret_value().split(",")):
+            raise ValueError("it holds no key; leave it unset to ask for none")
+        return value
 
     def api_keys(self) -> list[str]:
         """The accepted keys; an empty list means that no key is asked for."""

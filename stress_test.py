@@ -50,7 +50,7 @@ except ImportError as missing:
 
 BOUNDARY = "stress-test-7f3b9c52e8d14a06"
 CONNECT_SECONDS = 5
-KEEPALIVE_SECONDS = 1.5  # gunicorn closes after 2: a request sent into that moment is lost, by our fault
+KEEPALIVE_SECONDS = 1.5  # gunicorn's default is 2: a request sent as the server closes is lost, by our fault
 OPEN_LOOP_CONNECTIONS = 900  # fits the usual limit of 1024 open files; who waits for one is still on the clock
 PROGRESS_SECONDS = 0.5
 MESSAGE_CHARACTERS = 200

@@ -2,9 +2,10 @@
 
     python benchmarks/overhead.py [--model ResNet50] [--rounds 3] [--photo photo.jpg] [--json figures.json]
 
-Measured side by side in one run, in interleaved rounds: the floor (decode a photo, predict, again and again in one
-process; then the model alone in batches of 32; nothing else running), then the service with the same model. The
-weights are random: they change no time. Every figure is the median of the rounds.
+Measured side by side in one run: the floor (decode a photo, predict, again and again in one process without any
+server) in turns with one request after the other to the service, which is idle meanwhile; the model alone in batches
+of 32, then the service under 64 connections. The weights are random: they change no time. Every figure is the median
+of the rounds.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import contextlib
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -64,19 +65,20 @@ def floor(name: str, size: int, seconds: float, image: Path) -> tuple[float, flo
 
 
 @contextlib.contextmanager
-def service(name: str) -> Iterator[tuple[str, int, float]]:
-    """Redis, a model server and a web server; gives the URL, the web server's process id, its start in seconds."""
+def service(name: str) -> Iterator[tuple[str, str, int, float]]:
+    """Redis, a model server and a web server; gives the URL, that of the model server's metrics, the web server's
+    process id, its start in seconds."""
     server = local_redis.find_server()
     if server is None:
         sys.exit("There is no Redis server here: see README.md.")
-    redis_port, web_port = local_redis.free_port(), local_redis.free_port()
+    redis_port, web_port, metrics_port = (local_redis.free_port() for _ in range(3))
     settings = {
         "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
         "MODEL": name,
         "MODEL_WEIGHTS": "random",
         "MODEL_LABELS": "numbers",
         "WEB_PORT": str(web_port),
-        "METRICS_PORT": "0",
+        "METRICS_PORT": str(metrics_port),
     }
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -99,7 +101,7 @@ def service(name: str) -> Iterator[tuple[str, int, float]]:
         web = start(sys.executable, str(ROOT / "run_web_server.py"))
         wait_until(lambda: is_up(f"{url}/healthz"))
         started_s = time.perf_counter() - began
-        yield url, web.pid, started_s
+        yield url, f"http://127.0.0.1:{metrics_port}/metrics", web.pid, started_s
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -127,6 +129,13 @@ def load(url: str, image: Path, requests: int, concurrency: int) -> dict[str, ob
     return figures
 
 
+def model_ms(metrics_url: str) -> tuple[float, float]:
+    """What the model server has counted so far: milliseconds in the model, and batches."""
+    with urllib.request.urlopen(metrics_url, timeout=5) as page:
+        lines = dict(line.rsplit(" ", 1) for line in page.read().decode().splitlines() if line[0] != "#")
+    return 1000 * float(lines["model_batch_seconds_sum"]), float(lines["model_batch_seconds_count"])
+
+
 def resident_mb(master: int) -> float:
     """The largest web process, MB."""
     listed = subprocess.run(["ps", "-o", "rss=", "--ppid", str(master)], capture_output=True, text=True, check=True)
@@ -134,19 +143,32 @@ def resident_mb(master: int) -> float:
 
 
 def one_round(name: str, image: Path) -> dict[str, float]:
-    decode_s, predict_s = floor(name, 1, 10, image)
-    figures = {"floor_decode_ms": 1000 * decode_s, "floor_model_batch_1_ms": 1000 * predict_s}
-    figures["floor_model_batch_32_per_s"] = 32 / floor(name, 32, 20, image)[1]
-    with service(name) as (url, web, started_s):
+    figures = {"floor_model_batch_32_per_s": 32 / floor(name, 32, 20, image)[1]}
+    with service(name) as (url, metrics_url, web, started_s):
         figures["web_start_s"] = started_s
+        # In turns, since the machine's speed drifts; while the floor is measured the service is idle.
         load(url, image, 20, 1)
-        alone = load(url, image, 150, 1)["latency_ms"]
-        figures["alone_p50_ms"], figures["alone_p99_ms"] = alone["p50"], alone["p99"]  # type: ignore[index]
+        decodes, predicts, p50s, p99s, inside = [], [], [], [], []
+        for _ in range(3):
+            before = model_ms(metrics_url)
+            alone = load(url, image, 100, 1)["latency_ms"]
+            p50s.append(alone["p50"])  # type: ignore[index]
+            p99s.append(alone["p99"])  # type: ignore[index]
+            after = model_ms(metrics_url)
+            inside.append((after[0] - before[0]) / (after[1] - before[1]))
+            decode_s, predict_s = floor(name, 1, 8, image)
+            decodes.append(1000 * decode_s)
+            predicts.append(1000 * predict_s)
+        figures |= {"floor_decode_ms": median(decodes), "floor_model_batch_1_ms": median(predicts)}
+        figures |= {"alone_p50_ms": median(p50s), "alone_p99_ms": median(p99s), "model_in_service_ms": median(inside)}
         load(url, image, 128, 64)
         saturated = load(url, image, max(640, round(20 * figures["floor_model_batch_32_per_s"])), 64)
         figures["saturated_per_s"] = float(saturated["answered_per_s"])  # type: ignore[arg-type]
         figures["web_resident_mb"] = resident_mb(web)
-    figures["alone_over_floor_ms"] = figures["alone_p50_ms"] - 1000 * (decode_s + predict_s)
+    floor_ms = figures["floor_decode_ms"] + figures["floor_model_batch_1_ms"]
+    figures["alone_over_floor_ms"] = figures["alone_p50_ms"] - floor_ms
+    spent_ms = figures["floor_decode_ms"] + figures["model_in_service_ms"]
+    figures["alone_over_decode_and_model_in_service_ms"] = figures["alone_p50_ms"] - spent_ms
     figures["saturated_of_floor"] = figures["saturated_per_s"] / figures["floor_model_batch_32_per_s"]
     return figures
 
@@ -170,7 +192,7 @@ def main() -> None:
             )
     for key in rounds[0]:
         values = sorted(figures[key] for figures in rounds)
-        print(f"{key:28} {statistics.median(values):10.3f}   ({values[0]:.3f} to {values[-1]:.3f})")
+        print(f"{key:42} {median(values):10.3f}   ({values[0]:.3f} to {values[-1]:.3f})")
     if arguments.json:
         arguments.json.write_text(json.dumps(rounds, indent=1))
 

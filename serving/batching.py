@@ -13,47 +13,20 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
 
-import numpy as np
-
-from serving.errors import LeaseLost, ModelFailed, OutOfMemory, QueueAway, ServiceError
+from serving.errors import LeaseLost, QueueAway
+from serving.predicting import BatchPredictor, Item, Observer
 from serving.queue_worker import Outcome, QueueWorker
 
 # While the model is busy the next batch is topped up after these pauses, which double as long as nothing comes: on a
 # CPU each look takes time from the model. Blocking instead would win jobs that an idle model server is waiting for.
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.08
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.02
 RETURN_EXPIRED_SECONDS = 1.0
 RECONNECT_SECONDS = 0.5
 EXIT_STUCK = 70
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Item:
-    """A taken job, ready for the model; or, without pixels, one that ends without it (`failure`, else dropped)."""
-
-    text: bytes
-    job_id: str | None = None
-    reply_to: str | None = None
-    deadline: float = float("inf")  # unix seconds, Redis's clock
-    pixels: np.ndarray | None = None  # (height, width, 3) uint8 0..255
-    failure: str | None = None
-    attempts: int = 0
-
-    def ends(self, *, answer: str | None = None, failure: str | None = None) -> Outcome:
-        return Outcome(self.text, self.job_id, self.reply_to, answer, failure, self.attempts)
-
-
-class Observer(Protocol):
-    """Who counts."""
-
-    def predicted(self, jobs: int, seconds: float) -> None: ...
-
-    def ended(self, outcomes: Sequence[Outcome]) -> None: ...
 
 
 class BatchLoop:
@@ -62,9 +35,8 @@ class BatchLoop:
     Args:
         join: registers a worker under a fresh name. Raises QueueAway.
         read: a job as it travels, and how often it came back -> Item. Raises nothing.
-        predict: pixels (n, height, width, 3) uint8 0..255 -> n answers, JSON. Raises ModelFailed, OutOfMemory.
-        now: the time by Redis's clock, unix seconds.
-        batch_size: most jobs in one call of `predict`.
+        predictor: a batch of items -> how they end.
+        observer: is told how jobs ended.
         wait_seconds: longest wait on an empty queue.
         lease_seconds: a call of `predict` that takes longer has lost its jobs; one that takes three times as long
             ends the process, for whoever supervises it to start another.
@@ -75,21 +47,21 @@ class BatchLoop:
         *,
         join: Callable[[], QueueWorker],
         read: Callable[[bytes, int], Item],
-        predict: Callable[[np.ndarray], list[str]],
-        now: Callable[[], float],
+        predictor: BatchPredictor,
         observer: Observer,
-        batch_size: int,
         wait_seconds: float,
         lease_seconds: float,
+        end_process: Callable[[int], object] = os._exit,  # a thread that hangs cannot be ended otherwise
     ) -> None:
-        self._join, self._read, self._predict, self._now, self._observer = join, read, predict, now, observer
-        self._batch_size, self._wait_seconds, self._lease_seconds = batch_size, wait_seconds, lease_seconds
+        self._end_process = end_process
+        self._join, self._read, self._predictor, self._observer = join, read, predictor, observer
+        self._wait_seconds, self._lease_seconds = wait_seconds, lease_seconds
         self._answers: queue.SimpleQueue[tuple[QueueWorker, list[Outcome]] | None] = queue.SimpleQueue()
         # All below is guarded by `_changed`, which is notified of every change; `_changes` counts them.
         self._changed = threading.Condition()
         self._changes = 0
         self._worker: QueueWorker | None = None
-        self._worker_failed: tuple[QueueWorker, ServiceError] | None = None  # an answer told that it must start afresh
+        self._lost: QueueWorker | None = None  # a worker whose answer told that its lease is lost
         self._next_batch: list[Item] = []
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._in_hand = 0  # jobs that `_worker` took and has not struck off
@@ -145,47 +117,19 @@ class BatchLoop:
                 self._changed.wait(0.2)  # not for ever: stop() notifies nobody
             if not self._next_batch or self._worker is None or self._stopping:
                 return None
-            batch, self._next_batch = self._next_batch[: self._batch_size], self._next_batch[self._batch_size :]
+            batch, self._next_batch = self._predictor.split(self._next_batch)
             self._predicting_since = time.monotonic()
             self._tell()
             return self._worker, batch
 
     def _run_batch(self, worker: QueueWorker, batch: list[Item]) -> None:
-        for outcomes in self._outcomes(batch):
+        for outcomes in self._predictor.outcomes(batch):
             self._answers.put((worker, outcomes))
             with self._changed:
                 self._predicting_since = time.monotonic()
         with self._changed:
             self._predicting_since = None
             self._tell()
-
-    def _outcomes(self, batch: list[Item]) -> Iterator[list[Outcome]]:
-        """Predict a batch; where the model fails, by halves, so that a guilty job ends alone. In the jobs' order."""
-        expired = self._now()
-        good = [item for item in batch if item.pixels is not None and item.deadline > expired]
-        started = time.monotonic()
-        try:
-            answers = self._predict(np.stack([item.pixels for item in good if item.pixels is not None])) if good else []
-        except ModelFailed as error:
-            if isinstance(error, OutOfMemory) and len(good) > 1:
-                self._batch_size = max(1, len(good) // 2)
-                log.warning("out of memory with %d images; batches of %d from now on", len(good), self._batch_size)
-            if len(good) > 1:
-                yield from self._outcomes(batch[: len(batch) // 2])
-                yield from self._outcomes(batch[len(batch) // 2 :])
-                return
-            self._blame(good[0], error)
-            yield [item.ends(failure=str(error) if item is good[0] else item.failure) for item in batch]
-            return
-        if good:
-            self._observer.predicted(len(good), time.monotonic() - started)
-        by_item = dict(zip(map(id, good), answers, strict=True))
-        yield [item.ends(answer=by_item.get(id(item)), failure=item.failure) for item in batch]
-
-    def _blame(self, item: Item, error: ModelFailed) -> None:
-        """Is it the image? If the model fails on a blank one as well the model is broken, and no job's fault."""
-        log.error("the model failed on job %s: %s", item.job_id, error)
-        self._predict(np.zeros_like(item.pixels)[np.newaxis])
 
     # Fetch: a thread.
 
@@ -197,9 +141,9 @@ class BatchLoop:
                 away = False
                 room, hands_are_empty, changes = self._wait_for_room()
                 if room and time.monotonic() - expired_checked >= RETURN_EXPIRED_SECONDS:
+                    expired_checked = time.monotonic()
                     if returned := worker.return_expired():
                         log.warning("returned %d jobs of model servers whose lease ran out", returned)
-                    expired_checked = time.monotonic()
                 if room:
                     self._top_up(worker, room, hands_are_empty, changes)
             except LeaseLost as error:
@@ -210,7 +154,9 @@ class BatchLoop:
                 if not away:  # said once, not twice a second
                     log.warning("the queue is away: %s", error.__cause__)
                 away = True
-                self._give_back(self._drop_worker())
+                dropped = self._drop_worker()
+                self._wait_for_model()  # what it is at is answered under the old name
+                self._give_back(dropped)
 
     def _start(self) -> QueueWorker:
         worker = self._join()
@@ -222,12 +168,12 @@ class BatchLoop:
     def _wait_for_room(self) -> tuple[int, bool, int]:
         """How many jobs the next batch has room for (0: none yet), whether nothing is in hand, and `_changes` then."""
         with self._changed:
-            if self._worker_failed is not None and self._worker_failed[0] is self._worker:
-                raise self._worker_failed[1]
+            if self._lost is not None and self._lost is self._worker:
+                raise LeaseLost(f"the lease of {self._lost.name} ran out")
             since = self._predicting_since
             if since is not None and time.monotonic() - since > self._lease_seconds:
                 raise LeaseLost("the model has been busy for longer than the lease")
-            room = self._batch_size - len(self._next_batch)
+            room = self._predictor.batch_size - sum(item.pixels is not None for item in self._next_batch)
             if room <= 0:
                 self._changed.wait(0.2)
             return max(room, 0), self._in_hand == 0, self._changes
@@ -240,7 +186,7 @@ class BatchLoop:
             self._next_batch += items
             if items:
                 self._tell()
-            if items or hands_are_empty:
+            if items or (hands_are_empty and not taken.runs_alone):
                 self._pause_seconds = FIRST_PAUSE_SECONDS
             elif changes == self._changes:  # else the model got free, or the hands empty, while Redis was asked
                 self._changed.wait(self._pause_seconds)
@@ -261,7 +207,8 @@ class BatchLoop:
                 self._changed.wait(0.2)
                 if time.monotonic() - began > 2 * self._lease_seconds:
                     log.critical("the model hangs: this process ends, to be started again")
-                    os._exit(EXIT_STUCK)  # the thread that hangs could not be ended otherwise
+                    self._end_process(EXIT_STUCK)
+                    return
 
     def _give_back(self, worker: QueueWorker | None) -> None:
         while not self._stopping:
@@ -278,31 +225,29 @@ class BatchLoop:
     def _answer(self) -> None:
         while (entry := self._answers.get()) is not None:
             worker, outcomes = entry
-            failed = self._deliver(worker, outcomes)
+            settled = self._deliver(worker, outcomes)
             self._observer.ended(outcomes)
             with self._changed:
-                if failed is not None:
-                    self._worker_failed = (worker, failed)
+                if not settled:
+                    self._lost = worker
                 elif worker is self._worker:
                     self._in_hand -= len(outcomes)
                 self._tell()
 
-    def _deliver(self, worker: QueueWorker, outcomes: list[Outcome]) -> ServiceError | None:
-        """Answer, however long Redis is away; while stopping, for one lease. What it returns ends the worker's name."""
-        failed: QueueAway | None = None
-        give_up_at = float("inf")
+    def _deliver(self, worker: QueueWorker, outcomes: list[Outcome]) -> bool:
+        """Answer, however long Redis is away; while stopping, for one lease. False: the worker lost its lease."""
+        away, give_up_at = False, float("inf")
         while time.monotonic() < give_up_at:
             try:
-                struck_off = worker.answer(outcomes, strike_off=failed is None)
-                return failed or (None if struck_off else LeaseLost(f"the lease of {worker.name} ran out"))
+                return worker.answer(outcomes)
             except QueueAway as error:
-                if failed is None:
+                if not away:
                     log.warning("answers wait for the queue: %s", error.__cause__)
-                failed = error
+                away = True
                 if self._stopping:
                     give_up_at = min(give_up_at, time.monotonic() + self._lease_seconds)
                 time.sleep(RECONNECT_SECONDS)
-        return failed  # the jobs are in the processing list still, and go to others
+        return False  # the jobs are in the processing list still, and go to others
 
     def _guarded(self, step: Callable[[], None]) -> None:
         try:

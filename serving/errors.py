@@ -11,11 +11,13 @@
     ├── Unavailable             503  try again after `retry_after_seconds`
     │   ├── QueueFull
     │   └── QueueAway                Redis does not answer
+    │       └── QueueOutOfMemory     … or cannot take more
     ├── TimedOut                504  no answer before the deadline
     ├── BadJob                       garbage in the queue; its sender gets 500, if there is one
     ├── LeaseLost                    this model server was taken for dead; its jobs went to another
-    └── ModelUnavailable             the model cannot be set up; the process exits
-        └── WeightsDownloadFailed    … because the ImageNet weights cannot be fetched
+    └── CannotStart                  the process exits and says what to set
+        └── ModelUnavailable             the model cannot be set up
+            └── WeightsDownloadFailed    … because the ImageNet weights cannot be fetched
 
 The message of each says what was wrong and what to do, and is what the client reads.
 """
@@ -71,6 +73,10 @@ class QueueAway(Unavailable):
     pass
 
 
+class QueueOutOfMemory(QueueAway):
+    pass
+
+
 class TimedOut(ServiceError):
     status = 504
 
@@ -83,7 +89,11 @@ class LeaseLost(ServiceError):
     pass
 
 
-class ModelUnavailable(ServiceError):
+class CannotStart(ServiceError):
+    pass
+
+
+class ModelUnavailable(CannotStart):
     pass
 
 

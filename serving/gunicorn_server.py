@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,10 +13,42 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.workers.gthread import ThreadWorker
 
+from serving.errors import CannotStart
+
 STUCK_WORKER_SECONDS = 60
 # Longer than the 60 s after which the usual load balancers drop an idle connection: they must be first.
 KEEP_ALIVE_SECONDS = 75
+HEAP_SETTINGS = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(16 * 1024 * 1024),
+    "MALLOC_TRIM_THRESHOLD_": str(32 * 1024 * 1024),
+    "MALLOC_TOP_PAD_": str(1024 * 1024),
+}
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
+
+
+def restart_with_heap_settings() -> None:
+    """Start this very process again, once, with glibc's heap set up for many threads that decode images.
+
+    One heap for all threads that keeps freed space, instead of one each that gives it back to the system after every
+    image: 0.9 ms less a request, and 107 instead of 135 MB a process (docs/decisions/007). glibc reads these as the
+    process starts; what the environment says already stands.
+    """
+    missing = {name: value for name, value in HEAP_SETTINGS.items() if name not in os.environ}
+    if missing:
+        os.execve(sys.executable, sys.orig_argv, os.environ | missing)  # noqa: S606
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises CannotStart when nothing can listen there; gunicorn by itself tries five times and ends with 1."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CannotStart(
+                f"WEB_HOST={host}, WEB_PORT={port}: {error.strerror}. Set WEB_PORT to a free port."
+            ) from error
 
 
 def serve(
@@ -38,7 +71,6 @@ def serve(
         else None,  # heartbeats must not wait for a disk
         "graceful_timeout": int(drain_seconds) + 5,
         "timeout": STUCK_WORKER_SECONDS,
-        "child_exit": _forget_process,
         "control_socket_disable": True,  # nobody here speaks to it, and several services would share its path
     }
     parent = os.getpid()
@@ -71,9 +103,3 @@ class _Server(BaseApplication):  # type: ignore[misc]
     def load(self) -> Any:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         return self._create_app()
-
-
-def _forget_process(_server: Any, worker: Any) -> None:
-    from serving import metrics
-
-    metrics.forget_process(worker.pid)

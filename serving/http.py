@@ -1,5 +1,6 @@
 """What the web server answers besides predictions: pages for people and for machines, and errors, all of them JSON."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from serving.errors import ServiceError, Unauthorized, Unavailable
+from serving.errors import QueueAway, ServiceError, Unauthorized, Unavailable
 from serving.job_queue import JobQueue
 from serving.openapi import describe
 
@@ -45,13 +46,16 @@ def add_pages(app: Flask, queue: JobQueue, check_key: Callable[[], None]) -> Non
     def readyz() -> Response:
         model_servers = queue.live_workers()
         if not model_servers:
-            raise Unavailable("No model server is ready; one may be loading.", retry_after_seconds=5)
+            raise Unavailable("No model server is ready: start one, or wait while it loads.", retry_after_seconds=5)
         return jsonify(ready=True, model_servers=model_servers)
 
     @app.get("/metrics")
     def metrics_page() -> Response:
         check_key()
-        body, content_type = counts.render(queue.waiting(), queue.live_workers())
+        waiting = model_servers = None
+        with contextlib.suppress(QueueAway):  # what else is counted matters all the more then
+            waiting, model_servers = queue.waiting(), queue.live_workers()
+        body, content_type = counts.render(waiting, model_servers)
         return Response(body, content_type=content_type)
 
     @app.before_request
@@ -102,7 +106,7 @@ def add_errors(app: Flask) -> None:
         says = {
             404: "There is no such page. Images go to POST /predict; GET / is the page for people.",
             405: f"{request.method} is not answered at {request.path}. Images go to POST /predict.",
-            413: f"The upload is too large: at most {app.config['MAX_CONTENT_LENGTH']:,} bytes are accepted.",
+            413: f"The upload is too large: at most {app.config['MAX_UPLOAD_BYTES']:,} bytes are accepted.",
         }.get(code, error.description or error.name)
         methods = getattr(error, "valid_methods", None)
         return jsonify(success=False, error=says), code, {"Allow": ", ".join(sorted(methods))} if methods else {}

@@ -5,6 +5,7 @@ bytes -- open: header only --> size checked -- decode --> upright, RGB, 8 bits -
 
 import contextlib
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,8 +21,8 @@ Image.MAX_IMAGE_PIXELS = None
 def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.ndarray:
     """Decode an uploaded image to pixels (height, width, 3), uint8 0..255, RGB, turned as its EXIF says.
 
-    The whole image is squeezed to width × height, as the models' training evaluation of the tutorial does;
-    transparency is laid on white; of an animation the first frame counts.
+    The whole image is squeezed to width × height, by Pillow's bicubic resize; transparency is laid on white; of an
+    animation the first frame counts.
 
     Raises:
         UnsupportedFormat: not one of FORMATS.
@@ -39,13 +40,18 @@ def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.nd
         image.load()
         with contextlib.suppress(Exception):  # the picture may be fine where its EXIF is garbage
             ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(_to_rgb(image).resize((width, height), Image.Resampling.BICUBIC))
+        return np.asarray(_to_rgb(image, (width, height)))
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
         raise UndecodableImage(
             f"The {image.format} image cannot be decoded: {error}. It may be truncated or corrupt; send it again."
         ) from error
+
+
+def save_image(pixels: np.ndarray, path: Path) -> None:
+    """Write pixels (height, width, 3), uint8 0..255, RGB, to a PNG file, exactly. Raises OSError."""
+    Image.fromarray(pixels).save(path, format="PNG")
 
 
 def _open(data: bytes) -> Image.Image:
@@ -61,18 +67,19 @@ def _open(data: bytes) -> Image.Image:
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize and convert; in the order that needs the least memory."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _to_8_bits(image).convert("RGB")
+        return _to_8_bits(image, size).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        small = image.convert("RGBA").resize(size, Image.Resampling.BICUBIC)
+        return Image.alpha_composite(Image.new("RGBA", size, "white"), small).convert("RGB")
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Grey of more than 8 bits (modes I;16, I, F) -> 8 bits. Pillow's own conversion clips at 255: all white."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    values = np.nan_to_num(np.asarray(image.convert("F").resize(size, Image.Resampling.BICUBIC), dtype=np.float64))
     if image.mode != "F":
         low, high = 0.0, 65535.0
     elif values.min() >= 0 and values.max() <= 1:

@@ -1,7 +1,7 @@
 """The queue that web servers and model servers share: its keys, its jobs, its connection. Only here is Redis known;
 `queue_client` (the web server's side) and `queue_worker` (the model server's) speak through `JobQueue`.
 
-Every key (Q is the queue's name; the braces put all of them into one slot of a Redis cluster):
+Every key (Q is the queue's name; the braces put all but the answers into one slot of a Redis cluster):
 
     Q                       LIST    waiting jobs, JSON, oldest at the left         until taken
     {Q}:processing:<worker> LIST    jobs this model server took and has not settled until settled or returned
@@ -32,12 +32,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from serving.errors import BadJob, QueueAway
+from serving.errors import BadJob, QueueAway, QueueOutOfMemory
 
 MOST_DEAD_LETTERS = 200
 # Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 3.0
+CLOCK_GOOD_FOR_SECONDS = 60.0
+REDIS_URL_HELP = (
+    "Set it to a running Redis 6.2 or newer: redis://[:password@]host:port/db, rediss:// (TLS), unix://path"
+)
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -51,7 +55,7 @@ class Job:
     """One job as it travels. Only `id` and `image` are required: with just those it is the tutorial's own."""
 
     id: str
-    image: str  # base64
+    image: str  # base64, and nothing else: `to_text` puts it into JSON as it is
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     deadline: float = math.inf  # unix seconds, by Redis's clock
@@ -106,21 +110,32 @@ class JobQueue:
 
     With `resend` a command whose connection broke is sent once more: for the web server, where a job pushed twice
     is answered once. A worker must not: what a lost *take* moved, it would never hear of.
+
+    Raises:
+        QueueAway: `url` cannot be understood.
     """
 
-    def __init__(self, url: str, name: str, *, resend: bool = False) -> None:
+    def __init__(
+        self, url: str, name: str, *, resend: bool = False, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS
+    ) -> None:
         self.name = name
         self.workers, self.attempts, self.dead, self.served = (
             f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead", "served")
         )
-        self.redis = redis.Redis.from_url(
-            url,
-            socket_timeout=SOCKET_TIMEOUT_SECONDS,
-            socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 1 if resend else 0),
-        )
-        self._clock_offset = 0.0  # Redis's clock less this machine's, seconds
+        keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+        try:
+            self.redis = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout_seconds,
+                socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                retry=Retry(NoBackoff(), 1 if resend else 0),
+                **keepalive,
+            )
+            self.redis.connection_pool.make_connection()  # not connected yet, but its options are checked
+        except (ValueError, TypeError) as error:
+            raise QueueAway(f"REDIS_URL cannot be understood: {error}. {REDIS_URL_HELP}") from error
+        # Redis's clock less this machine's monotonic one, and when that was found, by the latter; seconds.
+        self._clock_offset, self._clock_heard = 0.0, -math.inf
 
     def processing(self, worker: str) -> str:
         return f"{{{self.name}}}:processing:{worker}"
@@ -129,40 +144,49 @@ class JobQueue:
         return f"{{{self.name}}}:answered:{web}"
 
     def connect(self) -> None:
-        """Reach Redis and read its clock.
+        """Reach Redis, at start-up.
 
         Raises:
-            QueueAway: Redis does not answer, refuses the password, or is older than 6.2, which lacks BLMOVE.
+            QueueAway: it does not answer, refuses the password, or is older than 6.2, which lacks BLMOVE; the
+                message says which, and what to set.
         """
-        with translated():
-            version = str(self.redis.info("server")["redis_version"])
-            self.server_time()
+        try:
+            with translated():
+                version = str(self.redis.info("server")["redis_version"])
+        except QueueAway as error:
+            raise QueueAway(f"REDIS_URL: {error.__cause__}. {REDIS_URL_HELP}") from error
         if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
-            raise QueueAway(f"Redis {version} is too old; 6.2 or newer is needed (BLMOVE).")
+            raise QueueAway(f"REDIS_URL: this is Redis {version}. {REDIS_URL_HELP}")
 
-    def server_time(self) -> float:
-        """Ask Redis for its time, unix seconds; `now` goes by it from then on. Raises Redis's own errors."""
-        seconds, microseconds = self.redis.time()
-        clock: float = seconds + microseconds / 1e6
-        self.set_clock(clock)
-        return clock
+    def now(self, good_for_seconds: float = math.inf) -> float:
+        """The time by Redis's clock, unix seconds: hosts whose own clocks differ agree on deadlines.
 
-    def now(self) -> float:
-        """The time by Redis's clock as last heard, unix seconds: hosts whose own clocks differ agree on deadlines."""
-        return time.time() + self._clock_offset
+        Redis is asked only when what it last told is older than `good_for_seconds`, or if it was never heard.
+
+        Raises:
+            QueueAway: it had to be asked, and does not answer.
+        """
+        if time.monotonic() - self._clock_heard > good_for_seconds or self._clock_heard == -math.inf:
+            with translated():
+                seconds, microseconds = self.redis.time()
+            self.set_clock(seconds + microseconds / 1e6)
+        return time.monotonic() + self._clock_offset
 
     def set_clock(self, redis_seconds: float) -> None:
-        self._clock_offset = redis_seconds - time.time()
+        """What a script told of Redis's clock, unix seconds."""
+        self._clock_heard = time.monotonic()
+        self._clock_offset = redis_seconds - self._clock_heard
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script of serving/lua in one round trip. Raises QueueAway."""
         with translated():
             return self.redis.eval(_SCRIPTS[script], len(keys), *keys, *args)
 
-    @staticmethod
-    def add_to(pipeline: Any, script: str, keys: Sequence[str], args: Sequence[Any]) -> None:
-        """Put a script of serving/lua into a pipeline."""
-        pipeline.eval(_SCRIPTS[script], len(keys), *keys, *args)
+    def move_first(self, processing: str, timeout_seconds: float) -> bytes | None:
+        """Wait for a job and move it to the end of a processing list; None when none came. Raises QueueAway."""
+        with translated():
+            moved: Any = self.redis.blmove(self.name, processing, timeout_seconds, "LEFT", "RIGHT")  # type: ignore[arg-type]
+        return None if moved is None else bytes(moved)
 
     def waiting(self) -> int:
         """How many jobs wait. Raises QueueAway."""
@@ -171,8 +195,15 @@ class JobQueue:
 
     def live_workers(self) -> int:
         """How many model servers hold a lease. Raises QueueAway."""
+        return len(self.worker_names(expired=False))
+
+    def worker_names(self, *, expired: bool) -> list[str]:
+        """The model servers whose lease ran out, or those whose lease lives. Raises QueueAway."""
+        clock = self.now(CLOCK_GOOD_FOR_SECONDS)
+        low, high = ("-inf", f"({clock}") if expired else (f"{clock}", "+inf")
         with translated():
-            return int(self.redis.zcount(self.workers, f"({self.server_time()}", "+inf"))
+            names: Any = self.redis.zrangebyscore(self.workers, low, high)
+        return [name.decode(errors="replace") for name in names]
 
     def close(self) -> None:
         self.redis.close()
@@ -184,7 +215,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except redis.exceptions.OutOfMemoryError as error:
-        raise QueueAway("The queue is out of memory. Try again in a moment.") from error
+        raise QueueOutOfMemory("The queue is out of memory. Try again in a moment.") from error
     except redis.exceptions.ResponseError as error:
         raise QueueAway("The queue does not work at the moment. Try again in a moment.") from error
     except redis.exceptions.RedisError as error:

@@ -8,7 +8,6 @@ from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     generate_latest,
     multiprocess,
@@ -34,16 +33,21 @@ class WebMetrics:
         self._requests.labels(status=str(status)).inc()
         self._seconds.observe(seconds)
 
-    def render(self, waiting: int, live_workers: int) -> tuple[bytes, str]:
-        """The page for Prometheus, and its content type; the queue's figures are those of this moment."""
-        queue = CollectorRegistry()
-        Gauge("queue_waiting_jobs", "jobs that wait", registry=queue).set(waiting)
-        Gauge("queue_model_servers", "model servers with a live lease", registry=queue).set(live_workers)
+    def render(self, waiting: int | None, model_servers: int | None) -> tuple[bytes, str]:
+        """The page for Prometheus, and its content type. The queue's figures are of this moment; None: not known."""
         requests = self._registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):  # the library's own switch
             requests = CollectorRegistry()
             multiprocess.MultiProcessCollector(requests)  # type: ignore[no-untyped-call]
-        return generate_latest(requests) + generate_latest(queue), CONTENT_TYPE_LATEST
+        page = generate_latest(requests)
+        # By hand: a gauge of the library's would be remembered for each process, and added to the page for ever.
+        for name, value, says in (
+            ("queue_waiting_jobs", waiting, "jobs that wait"),
+            ("queue_model_servers", model_servers, "model servers with a live lease"),
+        ):
+            if value is not None:
+                page += f"# HELP {name} {says}\n# TYPE {name} gauge\n{name} {value}\n".encode()
+        return page, CONTENT_TYPE_LATEST
 
 
 class ModelMetrics:
@@ -66,8 +70,3 @@ class ModelMetrics:
     def serve(self, host: str, port: int) -> None:
         """Serve /metrics from a thread. Raises OSError when the port is taken."""
         start_http_server(port, addr=host, registry=REGISTRY)
-
-
-def forget_process(process_id: int) -> None:
-    """A web process has ended: drop what it counted of the moment."""
-    multiprocess.mark_process_dead(process_id)  # type: ignore[no-untyped-call]

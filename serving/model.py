@@ -7,6 +7,7 @@ Written against Keras 3 alone: KERAS_BACKEND=tensorflow (the default), jax or to
 """
 
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -72,7 +73,7 @@ class Classifier:
             except OutOfMemory as error:
                 raise ModelUnavailable(f"A batch of {size} does not fit into memory: set BATCH_SIZE lower.") from error
             except ModelFailed as error:
-                raise ModelUnavailable(str(error)) from error
+                raise ModelUnavailable(f"The model fails on a blank image: {error.__cause__ or error}") from error
             if not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01) or probabilities.min() < 0:
                 raise ModelUnavailable("The model's output is no probabilities: it must end in a softmax.")
             seconds[size] = min(self._time(blank) for _ in range(2))
@@ -142,11 +143,13 @@ def load_model(name: str, weights: str, *, width: int, height: int, precision: s
     if precision == "auto":
         precision = "float16" if has_gpu() else "float32"
     keras.config.set_dtype_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    downloading: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if weights == "imagenet":
+        set_instead = "MODEL_WEIGHTS to a weights file, or to random"
+        downloading = _downloading("the ImageNet weights", set_instead, WeightsDownloadFailed)
     keras.utils.set_random_seed(0)  # so that several model servers with random weights agree
     try:
-        with _downloading(
-            "the ImageNet weights", "MODEL_WEIGHTS to a weights file, or to random", WeightsDownloadFailed
-        ):
+        with downloading:
             layers = build(
                 weights=None if weights == "random" else weights,
                 input_shape=(height, width, 3),
@@ -254,7 +257,9 @@ def _downloading(what: str, instead: str, failure: type[ModelUnavailable]) -> It
     try:
         yield
     except Exception as error:
-        if isinstance(error, TimeoutError) or "URL fetch failure" in str(error):
+        # Refused, cut off midway, or not what it should be.
+        cut_off = isinstance(error, OSError | http.client.HTTPException)
+        if cut_off or "URL fetch failure" in str(error) or "ncomplete or corrupted" in str(error):
             raise failure(
                 f"Cannot download {what}: {error}. Set {instead}, or put it into KERAS_HOME/models."
             ) from error

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from serving.errors import QueueAway, QueueFull, TimedOut
-from serving.job_queue import Job, JobQueue, translated
+from serving.job_queue import CLOCK_GOOD_FOR_SECONDS, Job, JobQueue, translated
 
 RATE_WINDOW_SECONDS = 10.0
 MOST_RETRY_AFTER_SECONDS = 60
@@ -37,7 +37,11 @@ class QueueClient:
         self._channel = queue.channel(uuid.uuid4().hex)
         self._waiting: dict[str, _Waiting] = {}
         self._rate = _ServedRate()
+
+    def start(self) -> "QueueClient":
+        """Start the thread that listens for answers; without it requests poll."""
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        return self
 
     def ask(self, image: str, dtype: str, shape: tuple[int, ...], timeout_seconds: float) -> str:
         """Submit an encoded image and wait for its answer, JSON text.
@@ -53,7 +57,7 @@ class QueueClient:
             image=image,
             dtype=dtype,
             shape=shape,
-            deadline=self._queue.now() + timeout_seconds,
+            deadline=self._queue.now(CLOCK_GOOD_FOR_SECONDS) + timeout_seconds,
             reply_to=self._channel,
         )
         with self._expecting(job.id) as waiting:
@@ -63,7 +67,9 @@ class QueueClient:
                 answer = waiting.answer or self._look_up(job.id)
                 if answer is not None:
                     return answer
-        raise TimedOut(f"No answer within {timeout_seconds:g} s. The service is busy or its model server is away.")
+        raise TimedOut(
+            f"No answer within {timeout_seconds:g} s. The service is busy, or its model server is away: try again."
+        )
 
     def submit(self, job: Job) -> None:
         """Put a job at the end of the queue. Raises QueueFull, QueueAway."""
@@ -87,12 +93,18 @@ class QueueClient:
             del self._waiting[job_id]
 
     def _look_up(self, job_id: str) -> str | None:
+        """Read the answer and delete its key; in two steps, lest an answer whose reply is lost were gone."""
+        redis = self._queue.redis
         try:
             with translated():
-                answer: Any = self._queue.redis.getdel(job_id)
+                answer: Any = redis.get(job_id)
         except QueueAway:  # it may be back before the deadline
             return None
-        return None if answer is None else str(answer, "utf-8")
+        if answer is None:
+            return None
+        with contextlib.suppress(QueueAway), translated():  # then it expires
+            redis.unlink(job_id)
+        return str(answer, "utf-8")
 
     def _listen(self) -> None:
         away = False
@@ -116,8 +128,10 @@ class QueueClient:
     def _subscription(self) -> Any:
         return self._queue.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
 
-    def _hand_out(self, answers: dict[str, str]) -> None:
+    def _hand_out(self, answers: Any) -> None:
         """Wake who waits for these answers; then delete their keys, which nobody needs to read any more."""
+        if not isinstance(answers, dict):  # not from a model server of ours; the requests poll
+            return
         for job_id, answer in answers.items():
             waiting = self._waiting.get(job_id)
             if waiting is not None:

@@ -7,16 +7,20 @@ out, or does not know whether a command arrived, starts afresh under a new name;
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from serving.errors import BadJob, LeaseLost
+from serving.errors import BadJob, LeaseLost, QueueOutOfMemory
 from serving.job_queue import MOST_DEAD_LETTERS, SOCKET_TIMEOUT_SECONDS, Job, JobQueue, translated
 
-FORGET_WORKER_SECONDS = 3600
+# How long a dead worker's name is looked after: far longer than a BLMOVE of its last moments can be under way.
+FORGET_WORKER_SECONDS = 60
+FORGET_ATTEMPTS_SECONDS = 24 * 3600
 MOST_REASON_CHARACTERS = 500
+# Longer than a job of 2896×2896 pixels. As JSON a byte may become six: more than 85 MB and Redis would refuse it.
+MOST_DEAD_LETTER_BYTES = 32 * 1024 * 1024
 LONGEST_BLOCK_SECONDS = SOCKET_TIMEOUT_SECONDS / 2
 
 _LOST, _ALONE_LATER = -2, -1
@@ -47,7 +51,7 @@ class Outcome:
         return json.dumps({"error": self._reason()}) if self.failure is not None else self.answer
 
     def to_dead_letter(self, clock: float) -> str:
-        job = self.text.decode("utf-8", "surrogateescape")
+        job = self.text[:MOST_DEAD_LETTER_BYTES].decode("utf-8", "surrogateescape")
         return json.dumps(
             {"id": self.job_id, "at": clock, "attempts": self.attempts, "reason": self._reason(), "job": job}
         )
@@ -69,9 +73,7 @@ class QueueWorker:
 
     def join(self) -> None:
         """Register: from now on the queue counts on this worker."""
-        with translated():
-            until = self._queue.server_time() + self._lease_seconds
-            self._queue.redis.zadd(self._queue.workers, {self.name: until})
+        self._queue.set_clock(float(self._queue.run("join", [self._queue.workers], [self.name, self._lease_seconds])))
 
     def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
         """Take up to `most` jobs; with `wait_seconds`, which only empty hands may, wait for a first one.
@@ -84,14 +86,11 @@ class QueueWorker:
             return taken
         # The wait must end well before the lease, which nobody renews meanwhile.
         timeout_seconds = min(wait_seconds, self._lease_seconds / 3, LONGEST_BLOCK_SECONDS)
-        with translated():
-            first: Any = self._queue.redis.blmove(
-                self._queue.name,
-                self._processing,
-                timeout_seconds,  # type: ignore[arg-type]  # Redis takes fractions
-                "LEFT",
-                "RIGHT",
-            )
+        try:
+            first = self._queue.move_first(self._processing, timeout_seconds)
+        except QueueOutOfMemory:  # refused to block, while what waits can be taken all the same
+            time.sleep(timeout_seconds / 10)
+            return taken
         return taken if first is None else self._take(most, first)  # b"" is a job as well, a bad one
 
     def _take(self, most: int, *moved: bytes) -> Taken:
@@ -109,24 +108,24 @@ class QueueWorker:
             return Taken([], runs_alone=True)
         return Taken([*moved, *jobs], attempts=state)
 
-    def answer(self, outcomes: Sequence[Outcome], *, strike_off: bool = True) -> bool:
+    def answer(self, outcomes: Sequence[Outcome], *, in_hand: bool = True) -> bool:
         """End the oldest jobs in hand, in their order, in one round trip; False if the lease was lost meanwhile.
 
-        Then the answers count all the same, but the jobs were no longer this worker's to strike off. Without
-        `strike_off` that is never done: for answers whose first sending broke off, lest others are struck off.
+        Then the answers count all the same, but the jobs were no longer this worker's to strike off. It may be sent
+        again when its reply was lost. Without `in_hand` the jobs are only answered, not struck off.
         """
         queue = self._queue
         replies = {outcome.job_id: reply for outcome in outcomes if (reply := outcome.reply()) and outcome.job_id}
-        dead_letters = [
-            outcome.to_dead_letter(queue.now()) for outcome in outcomes if strike_off and outcome.failure is not None
-        ]
+        struck_off = outcomes if in_hand else []
+        dead_letters = [outcome.to_dead_letter(queue.now()) for outcome in struck_off if outcome.failure is not None]
         settled = queue.run(
             "answer",
             [self._processing, queue.workers, queue.attempts, queue.dead, queue.served, *replies],
             [
                 self.name,
                 self._lease_seconds,
-                len(outcomes) if strike_off else 0,
+                len(struck_off),
+                *([_marks_of(struck_off[0].text), _marks_of(struck_off[-1].text)] if struck_off else ["", ""]),
                 self._result_ttl_seconds,
                 MOST_DEAD_LETTERS,
                 len(dead_letters),
@@ -140,17 +139,18 @@ class QueueWorker:
     def return_expired(self) -> int:
         """Return the jobs of every worker whose lease ran out to the head of the queue; how many."""
         queue, returned = self._queue, 0
-        with translated():
-            expired: list[Any] = queue.redis.zrangebyscore(queue.workers, "-inf", queue.now())
-        for name in (raw.decode() for raw in expired):
+        for name in queue.worker_names(expired=True):
             count, *given_up = queue.run(
                 "return_jobs",
                 [queue.name, queue.processing(name), queue.workers, queue.attempts, queue.dead],
-                [name, self._max_attempts, MOST_DEAD_LETTERS, FORGET_WORKER_SECONDS],
+                [
+                    *(name, self._max_attempts, MOST_DEAD_LETTERS, MOST_DEAD_LETTER_BYTES),
+                    *(FORGET_WORKER_SECONDS, FORGET_ATTEMPTS_SECONDS),
+                ],
             )
             returned += count
             if given_up:
-                self.answer([self._given_up(text) for text in given_up], strike_off=False)
+                self.answer([self._given_up(text) for text in given_up], in_hand=False)
         return returned
 
     def leave(self, *, forget: bool = True) -> int:
@@ -180,16 +180,25 @@ class QueueWorker:
         return [text for channel, replies in answers.items() for text in (channel, json.dumps(replies))]
 
 
+def has_lease(queue: JobQueue, process_id: int) -> bool:
+    """Whether a process of this host is registered in the queue and alive. Raises QueueAway."""
+    return any(name.startswith(_process_name(process_id)) for name in queue.worker_names(expired=False))
+
+
 def end_leases(queue: JobQueue, process_id: int) -> None:
     """End the leases of a process of this host that is known to be dead, so that its jobs return at once, counted.
 
     Raises QueueAway.
     """
-    with translated():
-        names: list[Any] = queue.redis.zrange(queue.workers, 0, -1)
-        for name in names:
-            if name.decode().startswith(_process_name(process_id)):
-                queue.redis.zadd(queue.workers, {name: queue.server_time() - 1})
+    for name in queue.worker_names(expired=False):
+        if name.startswith(_process_name(process_id)):
+            with translated():
+                queue.redis.zadd(queue.workers, {name: queue.now() - 1})
+
+
+def _marks_of(text: bytes) -> bytes:
+    """As marks_of in serving/lua/common.lua."""
+    return str(len(text)).encode() + b":" + text[:100] + text[-100:]
 
 
 def _process_name(process_id: int) -> str:

@@ -1,6 +1,7 @@
 """Child processes: start, restart with back-off, stop in order, leave none behind."""
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ class Child:
         self.command = list(command)
         self.environment = dict(environment)
         self._say = say
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._back_off = FIRST_BACK_OFF_SECONDS
         self._restart_at: float | None = None
@@ -47,17 +48,16 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             start_new_session=True,
         )
         threading.Thread(target=self._relay, args=(self._process,), daemon=True).start()
 
-    def _relay(self, process: subprocess.Popen[str]) -> None:
+    def _relay(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None  # noqa: S101  (PIPE above; for mypy)
-        with process.stdout:
-            for line in process.stdout:
-                self._say(self.name, line.rstrip())
+        # Lines that end in a carriage return are told apart: a progress bar ends so.
+        with io.TextIOWrapper(process.stdout, errors="replace", newline="") as lines:
+            for line in lines:
+                self._say(self.name, line.rstrip("\n"))
 
     def exit_status(self) -> int | None:
         """The status it ended with, negative for a signal; None while it runs or waits to be restarted."""
@@ -90,5 +90,5 @@ class Child:
 
     def _kill_group(self) -> None:
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,12 +65,16 @@ class RedisServer:
         self.process.terminate()
         self.process.wait(timeout=10)
 
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
     server = RedisServer()
     yield server
-    server.stop()
+    server.remove()
 
 
 @pytest.fixture

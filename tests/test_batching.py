@@ -11,9 +11,10 @@ import pytest
 import redis
 from conftest import new_job, wait_for
 
-from serving.batching import BatchLoop, Item
+from serving.batching import EXIT_STUCK, BatchLoop
 from serving.errors import ModelFailed, OutOfMemory, QueueAway
 from serving.job_queue import Job, JobQueue
+from serving.predicting import BatchPredictor, Item
 from serving.queue_worker import QueueWorker
 
 GUILTY = 66
@@ -66,15 +67,15 @@ class Counts:
 class Running:
     def __init__(self, queue: JobQueue, lease_seconds: float = 10.0, batch_size: int = 8) -> None:
         self.model, self.counts, self.error = Model(), Counts(), None
+        self.ended_with: list[int] = []  # instead of ending the tests
         self.loop = BatchLoop(
             join=lambda: self.join(queue, lease_seconds),
             read=read,
-            predict=self.model.predict,
-            now=queue.now,
+            predictor=BatchPredictor(self.model.predict, queue.now, self.counts, batch_size),
             observer=self.counts,
-            batch_size=batch_size,
             wait_seconds=0.2,
             lease_seconds=lease_seconds,
+            end_process=self.ended_with.append,
         )
         self.names: list[str] = []
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -267,16 +268,15 @@ def test_a_hung_model_loses_its_jobs_and_harms_nothing_when_it_goes_on(
     assert {1, 2} <= {value for batch in other.model.batches for value in batch}
 
 
-def test_an_answer_whose_connection_broke_is_sent_again_and_strikes_off_nobody_elses(
+def test_an_answer_whose_reply_was_lost_is_sent_again_and_everything_goes_on(
     raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reply is lost after Redis did its work: only the answers go out again, and the name is given up."""
     lost: list[int] = []
     really_answer = QueueWorker.answer
 
-    def answer(worker: QueueWorker, outcomes: object, *, strike_off: bool = True) -> bool:
-        done = really_answer(worker, outcomes, strike_off=strike_off)  # type: ignore[arg-type]
-        if not lost:
+    def answer(worker: QueueWorker, outcomes: object, **options: bool) -> bool:
+        done = really_answer(worker, outcomes, **options)  # type: ignore[arg-type]
+        if len(lost) < 2:
             lost.append(1)
             raise QueueAway("cut") from ConnectionError("cut")
         return done
@@ -286,10 +286,17 @@ def test_an_answer_whose_connection_broke_is_sent_again_and_strikes_off_nobody_e
     jobs = push(raw, range(8))
     wait_for(lambda: all_answered(raw, jobs))
     assert answers(raw, jobs) == [[value] for value in range(8)]
-    wait_for(lambda: len(running.names) == 2)
-    assert raw.llen("{image_queue}:dead") == 0
+    assert sum(len(batch) for batch in running.model.batches) == 8  # nothing was computed twice
     wait_for(lambda: not raw.keys("*processing*"))
-    assert raw.exists("{image_queue}:attempts") == 0  # it was no job's fault
+    assert raw.get("{image_queue}:served") == b"8"
+
+
+def test_a_model_that_hangs_for_good_ends_its_process(raw: redis.Redis, start: Callable[..., Running]) -> None:
+    hung = start(lease_seconds=0.5)
+    hung.model.free.clear()
+    push(raw, [1])
+    wait_for(lambda: hung.ended_with)
+    assert hung.ended_with == [EXIT_STUCK]
 
 
 def test_a_worker_whose_name_was_taken_away_while_idle_goes_on(raw: redis.Redis, start: Callable[..., Running]) -> None:

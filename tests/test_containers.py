@@ -203,7 +203,7 @@ def test_health_checks_ask_for_what_the_server_serves(service: str, setting: str
     check = composed(GPU_HOST)["services"][service]["healthcheck"]["test"]
     assert check[:3] == ["CMD", "python", "-c"]
     ast.parse(check[3])
-    port, route = re.search(r"127\.0\.0\.1:(\d+)(/\w+)", check[3]).groups()  # type: ignore[union-attr]
+    port, route = re.search(r"127\.0\.0\.1', (\d+).*'(/\w+)'", check[3]).groups()  # type: ignore[union-attr]
     assert int(port) == SETTINGS[setting].default
     sources = "".join(path.read_text() for path in our_imports(script)[0])
     assert f'"{route}"' in sources or (route == "/metrics" and "start_http_server" in sources)

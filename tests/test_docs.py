@@ -93,4 +93,4 @@ def test_the_versions_of_requirements_are_pinned() -> None:
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r")):
-                assert re.match(r"[\w\[\]-]+==[\w.]+(;.*)?$", line), line
+                assert re.match(r"[\w\[\],.-]+==[\w.]+(;.*)?( *#.*)?$", line), line

@@ -1,14 +1,13 @@
 """Who imports whom: stories -> serving.* -> serving.errors; one outside library, one module; no settings below."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-STORIES = ["run_web_server.py", "run_model_server.py", "run_service.py"]
+STORIES = ["run_web_server.py", "run_model_server.py", "run_service.py", "dead_letters.py"]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "serving").glob("*.py"))
 OURS = {"settings", "helpers", "serving", *(Path(name).stem for name in STORIES)}
 
@@ -24,16 +23,17 @@ ONLY_IN = {
     "prometheus_client": "serving/metrics.py",
     "pydantic": "settings.py",
     "pydantic_settings": "settings.py",
-    "rich": "run_service.py",
+    "rich": "run_service.py dead_letters.py",  # what people see on a terminal
 }
 # Modules of serving/ that each may import, besides errors. What is not here imports none.
 MAY_IMPORT = {
     "queue_client": {"job_queue"},
     "queue_worker": {"job_queue"},
-    "batching": {"queue_worker"},
+    "predicting": {"queue_worker"},
+    "batching": {"predicting", "queue_worker"},
+    "dead_letters": {"job_queue"},
     "metrics": {"queue_worker"},
     "http": {"job_queue", "metrics", "openapi"},
-    "gunicorn_server": {"metrics"},
 }
 
 
@@ -76,7 +76,7 @@ def test_images_queue_and_model_do_not_know_each_other() -> None:
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_one_outside_library_is_known_by_one_module(library: str) -> None:
     users = [name for name in ["settings.py", "helpers.py", *STORIES, *MODULES] if library in outside(name)]
-    assert users == [ONLY_IN[library]]
+    assert users == ONLY_IN[library].split()
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -107,7 +107,7 @@ def test_a_story_draws_its_data_path_and_its_functions_are_short(name: str) -> N
 
 def test_no_file_is_longer_than_reads_in_one_go() -> None:
     lines = {name: len((ROOT / name).read_text().splitlines()) for name in [*STORIES, *MODULES]}
-    assert {name: count for name, count in lines.items() if count > 320} == {}
+    assert {name: count for name, count in lines.items() if count > 300} == {}
 
 
 def test_every_public_thing_has_a_docstring() -> None:
@@ -119,11 +119,3 @@ def test_every_public_thing_has_a_docstring() -> None:
                 if not is_error and not ast.get_docstring(node):
                     bare.append(f"{name}: {node.name}")
     assert bare == []
-
-
-def test_the_repository_names_no_path_of_a_developers_machine() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    for name in tracked:
-        text = (ROOT / name).read_text(errors="replace") if (ROOT / name).is_file() else ""
-        assert f"/{'work'}/" not in text, name
-        assert f"{'pypi'}.org" not in text, name

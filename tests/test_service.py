@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ import run_service
 import settings
 from serving import errors, local_redis
 from serving.images import decode_image
+from stress_test import made_photo
 
 # A machine where nothing can be downloaded, also if this one could.
 OFFLINE = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
@@ -87,10 +89,11 @@ def start() -> Iterator[Callable[..., Service]]:
 
     def start(*arguments: str, ready: bool = True, **environment: str) -> Service:
         port = str(local_redis.free_port())
-        process = processes.start("run_service.py", *arguments, WEB_PORT=port, METRICS_PORT="0", **environment)
+        settings = {"WEB_PORT": port, "METRICS_PORT": "0"} | environment
+        process = processes.start("run_service.py", *arguments, **settings)
         url = f"http://127.0.0.1:{port}"
         if ready:
-            wait_for(lambda: process.poll() is not None or is_up(f"{url}/readyz"), seconds=90)
+            wait_for(lambda: process.poll() is not None or "Ready after" in output(process), seconds=90)
             assert process.poll() is None, output(process)
         return Service(process, url)
 
@@ -134,9 +137,7 @@ def test_real_photos_get_their_real_labels_and_ctrl_c_leaves_nothing_behind(
     assert "Traceback" not in output(service.process)
 
 
-def test_resnet50_over_http_is_keras_resnet50(
-    processes: Processes, raw: redis.Redis, photos: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_resnet50_over_http_is_keras_resnet50(processes: Processes, raw: redis.Redis, tmp_path: Path) -> None:
     weights = tmp_path / "seeded.weights.h5"
     script = (
         "import sys, keras; keras.utils.set_random_seed(7);"
@@ -149,10 +150,16 @@ def test_resnet50_over_http_is_keras_resnet50(
     processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1")
     url = f"http://127.0.0.1:{port}"
     wait_for(lambda: is_up(f"{url}/readyz"))
-    images = [photos["dog"], photos["cat"], as_bytes(some_photo(640, 480), "PNG")]
+    images = [as_bytes(some_photo(640, 480), "PNG"), as_bytes(some_photo(1500, 900), "JPEG"), made_photo(1)]
+    images += [(DATA / "photos" / name).read_bytes() for name in ("dog.jpg", "cat.jpg") if (DATA / "photos").is_dir()]
     expected = keras_directly("ResNet50", "resnet50", str(weights), images, tmp_path)
+    labels = [f"class {i}" for i in range(1000)]
     for image, one in zip(images, expected, strict=True):
-        same(upload(f"{url}/predict", image), one, [f"class {i}" for i in range(1000)])
+        same(upload(f"{url}/predict", image), one, labels)
+    with ThreadPoolExecutor(len(images)) as pool:  # and in batches
+        answers = list(pool.map(lambda image: upload(f"{url}/predict", image), images))
+    for answer, one in zip(answers, expected, strict=True):
+        same(answer, one, labels)
 
 
 def test_a_model_server_killed_under_load_loses_no_request(
@@ -190,9 +197,17 @@ def test_a_web_server_that_dies_is_started_again_on_the_same_port(
 
 
 def test_several_model_servers_share_the_work(start: Callable[..., Service], tiny_model: dict[str, str]) -> None:
-    service = start("--model-servers", "2", **tiny_model)
+    metrics = str(local_redis.free_port())
+    service = start("--model-servers", "2", **tiny_model, METRICS_PORT=metrics)
     wait_for(lambda: http("GET", f"{service.url}/readyz").json["model_servers"] == 2)
-    assert upload(f"{service.url}/predict", as_bytes(some_photo(), "JPEG")).status == 200
+    photo = as_bytes(some_photo(), "JPEG")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: upload(f"{service.url}/predict", photo).status, range(200)))
+    assert answers == [200] * 200
+    worked = [http("GET", f"http://127.0.0.1:{int(metrics) + i}/metrics").body.decode() for i in range(2)]
+    jobs = [float(page.split('model_jobs_total{end="answered"} ')[1].split()[0]) for page in worked]
+    assert sum(jobs) == 200
+    assert min(jobs) > 0
 
 
 def test_without_the_imagenet_weights_it_goes_on_with_random_ones_and_says_so(
@@ -206,6 +221,28 @@ def test_without_the_imagenet_weights_it_goes_on_with_random_ones_and_says_so(
     assert "random weights" in answer.json["warning"]
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(timeout=30) == 0
+
+
+def test_a_closed_terminal_stops_everything(start: Callable[..., Service], tiny_model: dict[str, str]) -> None:
+    service = start(**tiny_model)
+    everything = service.all_processes()
+    service.process.send_signal(signal.SIGHUP)
+    assert service.process.wait(timeout=30) == 0
+    assert gone(everything)
+
+
+def test_a_reader_that_is_gone_keeps_nothing_from_stopping(tiny_model: dict[str, str]) -> None:
+    port = str(local_redis.free_port())
+    environment = clean_environment() | tiny_model | {"WEB_PORT": port, "METRICS_PORT": "0"}
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "run_service.py")], env=environment, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        wait_for(lambda: is_up(f"http://127.0.0.1:{port}/readyz"))
+        everything = Service(process, "").all_processes()
+        process.stderr.close()  # as when `| tee` got the Ctrl-C as well
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        assert gone(everything)
 
 
 def test_what_a_server_refuses_ends_the_service_with_2(start: Callable[..., Service]) -> None:

@@ -10,6 +10,20 @@ local function lease_end(workers, worker)
   return tonumber(redis.call('ZSCORE', workers, worker) or '0')
 end
 
+-- Whether a worker's lease ran out. A name that is not even known (somebody deleted the set) becomes known again, as
+-- one that ran out: else nobody would look after its list.
+local function lost(processing, workers, worker, clock)
+  local ends = lease_end(workers, worker)
+  if ends == 0 and redis.call('LLEN', processing) > 0 then redis.call('ZADD', workers, clock, worker) end
+  return ends <= clock
+end
+
+-- By what a text is known again without sending all of it: its length, its first and its last bytes. An id stands
+-- at one end or the other.
+local function marks_of(text)
+  return #text .. ':' .. string.sub(text, 1, 100) .. string.sub(text, -100)
+end
+
 -- The id under which a job's attempts are counted. Decoding 270 kB of JSON is what the pattern saves;
 -- what is no job at all is counted too, by its digest, since it may be what kills the model servers.
 local function job_id(text)

@@ -11,7 +11,7 @@ local clock = now()
 local stamp = string.format('%.6f', clock)
 local moved = tonumber(ARGV[4])
 
-if lease_end(KEYS[3], ARGV[1]) <= clock then
+if lost(KEYS[2], KEYS[3], ARGV[1], clock) then
   if moved == 1 then redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') end
   return {-2, stamp}
 end

@@ -1,0 +1,208 @@
+"""The dead letters: jobs that were given up. Look at them, send them through the service once more, or drop them.
+
+    {image_queue}:dead -- list, show --> what failed, when, why; the image as a file
+                       -- requeue -----> the end of image_queue --> a model server --> the answer, under the job's id
+                       -- drop --------> nowhere
+
+    python dead_letters.py list
+    python dead_letters.py show 3f2b9c04 --save image.png
+    python dead_letters.py requeue 3f2b9c04      then: redis-cli get <the whole id>
+    python dead_letters.py requeue --all
+    python dead_letters.py drop 3f2b9c04
+
+An ID is a job's id, or what `list` shows in its place; its beginning will do, if it is the only one with it. Settings
+are the service's: REDIS_URL, IMAGE_QUEUE, IMAGE_WIDTH, IMAGE_HEIGHT. Exit status: 0; 1 if there is no such letter or
+it cannot be done; 2 for wrong settings, or a Redis that does not answer.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+import settings
+from serving import errors
+from serving.dead_letters import Letter, drop, find, read_letters, requeue, short_name
+from serving.job_queue import Job, JobQueue
+
+EXIT_NOT_DONE = 1
+WIDE_CHARACTERS = 1000  # for `| grep`: a line is cut off at the edge of a screen, not of a pipe
+MOST_GARBAGE_SHOWN_BYTES = 200
+
+
+def main() -> int:
+    """Do what the command line says; the exit status."""
+    arguments = parse_arguments()
+    config = settings.load()
+    try:
+        with contextlib.closing(JobQueue(config.redis_url, config.image_queue)) as queue:
+            queue.connect()
+            return run(arguments, queue, (config.image_height, config.image_width, 3))
+    except errors.QueueAway as error:
+        print(error, file=sys.stderr)
+    return settings.EXIT_WRONG_SETTING
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line: `verb`, and what belongs to it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | show | requeue | drop")
+    verb = verbs.add_parser("list", help="a line for each dead letter, oldest first")
+    verb.add_argument("--json", action="store_true", help="a JSON list, for machines")
+    verb = verbs.add_parser("show", help="all that is known of one")
+    verb.add_argument("id", metavar="ID")
+    verb.add_argument("--save", metavar="FILE.png", type=Path, help="write its image to this file")
+    for name, text in (
+        ("requeue", "put its job back at the end of the queue, as a new one"),
+        ("drop", "delete it, its job with it"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        which = verb.add_mutually_exclusive_group(required=True)
+        which.add_argument("id", metavar="ID", nargs="?", help="this one, or")
+        which.add_argument("--all", action="store_true", help="those that are there now, oldest first")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace, queue: JobQueue, shape: tuple[int, ...]) -> int:
+    """Read the letters, choose those that are meant, do it; the exit status. Raises QueueAway."""
+    letters = read_letters(queue)
+    match arguments.verb:
+        case "list":
+            print_json(letters) if arguments.json else print_table(letters)
+            return 0
+        case "show":
+            return show(named(arguments.id, letters), arguments.save, shape)
+    # What comes from now on is not meant by --all: nobody has seen it.
+    chosen = letters if arguments.all else [named(arguments.id, letters)]
+    if arguments.verb == "requeue":
+        return for_each(chosen, lambda letter: requeue(queue, letter), "requeued")
+    return for_each(chosen, lambda letter: drop(queue, letter), "dropped")
+
+
+def print_table(letters: Sequence[Letter]) -> None:
+    """Letters -> a table."""
+    if not letters:
+        print("There are no dead letters.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "when", "attempts", "size"):
+        table.add_column(name, no_wrap=True, justify="right" if name in ("attempts", "size") else "left")
+    table.add_column("reason")
+    for letter in letters:
+        row = short_name(letter, letters), moment(letter.at), str(letter.attempts), decimal(len(letter.job))
+        table.add_row(*row, Text(printable(letter.reason), no_wrap=True, overflow="ellipsis"))
+    console = Console(width=None if sys.stdout.isatty() else WIDE_CHARACTERS)
+    with console.capture() as lines:
+        console.print(table)
+    for line in lines.get().splitlines():
+        print(line.rstrip())  # rich fills them up to the longest
+
+
+def print_json(letters: Sequence[Letter]) -> None:
+    """Letters -> JSON: `name` is what the other commands take, `at` unix seconds, `size` the job's, in bytes."""
+    told = [
+        {
+            **{"name": letter.name, "id": letter.id, "digest": letter.digest},
+            **{"at": letter.at if math.isfinite(letter.at) else None, "attempts": letter.attempts},
+            **{"reason": letter.reason, "size": len(letter.job)},
+        }
+        for letter in letters
+    ]
+    print(json.dumps(told, indent=1))
+
+
+def show(letter: Letter, save_to: Path | None, shape: tuple[int, ...]) -> int:
+    """Letter -> its fields, a line each; its image -> the file, if there is to be one; the exit status."""
+    fields: dict[str, object] = {
+        **{"id": letter.id, "digest": letter.digest, "when": moment(letter.at)},
+        **{"attempts": letter.attempts, "reason": letter.reason, "size": f"{len(letter.job):,} bytes"},
+    }
+    try:
+        job = Job.from_text(letter.job)
+        fields |= {"dtype": job.dtype, "shape": job.shape, "deadline": moment(job.deadline), "reply to": job.reply_to}
+        fields |= {"image": f"{len(job.image):,} characters"}
+    except errors.BadJob as error:
+        fields |= {"no job": error, "it begins": ascii(letter.job[:MOST_GARBAGE_SHOWN_BYTES])[1:]}
+    for name, value in fields.items():
+        print(f"{name:<10}{'none' if value is None else printable(str(value))}")
+    return save(letter, save_to, shape) if save_to else 0
+
+
+def save(letter: Letter, path: Path, shape: tuple[int, ...]) -> int:
+    """Letter -> job -> pixels -> the file; the exit status."""
+    # Imported late: nothing else here needs numpy and Pillow.
+    import helpers
+    from serving.images import save_image
+
+    try:
+        job = Job.from_text(letter.job)
+        save_image(helpers.decode_image(job.image, shape_of(job, shape), job.dtype), path)
+        print(f"saved     {path}")
+        return 0
+    except (errors.BadJob, ValueError) as error:
+        print(f"There is no image to save: {printable(str(error))}.", file=sys.stderr)
+    except OSError as error:
+        print(f"{path} cannot be written: {error.strerror or error}.", file=sys.stderr)
+    return EXIT_NOT_DONE
+
+
+def shape_of(job: Job, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Height, width, 3, as the job tells it, else as `shape` does. Raises ValueError: not the shape of an image."""
+    told = job.shape or shape
+    height, width, channels = told[-3:] if len(told) in (3, 4) else (0, 0, 0)  # four, the first 1: the tutorial's
+    if channels != 3 or min(height, width) < 1:
+        raise ValueError(f"its shape is {told}")
+    return height, width, channels
+
+
+def for_each(letters: Sequence[Letter], act: Callable[[Letter], bool], done: str) -> int:
+    """Act on each letter by itself, say of each what came of it; the exit status."""
+    failed = 0
+    for letter in letters:
+        try:
+            problem = "" if act(letter) else "it has gone meanwhile"
+        except errors.BadJob as error:
+            problem = printable(str(error))
+        if problem:
+            print(f"{letter.name} cannot be {done}: {problem}", file=sys.stderr)
+        else:
+            print(f"{done} {letter.name}")
+        failed += bool(problem)
+    return EXIT_NOT_DONE if failed else 0
+
+
+def named(wanted: str, letters: Sequence[Letter]) -> Letter:
+    """The one letter with this name, or whose name alone begins so; exits if there is none, or more than one."""
+    found = find(letters, wanted)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        sys.exit(f'There is no dead letter "{printable(wanted)}". `list` shows those that there are.')
+    which = "\n".join(f"  {short_name(letter, letters)}  {moment(letter.at)}" for letter in found)
+    sys.exit(f'"{printable(wanted)}" may be any of {len(found)} dead letters:\n{which}')
+
+
+def moment(seconds: float) -> str:
+    """Unix seconds -> date and time here, as in the servers' logs."""
+    try:
+        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):  # NaN, infinity, the year 300,000
+        return "none"
+
+
+def printable(text: str) -> str:
+    """Text on one line, without what would steer the terminal: garbage may have written it."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+-- Strike a dead letter off, found by its text: its place in the list moves with each trim.
+-- KEYS: 1 dead
+-- ARGV: 1 the letter
+-- Returns 1; or 0 when the letter has gone
+return redis.call('LREM', KEYS[1], 1, ARGV[1])
