@@ -19,6 +19,9 @@ from serving import errors, gunicorn_server, http, images, uploads
 from serving.job_queue import JobQueue
 from serving.queue_client import QueueClient
 
+HOW_TO_SEND = (
+    "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
+)
 # What a multipart body holds besides the image: boundaries and headers.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 # No command here blocks in Redis, so that one which takes this long has failed.
@@ -65,27 +68,33 @@ def check_key(keys: list[str]) -> None:
 
 
 def read_upload(max_bytes: int) -> bytes:
-    """The bytes of the uploaded image: the multipart field `image`, or the raw body. Raises NoImage, TooLarge,
-    UnsupportedFormat."""
-    how = "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
-    if request.mimetype == "multipart/form-data":
-        boundary = request.mimetype_params.get("boundary", "")
-        upload = uploads.read_form_file(request.stream, boundary, "image", max_bytes)
-        if upload is None:
-            raise errors.NoImage(f"The form has no file field `image`. {how}")
-    elif request.mimetype.startswith("image/") or request.mimetype == "application/octet-stream":
-        upload = request.get_data(cache=False)
-    elif request.content_length in (None, 0):
-        raise errors.NoImage(f"There is no image in the request. {how}")
-    else:
-        raise errors.UnsupportedFormat(f"An upload of type {request.mimetype or 'unknown'!r} is not read. {how}")
+    """The bytes of the uploaded image. Raises NoImage, TooLarge, UnsupportedFormat."""
+    try:
+        upload = read_body(max_bytes)
+    except OSError as error:  # gunicorn's, of chunks that are none
+        raise errors.NoImage(f"The body cannot be read: {error}. Send it again.") from error
     if not upload:
-        raise errors.NoImage(f"The image is empty (0 bytes). {how}")
+        raise errors.NoImage(f"The image is empty (0 bytes). {HOW_TO_SEND}")
     if len(upload) > max_bytes:
         raise errors.TooLarge(
             f"The image has {len(upload):,} bytes; at most {max_bytes:,} are accepted. Make it smaller."
         )
     return upload
+
+
+def read_body(max_bytes: int) -> bytes:
+    """The multipart field `image`, or the raw body. Raises NoImage, UnsupportedFormat, or the server's OSError."""
+    if request.mimetype == "multipart/form-data":
+        boundary = request.mimetype_params.get("boundary", "")
+        upload = uploads.read_form_file(request.stream, boundary, "image", max_bytes)
+        if upload is None:
+            raise errors.NoImage(f"The form has no file field `image`. {HOW_TO_SEND}")
+        return upload
+    if request.mimetype.startswith("image/") or request.mimetype == "application/octet-stream":
+        return request.get_data(cache=False)
+    if request.content_length in (None, 0):
+        raise errors.NoImage(f"There is no image in the request. {HOW_TO_SEND}")
+    raise errors.UnsupportedFormat(f"An upload of type {request.mimetype or 'unknown'!r} is not read. {HOW_TO_SEND}")
 
 
 def read_answer(answer: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ bytes -- open: header only --> size checked -- decode --> upright, RGB, 8 bits -
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from serving.errors import TooLarge, UndecodableImage, UnsupportedFormat
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# Pillow's own limit is one number for the whole process and only warns; ours is the caller's, and refuses.
-Image.MAX_IMAGE_PIXELS = None
+# Half of what is refused, as Pillow sees it: there it would warn.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.ndarray:
@@ -29,7 +30,7 @@ def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.nd
         TooLarge: more than `max_pixels` pixels, by its header.
         UndecodableImage: truncated or corrupt.
     """
-    image = _open(data)
+    image = _open(data, max_pixels)
     if image.width * image.height > max_pixels:
         raise TooLarge(
             f"The image has {image.width}×{image.height} pixels; at most {max_pixels:,} are accepted. Make it smaller."
@@ -54,9 +55,16 @@ def save_image(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path, format="PNG")
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    # Pillow's own limit is for the whole process, and the error comes at twice its value. It is needed besides ours,
+    # since some formats fill a frame while they are opened.
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TooLarge(
+            f"The image has more than the {max_pixels:,} pixels that are accepted. Make it smaller."
+        ) from error
     except UnidentifiedImageError as error:
         raise UnsupportedFormat(
             f"This is not an image that can be read here. Send one of {', '.join(FORMATS)}."

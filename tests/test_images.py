@@ -130,7 +130,7 @@ def test_a_decompression_bomb_is_refused_from_its_header() -> None:
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)) + chunk(b"IEND", b"")
-    with pytest.raises(TooLarge, match="50000×50000"):
+    with pytest.raises(TooLarge, match="50,000,000 pixels"):
         decode(bomb)
 
 
