@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from serving.errors import BadJob, LeaseLost, QueueOutOfMemory
 from serving.job_queue import MOST_DEAD_LETTERS, SOCKET_TIMEOUT_SECONDS, Job, JobQueue, translated
 
-# How long a dead worker's name is looked after: far longer than a BLMOVE of its last moments can be under way.
-FORGET_WORKER_SECONDS = 60
+# How long a dead worker's name is looked after: longer than TCP goes on sending a BLMOVE of its last moments.
+FORGET_WORKER_SECONDS = 1200
 FORGET_ATTEMPTS_SECONDS = 24 * 3600
 MOST_REASON_CHARACTERS = 500
 # Longer than a job of 2896×2896 pixels. As JSON a byte may become six: more than 85 MB and Redis would refuse it.
