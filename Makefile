@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := *.py serving tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format stress clean
+.PHONY: help run test fuzz lint format stress clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
@@ -28,6 +28,9 @@ run: $(VENV)/.service ## start everything on this machine; ARGS="--model-servers
 
 test: $(VENV)/.dev ## run the tests; ARGS="-k queue"
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.dev ## thousands of mutated uploads and jobs; FUZZ_INPUTS=200000 for more
+	$(BIN)/python -m pytest -m fuzz tests/test_fuzz.py $(ARGS)
 
 lint: $(VENV)/.dev ## check style and types
 	$(BIN)/ruff check $(SOURCES)

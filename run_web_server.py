@@ -71,7 +71,7 @@ def read_upload(max_bytes: int) -> bytes:
     """The bytes of the uploaded image. Raises NoImage, TooLarge, UnsupportedFormat."""
     try:
         upload = read_body(max_bytes)
-    except OSError as error:  # gunicorn's, of chunks that are none
+    except gunicorn_server.BROKEN_BODY as error:
         raise errors.NoImage(f"The body cannot be read: {error}. Send it again.") from error
     if not upload:
         raise errors.NoImage(f"The image is empty (0 bytes). {HOW_TO_SEND}")
@@ -83,7 +83,7 @@ def read_upload(max_bytes: int) -> bytes:
 
 
 def read_body(max_bytes: int) -> bytes:
-    """The multipart field `image`, or the raw body. Raises NoImage, UnsupportedFormat, or the server's OSError."""
+    """The multipart field `image`, or the raw body. Raises NoImage, UnsupportedFormat, or gunicorn's BROKEN_BODY."""
     if request.mimetype == "multipart/form-data":
         boundary = request.mimetype_params.get("boundary", "")
         upload = uploads.read_form_file(request.stream, boundary, "image", max_bytes)

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
 from serving.errors import CannotStart
 
+# What reading a request's body raises when it breaks off, or has chunks that are none.
+BROKEN_BODY = (ParseException, OSError)
 STUCK_WORKER_SECONDS = 60
 # Longer than the 60 s after which the usual load balancers drop an idle connection: they must be first.
 KEEP_ALIVE_SECONDS = 75

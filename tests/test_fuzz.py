@@ -1,0 +1,371 @@
+"""What nobody should send: thousands of broken pictures, forms, requests and jobs, the same ones in every run.
+
+    fuzzing.py: number --> input --> the real code --> an answer that says what was wrong; never a crash
+
+`make fuzz` runs them, `FUZZ_INPUTS=200000 make fuzz` more of them. A failure names the number of its input:
+`fuzzing.mutated_picture(number)` makes it again.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fuzzing
+import hypothesis
+import numpy as np
+import pytest
+import redis
+from conftest import ROOT, Processes, RedisServer, as_bytes, http, is_up, new_job, output, some_photo, upload, wait_for
+from test_batching import Counts
+from test_web_server import PREDICTIONS, Answering
+
+import run_model_server
+from serving import local_redis
+from serving.batching import BatchLoop
+from serving.errors import NoImage
+from serving.job_queue import JobQueue
+from serving.predicting import BatchPredictor, Item
+from serving.queue_worker import QueueWorker
+from serving.uploads import read_form_file
+
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))
+INPUTS_A_PROCESS = 5000
+OVER_HTTP = 300
+# A tenth of the largest upload; and whatever this machine is, the next one may be half as fast.
+MOST_SECONDS_OF_A_TENTH = fuzzing.MOST_SECONDS / 20
+MOST_LOG_CHARACTERS = 10_000
+PHOTO = as_bytes(some_photo(), "JPEG")
+pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(120 + INPUTS // 50)]
+NOW = 1_800_000_000.0
+
+
+def run_fuzzing(*arguments: object, seconds: float, complain: bool = False) -> subprocess.CompletedProcess[str]:
+    silent = [] if complain else ["-W", "ignore"]
+    command = [sys.executable, *silent, str(ROOT / "tests" / "fuzzing.py"), *map(str, arguments)]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # else its threads alone take what memory is allowed
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def how_it_died(ended: subprocess.CompletedProcess[str]) -> str:
+    if ended.returncode == -signal.SIGPROF:
+        return "it took longer than allowed"
+    return signal.Signals(-ended.returncode).name if ended.returncode < 0 else ended.stderr
+
+
+# Pictures.
+
+
+def test_every_broken_picture_is_decoded_or_refused(tmp_path: Path) -> None:
+    def run(first: int) -> dict[str, Any]:
+        now_at, count = tmp_path / str(first), min(INPUTS_A_PROCESS, INPUTS - first)
+        ended = run_fuzzing("numbers", first, count, now_at, seconds=60 + count / 20)
+        if ended.returncode != 0:
+            (number,) = struct.unpack("<Q", now_at.read_bytes())
+            pytest.fail(f"picture {number} ended the process: {how_it_died(ended)}")
+        return json.loads(ended.stdout)
+
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(run, range(0, INPUTS, INPUTS_A_PROCESS)))
+    ends = sum((Counter(report["ends"]) for report in reports), Counter())
+    peak, slowest = max(report["megabytes"] for report in reports), max(report["slowest"] for report in reports)
+    print(f"{INPUTS} pictures: {dict(ends)}; slowest {slowest}; peak {peak:.0f} MB")  # `-rP` shows it
+    bad = [bad for report in reports for bad in report["bad"]]
+    assert not bad, "\n".join(map(str, bad))
+    assert ends.total() == INPUTS
+    # The inputs are worth their time: each end is met often.
+    assert set(ends) == {"decoded", "UnsupportedFormat", "TooLarge", "UndecodableImage"}
+    assert min(ends["decoded"], ends["UnsupportedFormat"], ends["UndecodableImage"]) > INPUTS / 10
+
+
+ALPHA = "images._to_rgb: the image, its RGBA copy and the premultiplied copy of that live at once: 612 MB"
+KNOWN = {
+    "PNG, clear": ALPHA,
+    "PNG, with a clear colour": ALPHA,
+    "PNG, a pixel wide": "rows and resize's weights take 50 bytes for each pixel of length: 2.6 GB for 1×50,000,000",
+    "WebP": "its decoder holds two canvases, Pillow one more as bytes and one as image: 16 bytes a pixel, 801 MB",
+    "TIFF, its tile larger than itself": "libtiff unpacks a whole tile, whose size nobody checks: any number of MB",
+    "JPEG of scans": "libjpeg goes over all pixels once for each of 200,000 scans: 16 MiB take 17 minutes, or hours",
+    "JPEG of EXIFs": "Pillow joins EXIF segments one by one, which is quadratic: 16 MiB take 10 minutes",
+    "JPEG of padding": "a read in Python for each byte of padding between markers: 16 MiB take 11 s",
+    "PNG of colour profiles": "each unpacks to a megabyte: 16 MiB take 40 s",
+    "BMP of short lines": "Pillow reads run lengths in Python, without letting go of the interpreter: 14 s",
+    "TIFF of strips": "some Python objects for each of 8 million strips: 16 MiB take 60 s and 2.7 GB",
+    "TIFF of broken tags": "Pillow warns of each tag: one upload of 700 kB writes 12 MB to the log",
+}
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test; those that are known to fail must fail, until they are mended."""
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=KNOWN[name]))
+        if name in KNOWN
+        else name
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", cases(fuzzing.LARGE))
+def test_the_largest_picture_allowed_fits_into_memory(name: str, tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(fuzzing.LARGE[name]())
+    ended = run_fuzzing("file", tmp_path / "picture", fuzzing.MOST_SECONDS, seconds=60)
+    assert ended.returncode == 0, how_it_died(ended)
+    report = json.loads(ended.stdout)
+    assert report["megabytes"] <= fuzzing.MOST_MEGABYTES, report
+
+
+@pytest.mark.parametrize("name", cases(fuzzing.LONG))
+def test_no_picture_takes_long_to_read_or_floods_the_log(name: str, tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(fuzzing.LONG[name]())
+    ended = run_fuzzing("file", tmp_path / "picture", MOST_SECONDS_OF_A_TENTH, seconds=60, complain=True)
+    assert ended.returncode == 0, how_it_died(ended)
+    assert len(ended.stderr) <= MOST_LOG_CHARACTERS
+
+
+# Forms and requests.
+
+
+def test_every_broken_form_is_read_or_refused() -> None:
+    ends: Counter[str] = Counter()
+    for number in range(INPUTS):
+        kind, body = fuzzing.mutated_form(number)
+        boundary = kind.partition("boundary=")[2]
+        try:
+            found = read_form_file(io.BytesIO(body), boundary, "image", fuzzing.MOST_UPLOAD_BYTES)
+        except NoImage:
+            ends["refused"] += 1
+        else:
+            assert found is None or isinstance(found, bytes), number
+            ends["empty" if found is None else "read"] += 1
+    print(ends)
+    assert min(ends.values()) > INPUTS / 100, ends
+
+
+@pytest.fixture
+def service(processes: Processes, redis_server: RedisServer) -> Iterator[str]:
+    """The address of a web server whose queue is answered."""
+    port = str(local_redis.free_port())
+    processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", REQUEST_TIMEOUT_SECONDS="10")
+    url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: is_up(f"{url}/healthz"))
+    stand_in = Answering(redis_server.url)
+    wait_for(lambda: is_up(f"{url}/readyz"))
+    yield url
+    stand_in.stop()
+
+
+def test_no_broken_upload_is_the_servers_fault(service: str, processes: Processes) -> None:
+    url = f"{service}/predict"
+    statuses: Counter[int] = Counter()
+    for number in range(OVER_HTTP):
+        kind, data = fuzzing.mutated_form(number)
+        if number % 3 == 0:
+            _, data = fuzzing.mutated_picture(number)
+            kind = "image/png"
+        if number % 3 == 1:
+            answer = upload(url, fuzzing.mutated_picture(number)[1])
+        else:
+            answer = http("POST", url, data, Content_Type=kind)
+        statuses[answer.status] += 1
+        assert answer.status < 500, (number, kind, answer.body)
+        assert answer.json["success"] == (answer.status == 200), number
+    print(statuses)
+    assert {200, 400, 415, 422} <= statuses.keys(), statuses
+    assert_unharmed(url, processes)
+
+
+def assert_unharmed(url: str, processes: Processes) -> None:
+    assert upload(url, PHOTO).json == {"success": True, "predictions": PREDICTIONS}
+    log = output(processes.running[-1])
+    assert processes.running[-1].poll() is None
+    assert log.count("Booting worker") == 1, log  # the process that began is the one that answered
+    assert "Traceback" not in log, log
+
+
+@pytest.mark.parametrize("framing", cases(("by length", "chunked")))
+def test_no_broken_request_is_the_servers_fault(service: str, processes: Processes, framing: str) -> None:
+    port = int(service.rsplit(":", 1)[1])
+    statuses: Counter[int | None] = Counter()
+    faults = []
+    for number in range(OVER_HTTP):
+        status = send(port, fuzzing.mutated_request(number, chunked=framing == "chunked"))
+        statuses[status] += 1
+        # 501 is gunicorn's answer to a transfer coding that it does not know, as HTTP has it.
+        if status is not None and status >= 500 and status != 501:
+            faults.append(number)
+    print(statuses)
+    assert faults == []
+    assert_unharmed(f"{service}/predict", processes)
+
+
+def send(port: int, request: bytes) -> int | None:
+    """The status of the answer; None where the server hangs up on what is no HTTP."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=fuzzing.MOST_SECONDS) as connection:
+        try:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+        except TimeoutError:
+            raise
+        except OSError:
+            pass  # the server has hung up; what did it say before?
+        with contextlib.suppress(ConnectionResetError):  # refused before it was read to its end
+            while piece := connection.recv(65536):
+                answer += piece
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else None
+
+
+# Jobs.
+
+
+def read_job(text: bytes) -> Item:
+    return run_model_server.read_job(text, 0, fuzzing.JOB_SHAPE, NOW)
+
+
+def end_of(item: Item) -> str:
+    if item.failure is not None:
+        return "failed"
+    return "answered" if item.pixels is not None and item.deadline > NOW else "dropped"
+
+
+# A signalling NaN makes numpy warn before it is refused.
+nan_warns = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+
+@nan_warns
+def test_every_broken_job_becomes_an_item() -> None:
+    ends: Counter[str] = Counter()
+    for number in range(INPUTS):
+        text = fuzzing.mutated_job(number)
+        item = read_job(text)
+        assert isinstance(item, Item), number
+        assert item.text == text
+        ends[end_of(item)] += 1
+        if item.pixels is not None:
+            assert (item.pixels.shape, item.pixels.dtype) == (fuzzing.JOB_SHAPE, np.uint8), number
+            assert item.failure is None, number
+        if item.failure is not None:
+            assert item.failure.strip(), number
+            ended = item.ends(failure=item.failure)
+            assert json.loads(ended.reply() or "")["error"], number
+            letter = json.loads(ended.to_dead_letter(0.0).encode())
+            assert letter["job"].encode("utf-8", "surrogateescape") == text, number
+    print(ends)
+    assert min(ends[end] for end in ("answered", "failed", "dropped")) > INPUTS / 100, ends
+
+
+def answer_mean(pixels: np.ndarray) -> list[str]:
+    return [json.dumps([{"label": str(int(image.sum())), "probability": 1.0}]) for image in pixels]
+
+
+@pytest.fixture
+def model_server(queue: JobQueue) -> Iterator[Counts]:
+    """A loop with the real reader of jobs; what it counts."""
+
+    def join() -> QueueWorker:
+        worker = QueueWorker(queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60)
+        worker.join()
+        return worker
+
+    counts = Counts()
+    loop = BatchLoop(
+        join=join,
+        read=lambda text, attempts: run_model_server.read_job(text, attempts, fuzzing.JOB_SHAPE, NOW),
+        predictor=BatchPredictor(answer_mean, lambda: NOW, counts, 8),
+        observer=counts,
+        wait_seconds=0.2,
+        lease_seconds=30,
+    )
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    yield counts
+    loop.stop()
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+
+
+@nan_warns
+def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
+    raw: redis.Redis, queue: JobQueue, model_server: Counts
+) -> None:
+    raw.set("precious", "untouched")
+    raw.rpush("precious list", "untouched")
+    foreign = raw.pubsub(ignore_subscribe_messages=True)
+    foreign.subscribe("precious", "__keyspace@0__:x")
+    pushed = 0
+    for first in range(0, 500, 100):  # fewer than the list of dead letters keeps
+        bad = [fuzzing.mutated_job(number) for number in range(first, first + 100)]
+        good = [
+            new_job(image=base64.b64encode(fuzzing.good_pixels(number)).decode(), shape=fuzzing.JOB_SHAPE)
+            for number in range(20)
+        ]
+        expected = Counter(end_of(read_job(text)) for text in bad) + Counter(answered=len(good))
+        before = Counter(model_server.ends)
+        for number, job in enumerate(good):
+            raw.rpush("image_queue", *bad[number * 5 : number * 5 + 5], job.to_text())
+        pushed += len(bad) + len(good)
+        wait_for(lambda: len(model_server.ends) == pushed)  # noqa: B023
+        assert Counter(model_server.ends) - before == expected, first
+        answers = [json.loads(raw.get(job.id) or "null")[0]["label"] for job in good]
+        assert answers == [str(sum(fuzzing.good_pixels(number))) for number in range(20)]
+        letters = raw.lrange(queue.dead, 0, -1)
+        assert len(letters) == expected["failed"]
+        failed = Counter(text for text in bad if end_of(read_job(text)) == "failed")
+        assert Counter(json.loads(letter)["job"].encode("utf-8", "surrogateescape") for letter in letters) == failed
+        raw.delete(queue.dead)
+    assert raw.get("precious") == b"untouched"
+    assert raw.lrange("precious list", 0, -1) == [b"untouched"]
+    assert [foreign.get_message(timeout=0.05) for _ in range(5)] == [None] * 5  # the first two: it has subscribed
+    foreign.close()
+    ours = {queue.served, queue.workers, "precious", "precious list"}
+    others = [key.decode() for key in raw.keys("*") if key.decode() not in ours]
+    assert [key for key in others if not fuzzing.UUID.fullmatch(key)] == []  # hence no queue, no processing list
+
+
+# The description of the service.
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+)
+
+
+def test_every_answer_is_as_the_description_says(service: str, processes: Processes) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    schemathesis.checks.load_all_checks()
+    checks = schemathesis.checks.CHECKS.get_by_names(CHECKS)
+    schema = schemathesis.openapi.from_url(f"{service}/openapi.json")
+    statuses: Counter[tuple[str, int]] = Counter()
+    for operation in (result.ok() for result in schema.get_all_operations()):
+
+        @hypothesis.settings(
+            max_examples=50,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            answer = case.call()
+            statuses[case.operation.path, answer.status_code] += 1
+            case.validate_response(answer, checks=checks)
+
+        ask()
+    print(statuses)
+    assert_unharmed(f"{service}/predict", processes)
