@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from serving.errors import TooLarge, UndecodableImage, UnsupportedFormat
 
@@ -17,6 +17,30 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Half of what is refused, as Pillow sees it: there it would warn.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+# Of each broken tag of up to 65,535 in a file. Uncompressed TIFFs, too, are for libtiff to read: Pillow's own way makes
+# some objects for each strip.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+TiffImagePlugin.READ_LIBTIFF = True
+
+MOST_HEADER_READS = 5_000  # each marker, chunk, tag or block costs Pillow a few, in Python; a photo takes dozens
+MOST_SIDE_PIXELS = 65_535  # as JPEG has it: resizing takes 32 bytes for each pixel of length
+MOST_SCANNED_PIXELS = 5_000_000_000  # a progressive JPEG has about ten scans, each of which goes over all pixels
+MOST_PROFILES = 10  # of a PNG, which may have one; each unpacks to a megabyte
+RUN_LENGTHS = (1, 2)  # compressions of BMP, which Pillow reads in Python, byte by byte
+
+
+class _Upload(io.BytesIO):
+    """The bytes of an upload, whose header may not be read without end."""
+
+    reads_left: float = MOST_HEADER_READS
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise OSError("it has too many parts")
+        return super().read(size)
 
 
 def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.ndarray:
@@ -31,10 +55,7 @@ def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.nd
         UndecodableImage: truncated or corrupt.
     """
     image = _open(data, max_pixels)
-    if image.width * image.height > max_pixels:
-        raise TooLarge(
-            f"The image has {image.width}×{image.height} pixels; at most {max_pixels:,} are accepted. Make it smaller."
-        )
+    _refuse_costly(image, data, max_pixels)
     try:
         # A JPEG decodes straight to 1/2, 1/4 or 1/8 of its size, never below what is asked for.
         image.draft("RGB", (width, height))
@@ -50,17 +71,44 @@ def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.nd
         ) from error
 
 
+def _refuse_costly(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
+    """What the header says would take more memory or time than its size tells."""
+    pixels = image.width * image.height
+    if image.format == "WEBP":  # its decoder takes 16 to 20 bytes a pixel, others 8
+        max_pixels //= 2
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # libtiff decodes a whole tile, however small the image is
+        tags = image.tag_v2  # a length that is missing is the image's
+        tile = [
+            tags.get(TiffImagePlugin.TILEWIDTH, tags[TiffImagePlugin.IMAGEWIDTH]),
+            tags.get(TiffImagePlugin.TILELENGTH, tags[TiffImagePlugin.IMAGELENGTH]),
+        ]
+        pixels = max(pixels, tile[0] * tile[1]) if all(isinstance(length, int) for length in tile) else max_pixels + 1
+    if pixels > max_pixels or max(image.size) > MOST_SIDE_PIXELS:
+        raise TooLarge(
+            f"The image has {image.width}×{image.height} pixels; at most {max_pixels:,} are accepted, and "
+            f"{MOST_SIDE_PIXELS:,} on a side. Make it smaller."
+        )
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") * pixels > MOST_SCANNED_PIXELS:
+        raise TooLarge("The JPEG has too many scans for its size. Save it as another one.")
+    if image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS:
+        raise UnsupportedFormat("A BMP with run lengths is not read here. Save it without, or as PNG.")
+    if isinstance(image.fp, _Upload):
+        image.fp.reads_left = float("inf")
+
+
 def save_image(pixels: np.ndarray, path: Path) -> None:
     """Write pixels (height, width, 3), uint8 0..255, RGB, to a PNG file, exactly. Raises OSError."""
     Image.fromarray(pixels).save(path, format="PNG")
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    if data.startswith(b"\x89PNG") and data.count(b"iCCP") > MOST_PROFILES:
+        raise UndecodableImage("The PNG has too many colour profiles. It may be corrupt; send it again.")
     # Pillow's own limit is for the whole process, and the error comes at twice its value. It is needed besides ours,
     # since some formats fill a frame while they are opened.
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(_Upload(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise TooLarge(
             f"The image has more than the {max_pixels:,} pixels that are accepted. Make it smaller."
@@ -69,6 +117,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise UnsupportedFormat(
             f"This is not an image that can be read here. Send one of {', '.join(FORMATS)}."
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # a header of a known format that makes no sense
         raise UndecodableImage(
             f"The image's header cannot be read: {error}. It may be corrupt; send it again."
@@ -80,7 +130,9 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _to_8_bits(image, size).convert("RGB")
     if image.has_transparency_data:
-        small = image.convert("RGBA").resize(size, Image.Resampling.BICUBIC)
+        clear = image.convert("RGBA")
+        image.close()  # frees its pixels before the resize makes another copy
+        small = clear.resize(size, Image.Resampling.BICUBIC)
         return Image.alpha_composite(Image.new("RGBA", size, "white"), small).convert("RGB")
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
