@@ -1,7 +1,10 @@
 """The connection to Redis: REDIS_URL -> a client, its errors -> ours. The only module that knows the Redis library."""
 
 import contextlib
+import os
 from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -13,8 +16,30 @@ from serving.errors import QueueAway, QueueOutOfMemory
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 3.0
 REDIS_URL_HELP = (
-    "Set it to a running Redis 6.2 or newer: redis://[:password@]host:port/db, rediss:// (TLS), unix://path"
+    "Set it to a running Redis 6.2 or newer: redis://[[user]:password@]host:port/db, rediss:// (TLS), unix://path"
 )
+FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_OTHER_HOST = "its certificate is for another host name"
+_UNKNOWN_CA = "its certificate is of no CA known here; give the CA's: ?ssl_ca_certs=/path/ca.pem"
+_CUT_OFF = (
+    "it cuts the connection off; does it speak only TLS (rediss://) on this port, or want a client's certificate "
+    "(?ssl_certfile=/path/my.pem&ssl_keyfile=/path/my.key)?"
+)
+# What an error's own words leave open: words of it -> what it means for REDIS_URL.
+HINTS = {
+    "NOAUTH": "it asks for a password",
+    "WRONGPASS": "it refuses the user or the password",
+    "Hostname mismatch": _OTHER_HOST,
+    "IP address mismatch": _OTHER_HOST,
+    "local issuer certificate": _UNKNOWN_CA,
+    "self-signed certificate": _UNKNOWN_CA,
+    "CERTIFICATE_REQUIRED": _CUT_OFF,
+    "EOF occurred": _CUT_OFF,
+    "Connection closed by server": _CUT_OFF,
+    "reset by peer": _CUT_OFF,
+    "WRONG_VERSION_NUMBER": "it speaks no TLS on this port",
+    "Timeout connecting": "nobody answers there; with rediss:// perhaps since it speaks no TLS on this port",
+}
 
 
 def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> redis.Redis:
@@ -25,6 +50,7 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> redis.Redis
     """
     keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
+        _check_address(url)
         client = redis.Redis.from_url(
             url,
             socket_timeout=timeout_seconds,
@@ -33,7 +59,8 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> redis.Redis
             **keepalive,
         )
         client.connection_pool.make_connection()  # not connected yet, but its options are checked
-    except (ValueError, TypeError) as error:
+        _check_files(client.connection_pool.connection_kwargs)
+    except (ValueError, TypeError, redis.exceptions.RedisError) as error:
         raise QueueAway(f"REDIS_URL cannot be understood: {error}. {REDIS_URL_HELP}") from error
     return client
 
@@ -49,9 +76,39 @@ def check(client: redis.Redis) -> None:
         with translated():
             version = str(client.info("server")["redis_version"])
     except QueueAway as error:
-        raise QueueAway(f"REDIS_URL: {error.__cause__}. {REDIS_URL_HELP}") from error
+        raise QueueAway(f"REDIS_URL: {_explain(error.__cause__)}. {REDIS_URL_HELP}") from error
     if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
         raise QueueAway(f"REDIS_URL: this is Redis {version}. {REDIS_URL_HELP}")
+
+
+def _check_address(url: str) -> None:
+    """Raises ValueError in words that quote nothing: an error of the library's may quote a part of the password."""
+    try:
+        parts = urlsplit(url)
+        readable = parts.port != 0 and "@" not in parts.path + parts.query + parts.fragment
+    except ValueError:
+        readable = False
+    if not readable:
+        raise ValueError(
+            "it is not scheme://user:password@host:port/db. In a user, a password or a path "
+            "/ is written %2F, ? %3F, # %23, @ %40, % %25"
+        ) from None
+
+
+def _check_files(options: dict[str, Any]) -> None:
+    """Raises ValueError; the library would name neither the option nor the file, and only as it connects."""
+    for name in FILES:
+        path = options.get(name)
+        if path is not None and not os.access(path, os.R_OK):
+            raise ValueError(f"{name}={path} cannot be read")
+
+
+def _explain(error: BaseException | None) -> str:
+    says = str(error).rstrip(".")
+    # The library takes the code, with which Redis's errors begin, out of their words.
+    known = f"{getattr(error, 'status_code', '')} {says}"
+    hint = next((hint for words, hint in HINTS.items() if words in known), None)
+    return f"{hint} ({says})" if hint else says
 
 
 @contextlib.contextmanager
