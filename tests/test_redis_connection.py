@@ -1,16 +1,21 @@
 """The ways to Redis, each with a real server: TLS, users with few rights, a primary that changes."""
 
+import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 import trustme
-from conftest import Processes, RedisServer, as_bytes, is_up, some_photo, upload, wait_for
+from conftest import ROOT, Processes, RedisServer, as_bytes, is_up, new_job, some_photo, upload, wait_for
 
-from serving import local_redis
+from serving import dead_letters, local_redis
 from serving.errors import QueueAway
-from serving.job_queue import JobQueue
+from serving.job_queue import Job, JobQueue
+from serving.queue_client import QueueClient
+from serving.queue_worker import Outcome, QueueWorker, end_leases
 
 PASSWORD = "a-secret-of-redis"
 
@@ -123,6 +128,102 @@ def test_a_photo_is_answered_over_tls(tls_server: TlsServer, tiny_model: dict[st
         assert upload(f"http://127.0.0.1:{port}/predict", as_bytes(some_photo(), "JPEG")).status == 200
     finally:
         with_tls.end()
+
+
+# A user with no more rights than the documentation names
+
+
+def documented_rights() -> list[str]:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    (block,) = re.findall(r"^ACL SETUSER classification on >password\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+    return block.split()
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    server.client.execute_command("ACL", "SETUSER", "classification", "on", f">{PASSWORD}", *documented_rights())
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def as_user(shared_server: RedisServer) -> Iterator[JobQueue]:
+    shared_server.client.flushall()
+    queue = JobQueue(f"redis://classification:{PASSWORD}@127.0.0.1:{shared_server.port}/1", "image_queue")
+    queue.connect()
+    yield queue
+    queue.close()
+
+
+def worker_of(queue: JobQueue, **changes: object) -> QueueWorker:
+    options = {"lease_seconds": 10.0, "max_attempts": 3, "result_ttl_seconds": 60} | changes
+    worker = QueueWorker(queue, **options)  # type: ignore[arg-type]
+    worker.join()
+    return worker
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
+    shared_server: RedisServer, as_user: JobQueue, listens: bool
+) -> None:
+    worker = worker_of(as_user)
+    client = QueueClient(as_user, max_queue_length=10, poll_seconds=60 if listens else 0.05)
+    if listens:
+        client.start()
+        wait_for(lambda: shared_server.client.pubsub_channels("{image_queue}:answered:*"))
+
+    def serve() -> None:
+        (text,) = worker.take(1, wait_seconds=5).jobs
+        job = Job.from_text(text)
+        worker.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]')])
+
+    threading.Thread(target=serve).start()
+    assert client.ask("AAAA", "uint8", (1, 1, 3), timeout_seconds=10) == '["yes"]'
+    assert worker.leave() == 0
+
+
+def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_letters(as_user: JobQueue) -> None:
+    QueueClient(as_user, max_queue_length=10, poll_seconds=1).submit(new_job())
+    worker = worker_of(as_user, max_attempts=2)
+    for _ in range(2):  # the second time it comes back once, and runs alone
+        dead = worker_of(as_user, max_attempts=2)
+        assert dead.take(2).jobs
+        as_user.redis.zadd(as_user.workers, {dead.name: as_user.now() - 1})
+        worker.return_expired()
+    (letter,) = dead_letters.read_letters(as_user)
+    assert dead_letters.requeue(as_user, letter)
+    (text,) = worker.take(1).jobs
+    worker.answer([Outcome(text, Job.from_text(text).id, failure="bad")])
+    assert dead_letters.drop(as_user, *dead_letters.read_letters(as_user))
+    end_leases(as_user, 1)
+    assert worker.leave() == 0
+
+
+def test_the_documented_rights_name_every_command_of_the_scripts() -> None:
+    scripts = "".join(path.read_text() for path in (ROOT / "serving" / "lua").glob("*.lua"))
+    commands = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
+    # What Python sends by itself.
+    commands |= {"info", "select", "time", "eval", "subscribe", "get", "mget", "unlink"}
+    commands |= {"blmove", "llen", "lrange", "lrem", "zrangebyscore", "zadd"}
+    assert {right[1:] for right in documented_rights() if right.startswith("+")} == commands
+
+
+def test_the_documented_rights_are_for_nothing_else(as_user: JobQueue) -> None:
+    client = as_user.redis
+    for command in ("KEYS *", "FLUSHALL", "CONFIG GET *", "GET another", "PUBLISH another x", "ACL LIST"):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*command.split())
+    with pytest.raises(redis.exceptions.NoPermissionError), client.pubsub() as pubsub:
+        pubsub.subscribe("another")
+        pubsub.get_message(timeout=5)
+
+
+def test_a_missing_right_and_a_wrong_user_are_named(shared_server: RedisServer) -> None:
+    port = shared_server.port
+    assert "refuses the user or the password" in refusal(f"redis://nobody:{PASSWORD}@127.0.0.1:{port}/0")
+    shared_server.client.execute_command("ACL", "SETUSER", "poor", "on", f">{PASSWORD}", "+ping")
+    assert "'info' command" in refusal(f"redis://poor:{PASSWORD}@127.0.0.1:{port}/0")
 
 
 # The URL
