@@ -15,6 +15,7 @@ from serving.errors import QueueAway, QueueOutOfMemory
 # Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 3.0
+_OF_A_REPLICA = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 REDIS_URL_HELP = (
     "Set it to a running Redis 6.2 or newer: redis://[[user]:password@]host:port/db, rediss:// (TLS), unix://path"
 )
@@ -42,6 +43,24 @@ HINTS = {
 }
 
 
+class _ReconnectingRedis(redis.Redis):
+    """A client that stays with no replica: where its address leads by now, there is the primary.
+
+    A primary that was demoted keeps its connections, and answers each write with an error: for ever, if nobody looks.
+    """
+
+    def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+        try:
+            return super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
+        except redis.exceptions.ResponseError as error:
+            # Redis 6.2 says it of a script in the midst of the error's words.
+            if not isinstance(error, _OF_A_REPLICA) and "-READONLY" not in str(error):
+                raise
+            # The idle ones as well: reads would go on being answered there, with what is old.
+            self.connection_pool.disconnect(inuse_connections=False)
+            raise redis.exceptions.ConnectionError("this Redis is a replica by now, and takes no writes") from error
+
+
 def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> redis.Redis:
     """A client, not connected yet; with `resend` a command whose connection broke is sent once more.
 
@@ -51,7 +70,7 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> redis.Redis
     keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     try:
         _check_address(url)
-        client = redis.Redis.from_url(
+        client: redis.Redis = _ReconnectingRedis.from_url(
             url,
             socket_timeout=timeout_seconds,
             socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,

