@@ -33,6 +33,7 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "redis://localhost:6379/0",
+        repr=False,  # it may hold a password
         pattern=r"^(rediss?(\+sentinel)?|unix)://",
         description="where Redis is: redis://host:port/db, rediss:// (TLS), unix://path, "
         "redis+sentinel://host:port,host:port/service_name/db",

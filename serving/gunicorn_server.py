@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import InvalidHeader, InvalidRequestLine, ParseException
 from gunicorn.workers.gthread import ThreadWorker
 
 from serving.errors import CannotStart
@@ -92,6 +92,14 @@ class _Worker(ThreadWorker):  # type: ignore[misc]
         if not enabled and not self.alive:
             for listener in self.sockets:
                 listener.close()
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        # Logged as it came, a line with a forgotten colon would tell the key: `Authorization Bearer …`.
+        if isinstance(exc, InvalidHeader):
+            exc.hdr = "(hidden)"
+        if isinstance(exc, InvalidRequestLine):
+            exc.req = "(hidden)"
+        super().handle_error(req, client, addr, exc)
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
