@@ -169,9 +169,9 @@ def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
     shared_server: RedisServer, as_user: JobQueue, listens: bool
 ) -> None:
     worker = worker_of(as_user)
-    client = QueueClient(as_user, max_queue_length=10, poll_seconds=60 if listens else 0.05)
+    client = QueueClient(as_user, max_queue_length=10, poll_seconds=60 if listens else 0.05, timeout_seconds=10)
+    client.start()
     if listens:
-        client.start()
         wait_for(lambda: shared_server.client.pubsub_channels("{image_queue}:answered:*"))
 
     def serve() -> None:
@@ -180,12 +180,12 @@ def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
         worker.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]')])
 
     threading.Thread(target=serve).start()
-    assert client.ask("AAAA", "uint8", (1, 1, 3), timeout_seconds=10) == '["yes"]'
+    assert client.ask("AAAA", "uint8", (1, 1, 3)) == '["yes"]'
     assert worker.leave() == 0
 
 
 def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_letters(as_user: JobQueue) -> None:
-    QueueClient(as_user, max_queue_length=10, poll_seconds=1).submit(new_job())
+    QueueClient(as_user, max_queue_length=10, poll_seconds=1).submit(new_job().to_text())
     worker = worker_of(as_user, max_attempts=2)
     for _ in range(2):  # the second time it comes back once, and runs alone
         dead = worker_of(as_user, max_attempts=2)
@@ -252,13 +252,13 @@ def test_a_primary_that_was_demoted_is_left_like_a_lost_connection(
         connection = queue.redis.client_id()
         server.client.replicaof("127.0.0.1", other.port)
         with pytest.raises(QueueAway) as caught:
-            client.submit(new_job())
+            client.submit(new_job().to_text())
         assert "is a replica by now" in str(caught.value.__cause__)
         assert queue.redis.client_id() != connection
         with pytest.raises(QueueAway):
             worker.take(1)
         server.client.replicaof("NO", "ONE")
-        client.submit(new_job())
+        client.submit(new_job().to_text())
         worker.join()
         assert len(worker.take(1).jobs) == 1
     finally:
