@@ -33,8 +33,10 @@ class Settings(BaseSettings):
 
     redis_url: str = Field(
         "redis://localhost:6379/0",
-        pattern=r"^(redis|rediss|unix)://",
-        description="where Redis is: redis://host:port/db, rediss:// (TLS), unix://path",
+        repr=False,  # it may hold a password
+        pattern=r"^(rediss?(\+sentinel)?|unix)://",
+        description="where Redis is: redis://host:port/db, rediss:// (TLS), unix://path, "
+        "redis+sentinel://host:port,host:port/service_name/db",
     )
     image_queue: str = Field("image_queue", pattern=r"^[^{}\s]+$", description="name of the Redis list of waiting jobs")
     image_width: int = Field(224, ge=1, le=4096, description="width of the model's input, pixels")

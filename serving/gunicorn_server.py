@@ -16,7 +16,7 @@ from typing import Any
 
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import InvalidHeader, InvalidRequestLine, ParseException
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
@@ -174,6 +174,14 @@ class _Worker(ThreadWorker):  # type: ignore[misc]
                 while self.nr_conns < self.worker_connections and _is_readable(listener, 0):
                     self.accept(listener)
                 listener.close()
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        # Logged as it came, a line with a forgotten colon would tell the key: `Authorization Bearer …`.
+        if isinstance(exc, InvalidHeader):
+            exc.hdr = "(hidden)"
+        if isinstance(exc, InvalidRequestLine):
+            exc.req = "(hidden)"
+        super().handle_error(req, client, addr, exc)
 
 
 def _is_readable(connection: socket.socket, timeout_seconds: float) -> bool:

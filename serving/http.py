@@ -92,7 +92,8 @@ def add_errors(app: Flask) -> None:
     @app.errorhandler(ServiceError)
     def service_error(error: ServiceError) -> tuple[Response, int, dict[str, str]]:
         if error.__cause__ is not None and error.status >= 500:
-            log.warning("%s %s: %r", request.method, request.path, error.__cause__)
+            # Not its repr: of Redis's errors that names no more than the class.
+            log.warning("%s %s: %s: %s", request.method, request.path, type(error.__cause__).__name__, error.__cause__)
         headers = {}
         if isinstance(error, Unavailable):
             headers["Retry-After"] = str(error.retry_after_seconds)

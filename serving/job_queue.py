@@ -1,5 +1,5 @@
-"""The queue that web servers and model servers share: its keys, its jobs, its connection. Only here is Redis known;
-`queue_client` (the web server's side) and `queue_worker` (the model server's) speak through `JobQueue`.
+"""The queue that web servers and model servers share: its keys, its jobs, its verbs. `queue_client` (the web server's
+side) and `queue_worker` (the model server's) speak through `JobQueue`; the connection is `redis_connection`'s.
 
 Every key (Q is the queue's name; the braces put all but the answers into one slot of a Redis cluster):
 
@@ -17,31 +17,24 @@ If its worker's lease runs out it goes from processing back to the head of the q
 serving/lua, hence atomic; scripts travel whole (EVAL), so that a Redis that restarted knows them as well.
 """
 
-import contextlib
 import json
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from serving.errors import BadJob, QueueAway, QueueOutOfMemory
+from serving.errors import BadJob
+from serving.redis_connection import SOCKET_TIMEOUT_SECONDS as SOCKET_TIMEOUT_SECONDS
+from serving.redis_connection import check, open_redis
+from serving.redis_connection import translated as translated
 
 MOST_DEAD_LETTERS = 200
-# Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
-SOCKET_TIMEOUT_SECONDS = 10.0
-CONNECT_TIMEOUT_SECONDS = 3.0
 CLOCK_GOOD_FOR_SECONDS = 60.0
-REDIS_URL_HELP = (
-    "Set it to a running Redis 6.2 or newer: redis://[:password@]host:port/db, rediss:// (TLS), unix://path"
-)
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -122,18 +115,7 @@ class JobQueue:
         self.workers, self.attempts, self.dead, self.served = (
             f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead", "served")
         )
-        keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
-        try:
-            self.redis = redis.Redis.from_url(
-                url,
-                socket_timeout=timeout_seconds,
-                socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), 1 if resend else 0),
-                **keepalive,
-            )
-            self.redis.connection_pool.make_connection()  # not connected yet, but its options are checked
-        except (ValueError, TypeError) as error:
-            raise QueueAway(f"REDIS_URL cannot be understood: {error}. {REDIS_URL_HELP}") from error
+        self.redis = open_redis(url, resend=resend, timeout_seconds=timeout_seconds)
         # Redis's clock less this machine's monotonic one, and when that was found, by the latter; seconds.
         self._clock_offset, self._clock_heard = 0.0, -math.inf
 
@@ -144,19 +126,8 @@ class JobQueue:
         return f"{{{self.name}}}:answered:{web}"
 
     def connect(self) -> None:
-        """Reach Redis, at start-up.
-
-        Raises:
-            QueueAway: it does not answer, refuses the password, or is older than 6.2, which lacks BLMOVE; the
-                message says which, and what to set.
-        """
-        try:
-            with translated():
-                version = str(self.redis.info("server")["redis_version"])
-        except QueueAway as error:
-            raise QueueAway(f"REDIS_URL: {error.__cause__}. {REDIS_URL_HELP}") from error
-        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
-            raise QueueAway(f"REDIS_URL: this is Redis {version}. {REDIS_URL_HELP}")
+        """Reach Redis, at start-up. Raises QueueAway, whose message says why, and what to set."""
+        check(self.redis)
 
     def now(self, good_for_seconds: float = math.inf) -> float:
         """The time by Redis's clock, unix seconds: hosts whose own clocks differ agree on deadlines.
@@ -207,16 +178,3 @@ class JobQueue:
 
     def close(self) -> None:
         self.redis.close()
-
-
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Redis's errors -> QueueAway. The client reads the sentence, the log has the cause, which may name hosts."""
-    try:
-        yield
-    except redis.exceptions.OutOfMemoryError as error:
-        raise QueueOutOfMemory("The queue is out of memory. Try again in a moment.") from error
-    except redis.exceptions.ResponseError as error:
-        raise QueueAway("The queue does not work at the moment. Try again in a moment.") from error
-    except redis.exceptions.RedisError as error:
-        raise QueueAway("The queue cannot be reached. Try again in a moment.") from error

@@ -82,7 +82,7 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError) as caught:
         settings.Settings()
     assert "secret" not in settings.explain(caught.value)
-    monkeypatch.setenv("REDIS_URL", "redis://localhost")
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@localhost")
     monkeypatch.setenv("API_KEY", "secret, newer")
     assert "secret" not in repr(settings.Settings())
     assert settings.Settings().api_keys() == ["secret", "newer"]

@@ -1,0 +1,135 @@
+"""No password and no key is told: not in a log, not to a client, not to who lists the processes of the host."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Answer, Processes, RedisServer, as_bytes, http, is_up, output, some_photo, upload, wait_for
+
+from serving import local_redis
+
+PASSWORD, KEY, OTHER_KEY = "1f7c-of-redis", "5e2a-of-clients", "9b3d-of-others"
+SECRETS = (PASSWORD, KEY, OTHER_KEY)
+SCRIPTS = {"run_web_server.py": [], "run_model_server.py": [], "run_service.py": [], "dead_letters.py": ["list"]}
+PHOTO = as_bytes(some_photo(), "JPEG")
+
+
+@pytest.fixture(scope="module")
+def locked_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    server.client.config_set("requirepass", "the-right-one")
+    yield server
+    server.remove()
+
+
+def nothing_is_told(text: str) -> bool:
+    return not any(secret in text for secret in SECRETS)
+
+
+# What the scripts refuse to start with, and a word of the sentence with which they do: all of them these, …
+REFUSED_BY_ALL = {
+    "redis://:{}@127.0.0.1:{port}/0": "password",
+    "redis://:{}/with-a-slash@127.0.0.1:{port}/0": "%2F",
+    "htp://:{}@127.0.0.1:{port}/0": "REDIS_URL=(hidden)",
+}
+# … and the one that starts fastest these as well.
+REFUSED = {
+    "redis://user:{}@127.0.0.1:{port}/0": "password",
+    "redis://:{}@127.0.0.1:1/0": "refused",
+    "rediss://:{}@127.0.0.1:1/0?ssl_ca_certs=/no/such.pem": "cannot be read",
+    "redis://:{}@127.0.0.1:{port}/0?ssl_password={}": "ssl_password",
+    "redis://127.0.0.1:{port}/0?password={}": "password",
+    "redis+sentinel://:{}@127.0.0.1:1/name?sentinel_password={}": "Sentinel",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_redis_url_that_is_refused_is_not_told(script: str, locked_server: RedisServer, processes: Processes) -> None:
+    ports = {"WEB_PORT": str(local_redis.free_port()), "METRICS_PORT": "0"}
+    for url, word in (REFUSED_BY_ALL | (REFUSED if script == "dead_letters.py" else {})).items():
+        given = url.replace("{}", PASSWORD).replace("{port}", str(locked_server.port))
+        ended = processes.start(script, *SCRIPTS[script], REDIS_URL=given, API_KEY=KEY, **ports)
+        assert ended.wait(timeout=60) == 2, url
+        said = output(ended)
+        assert word in said, url
+        assert nothing_is_told(said), said
+    refused = processes.start(script, *SCRIPTS[script], REDIS_URL=locked_server.url, API_KEY=" , ", BATCH_SIZE=KEY)
+    assert refused.wait(timeout=60) == 2
+    assert "API_KEY=(hidden)" in output(refused)
+
+
+def command_lines() -> str:
+    """Those of all processes of this host: that is what anybody here can read."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(lines)
+
+
+def raw_request(port: int, *lines: str) -> str:
+    """The answer to a request in which anything may be wrong."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        connection.settimeout(30)
+        return connection.recv(65536).decode(errors="replace")
+
+
+def told(answer: Answer) -> str:
+    return f"{answer.status} {answer.headers} {answer.body.decode(errors='replace')}"
+
+
+def test_a_service_in_trouble_tells_no_secret(tiny_model: dict[str, str]) -> None:
+    redis = RedisServer()
+    redis.client.config_set("requirepass", PASSWORD)
+    url = f"redis://:{PASSWORD}@127.0.0.1:{redis.port}/0?health_check_interval=30"
+    processes = Processes({"REDIS_URL": url, "API_KEY": f"{KEY}, {OTHER_KEY}", "METRICS_PORT": "0"} | tiny_model)
+    port = local_redis.free_port()
+    web, said = f"http://127.0.0.1:{port}", []
+    right = {"Authorization": f"Bearer {KEY}"}
+    try:
+        service = processes.start("run_service.py", WEB_PORT=str(port), WEB_WORKERS="1", REQUEST_TIMEOUT_SECONDS="2")
+        wait_for(lambda: is_up(f"{web}/readyz"))
+        assert nothing_is_told(command_lines())
+        statuses = [upload(f"{web}/predict", PHOTO, **right).status]
+        for headers in ({"Authorization": f"Basic {KEY}"}, {"Authorization": f"Bearer {KEY}x"}, {"X_Key": KEY}):
+            said.append(told(upload(f"{web}/predict", PHOTO, **headers)))
+        for page in ("", "readyz", "metrics", "openapi.json", "nowhere"):
+            said.append(told(http("GET", f"{web}/{page}", **right)))
+        for wrong in (f"Authorization Bearer {KEY}", f"Authorization : Bearer {KEY}", f" Bearer {KEY}", f"A: {KEY}\0"):
+            head = raw_request(port, "POST /predict HTTP/1.1", "Host: here", wrong, "Content-Length: 0")
+            assert head.startswith("HTTP/1.1 400"), head
+        for first in (f"Authorization: Bearer {KEY}", f"Authorization:{KEY}"):  # no request line
+            raw_request(port, first, "Host: here")
+        letters = processes.start("dead_letters.py", "list")
+        assert letters.wait(timeout=30) == 0
+
+        # The password changes under way.
+        redis.client = type(redis.client)(port=redis.port, password=PASSWORD)
+        redis.client.config_set("requirepass", "another")
+        redis.client.client_kill_filter(_type="normal", skipme=True)
+        statuses.append(upload(f"{web}/predict", PHOTO, **right).status)
+        said.append(told(upload(f"{web}/predict", PHOTO, **right)))
+        said.append(told(http("GET", f"{web}/readyz")))
+        time.sleep(1)  # for the model server to notice
+        redis.process.kill()  # and then Redis is away
+        redis.process.wait()
+        statuses.append(upload(f"{web}/predict", PHOTO, **right).status)
+        said.append(told(http("GET", f"{web}/metrics", **right)))
+        os.kill(service.pid, signal.SIGTERM)
+        assert service.wait(timeout=60) == 0
+        assert statuses == [200, 503, 503]
+        log = output(service) + output(letters)
+        assert "invalid username-password pair" in log
+        assert "Connection refused" in log
+        assert "Invalid HTTP Header: '(hidden)'" in log
+        for text in (*said, log):
+            assert nothing_is_told(text), text
+    finally:
+        processes.end()
+        redis.client.close()
