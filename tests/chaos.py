@@ -49,6 +49,9 @@ OVERLOAD_BATCH_SECONDS = 0.4
 OVERLOAD_FACTOR = 3
 LEAST_GOODPUT = 0.9
 MOST_GROWTH = 1.15
+COUNTS = ("sent", "answered", "refused", "timed out", "failed", "no answer", "lost", "repeated")
+FILE_COLUMNS = 170
+EXIT_TERMINATED = 143
 
 
 @dataclass
@@ -91,7 +94,7 @@ def scenario(
 # Model servers.
 
 
-@scenario("one-of-two-killed", seconds=15)
+@scenario("one-of-two-killed", seconds=8)
 def one_of_two_killed(rig: Rig, seconds: float) -> Result:
     """A model server is killed (-9) in mid-batch, another runs."""
     turns = itertools.cycle(range(rig.model_servers))
@@ -333,7 +336,7 @@ def connections_cut(rig: ProxiedRig, seconds: float) -> Result:
     return Result(rig.proxy.cuts, traffic.requests, rules, broken=restarted(rig, before))
 
 
-@scenario("link-cut", seconds=12, kind=NetworkRig, why_not=why_no_network)
+@scenario("link-cut", seconds=8, kind=NetworkRig, why_not=why_no_network)
 def link_cut(rig: NetworkRig, seconds: float) -> Result:
     """The network link of a model server is cut, and mended."""
     before = all_ids(rig)
@@ -349,7 +352,7 @@ def link_cut(rig: NetworkRig, seconds: float) -> Result:
     return Result(times, traffic.requests, broken=restarted(rig, before))
 
 
-@scenario("supervised-killed", seconds=15, kind=SupervisedRig)
+@scenario("supervised-killed", seconds=12, kind=SupervisedRig)
 def supervised_killed(rig: SupervisedRig, seconds: float) -> Result:
     """The only model server is killed (-9) in mid-batch; run_service.py starts another."""
 
@@ -423,60 +426,76 @@ class Rigs:
         self._rig = None
 
 
-COLUMNS = {
-    "fault": lambda chosen, result, tally: chosen.fault,
-    "times": lambda chosen, result, tally: result.times,
-    **{
-        name.replace("_", " "): lambda chosen, result, tally, name=name: getattr(tally, name)
-        for name in ("sent", "answered", "refused", "timed_out", "failed", "no_answer", "lost", "repeated")
-    },
-    "computed again": lambda chosen, result, tally: tally.computed_again if chosen.kind.counts_computations else "–",
-}
+class Report:
+    """The table, the remarks below it, and whether anything went wrong."""
+
+    COLUMNS = ("times", *COUNTS, "computed again")
+
+    def __init__(self) -> None:
+        self.went_wrong = False
+        self._remarks: list[str] = []
+        self._table = Table("fault")
+        for column in self.COLUMNS:
+            self._table.add_column(column, justify="right")
+
+    def add(self, one: Scenario, result: Result, tally: Tally) -> None:
+        counts = [getattr(tally, column.replace(" ", "_")) for column in COUNTS]
+        again = tally.computed_again if one.kind.counts_computations else "–"
+        self._table.add_row(one.fault, *map(str, (result.times, *counts, again)))
+        if result.note:
+            self._remarks.append(f"{one.name}: {result.note}")
+        for what, times in tally.broken.items():
+            self._remarks.append(f"{one.name}: BROKEN, {times} × {what}")
+        self.went_wrong |= bool(tally.lost or tally.repeated or tally.broken)
+
+    def skipped(self, one: Scenario, reason: str) -> None:
+        self._remarks.append(f"{one.name}: skipped, {reason}")
+
+    def broke_off(self, one: Scenario, error: BaseException) -> None:
+        self._remarks.append(f"{one.name}: BROKE OFF, {type(error).__name__}: {error}")
+        self.went_wrong = True
+
+    def tell(self) -> None:
+        Console(width=None if sys.stdout.isatty() else FILE_COLUMNS, markup=False).print(self._table)
+        print("\n".join(self._remarks))
+
+
+def run(one: Scenario, rigs: Rigs, scale: float, report: Report) -> None:
+    """Play one scenario, if it can be played here, and report."""
+    if reason := one.why_not():
+        report.skipped(one, reason)
+        return
+    try:
+        report.add(one, *play(one, rigs.get(one.kind), scale))
+    except BaseException as error:
+        rigs.close()
+        report.broke_off(one, error)
+        if not isinstance(error, Exception):  # Ctrl-C, or SIGTERM
+            raise
 
 
 def main() -> int:
+    """Play what was chosen; the exit status."""
     arguments = parse(sys.argv[1:])
     if arguments.list:
         for one in SCENARIOS:
             print(f"{one.name:20} {one.seconds:3g} s  {one.fault}")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     chosen = [one for one in SCENARIOS if not arguments.only or one.name in arguments.only]
-    table = Table(*COLUMNS)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    remarks: list[str] = []
-    faults = 0
+    report = Report()
     with tempfile.TemporaryDirectory(prefix="chaos-model-") as folder:
         rigs = Rigs(save_tiny_model(Path(folder)))
         try:
             for number, one in enumerate(chosen, start=1):
-                faults += run(one, rigs, arguments.scale, table, remarks, f"{number}/{len(chosen)}")
+                print(f"{number}/{len(chosen)} {one.name}: {one.fault} …", file=sys.stderr, flush=True)
+                began = time.monotonic()
+                run(one, rigs, arguments.scale, report)
+                print(f"    {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         finally:
             rigs.close()
-    Console(width=None if sys.stdout.isatty() else 170).print(table)
-    print("\n".join(remarks))
-    return 1 if faults else 0
-
-
-def run(one: Scenario, rigs: Rigs, scale: float, table: Table, remarks: list[str], position: str) -> int:
-    """Play one scenario, show progress, add its row; 1 if it went wrong."""
-    began = time.monotonic()
-    print(f"{position} {one.name}: {one.fault} …", file=sys.stderr, flush=True)
-    if reason := one.why_not():
-        remarks.append(f"{one.name}: skipped, {reason}")
-        return 0
-    try:
-        result, tally = play(one, rigs.get(one.kind), scale)
-    except Exception as error:
-        rigs.close()
-        remarks.append(f"{one.name}: BROKE OFF, {type(error).__name__}: {error}")
-        return 1
-    table.add_row(*[str(cell(one, result, tally)) for cell in COLUMNS.values()])
-    remarks += [f"{one.name}: {result.note}"] if result.note else []
-    remarks += [f"{one.name}: BROKEN, {times} × {what}" for what, times in tally.broken.items()]
-    print(f"    {tally.sent} requests, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return int(bool(tally.lost or tally.repeated or tally.broken))
+            report.tell()
+    return 1 if report.went_wrong else 0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

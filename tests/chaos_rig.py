@@ -253,7 +253,7 @@ class ProxiedRig(Rig):
 
     def _start_redis(self) -> RedisServer:
         redis = super()._start_redis()
-        self.proxy = CuttingProxy(redis.port, most_bytes=400_000)
+        self.proxy = CuttingProxy(redis.port, most_bytes=100_000)
         return redis
 
     def _processes_of(self, _host: str) -> Processes:
