@@ -355,6 +355,7 @@ def supervised_killed(rig: SupervisedRig, seconds: float) -> Result:
     """The only model server is killed (-9) in mid-batch; run_service.py starts another."""
 
     def kill() -> None:
+        time.sleep(1.0)
         (victim,) = rig.model_ids()
         rig.kill_in_mid_batch(victim)
         wait_for(lambda: rig.model_ids() not in ([], [victim]), PATIENCE_SECONDS)
