@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := *.py serving tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint format stress clean
+.PHONY: help run test fuzz chaos lint format stress clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
@@ -31,6 +31,9 @@ test: $(VENV)/.dev ## run the tests; ARGS="-k queue"
 
 fuzz: $(VENV)/.dev ## thousands of mutated uploads and jobs; FUZZ_INPUTS=200000 for more
 	$(BIN)/python -m pytest -m fuzz tests/test_fuzz.py $(ARGS)
+
+chaos: $(VENV)/.dev ## kill, hang, cut and overload the service under load, account for every request; ARGS="--list"
+	@$(BIN)/python tests/chaos.py $(ARGS)
 
 lint: $(VENV)/.dev ## check style and types
 	$(BIN)/ruff check $(SOURCES)

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +39,16 @@ def wait_for(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS)
 
 
 class RedisServer:
-    """A Redis server of the tests' own, with `options` on its command line."""
+    """A Redis server of the tests' own, with `options` on its command line, which may stand behind a `prefix`."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
         server = local_redis.find_server()
         assert server, "no Redis server: see the message of run_service.py"
         self.port = local_redis.free_port()
         self.directory = tempfile.mkdtemp(prefix="test-redis-")
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.command = [*local_redis.command(server, self.port, self.directory), *options]
-        self.client = redis.Redis(port=self.port)
+        self.url = f"redis://{host}:{self.port}/0"
+        self.command = [*prefix, *local_redis.command(server, self.port, self.directory), "--bind", host, *options]
+        self.client = redis.Redis(host=host, port=self.port)
         self.start()
 
     def start(self) -> None:
@@ -110,16 +110,17 @@ def new_job(**changes: object) -> Job:
 class Processes:
     """Starts the service's scripts and ends what a test leaves running."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
+    def __init__(self, environment: dict[str, str], prefix: Sequence[str] = ()) -> None:
+        self.environment, self.prefix = environment, prefix
         self.running: list[subprocess.Popen[bytes]] = []
 
     def start(self, script: str, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-        log = tempfile.NamedTemporaryFile(prefix=f"{script}-", suffix=".log", delete=False)  # noqa: SIM115
+        prefix = f"{Path(script).name}-"
+        log = tempfile.NamedTemporaryFile(prefix=prefix, suffix=".log", delete=False)  # noqa: SIM115
         environment = {**clean_environment(), **self.environment, **settings}
         with log:
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / script), *arguments],
+                [*self.prefix, sys.executable, str(ROOT / script), *arguments],
                 env=environment,
                 cwd=tempfile.gettempdir(),  # it must not matter where it is started
                 stdin=subprocess.DEVNULL,
@@ -226,8 +227,12 @@ REAL_MODEL = {
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def save_tiny_model(folder: Path) -> dict[str, str]:
     """Settings of a real Keras model that loads fast: 32×32 pixels, 4 classes, told by their mean colour."""
-    path = tmp_path_factory.mktemp("model") / "tiny.keras"
+    path = folder / "tiny.keras"
     script = (
         "import sys, keras, numpy as np\n"
         "pixels = keras.Input((32, 32, 3))\n"
