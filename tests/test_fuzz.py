@@ -213,11 +213,6 @@ def end_of(item: Item) -> str:
     return "answered" if item.pixels is not None and item.deadline > NOW else "dropped"
 
 
-# A signalling NaN makes numpy warn before it is refused.
-nan_warns = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-
-
-@nan_warns
 def test_every_broken_job_becomes_an_item() -> None:
     ends: Counter[str] = Counter()
     for number in range(INPUTS):
@@ -269,7 +264,6 @@ def model_server(queue: JobQueue) -> Iterator[Counts]:
     assert not thread.is_alive()
 
 
-@nan_warns
 def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
     raw: redis.Redis, queue: JobQueue, model_server: Counts
 ) -> None:
