@@ -38,7 +38,7 @@ def create_app(config: settings.Settings) -> Flask:
     client = QueueClient(queue, max_queue_length=config.max_queue_length, poll_seconds=config.client_sleep).start()
     keys = config.api_keys()
     add_predict(app, config, client)
-    http.add_pages(app, queue, check_key=lambda: check_key(keys))
+    http.add_pages(app, queue, check_reader=(lambda: check_key(keys)) if keys else http.check_local)
     http.add_openapi(app, max_upload_bytes=config.max_upload_bytes, formats=images.FORMATS, asks_for_key=bool(keys))
     http.add_errors(app)
     return app
