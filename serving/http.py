@@ -69,7 +69,6 @@ def add_pages(app: Flask, queue: JobQueue, check_reader: Callable[[], None]) -> 
     def finish(response: Response) -> Response:
         if request.path == "/predict":
             _count(counts, response.status_code)
-        response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
 
