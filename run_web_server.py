@@ -37,7 +37,7 @@ def create_app(config: settings.Settings) -> Flask:
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
     client = QueueClient(queue, max_queue_length=config.max_queue_length, poll_seconds=config.client_sleep).start()
     keys = config.api_keys()
-    headers.add_headers(app, allowed_origins=[])
+    headers.add_headers(app, allowed_origins=config.allowed_origins())
     add_predict(app, config, client)
     http.add_pages(app, queue, check_reader=(lambda: check_key(keys)) if keys else http.check_local)
     http.add_openapi(app, max_upload_bytes=config.max_upload_bytes, formats=images.FORMATS, asks_for_key=bool(keys))

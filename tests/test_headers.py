@@ -117,3 +117,67 @@ def test_what_is_refused_before_it_reaches_the_application_is_answered_likewise(
         assert answer.json["error"]
         assert len(answer.body) < 1000
     assert ask("GET", f"{url}/healthz").status == 200
+
+
+# Pages of other origins
+
+
+def cors(answer: Answer) -> dict[str, str]:
+    return {name: value for name, value in answer.headers.items() if name.startswith("Access-Control-")}
+
+
+def preflight(url: str, origin: str, method: str = "POST", wants: str = "authorization,content-type") -> Answer:
+    asks = {"Access_Control_Request_Method": method, "Access_Control_Request_Headers": wants}
+    return ask("OPTIONS", f"{url}/predict", Origin=origin, **asks)
+
+
+def test_no_page_of_another_origin_may_ask_unless_it_is_told_to_be_allowed(start: Start, answering: Answering) -> None:
+    url = start()
+    refused = preflight(url, "https://app.example")
+    assert (refused.status, cors(refused)) == (405, {})
+    assert "OPTIONS" not in refused.headers["Allow"]
+    answer = upload(f"{url}/predict", PHOTO, Origin="https://app.example")
+    assert (answer.status, cors(answer)) == (200, {})
+
+
+def test_pages_of_the_origins_that_are_set_may_ask_and_no_others(start: Start, answering: Answering) -> None:
+    url = start(CORS_ORIGINS="https://app.example, http://localhost:8080", API_KEY="sesame")
+    for origin in ("https://app.example", "http://localhost:8080"):
+        allowed = preflight(url, origin)
+        assert allowed.status == 200
+        assert cors(allowed) == {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Headers": "authorization, content-type",
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Expose-Headers": "Retry-After",
+            "Access-Control-Max-Age": str(headers.PREFLIGHT_GOOD_FOR_SECONDS),
+        }
+        answers = {
+            200: upload(f"{url}/predict", PHOTO, Origin=origin, Authorization="Bearer sesame"),
+            400: upload(f"{url}/predict", b"", Origin=origin, Authorization="Bearer sesame"),
+            401: upload(f"{url}/predict", PHOTO, Origin=origin),
+        }
+        for status, answer in answers.items():
+            assert answer.status == status
+            assert answer.headers["Access-Control-Allow-Origin"] == origin  # else the page could not read why
+            assert answer.headers["Vary"] == "Origin"
+            assert "Access-Control-Allow-Credentials" not in answer.headers
+    for other in ("https://app.example.evil", "https://xapp.example", "http://app.example", "http://localhost", "null"):
+        assert cors(preflight(url, other)) == {}
+        assert cors(upload(f"{url}/predict", PHOTO, Origin=other, Authorization="Bearer sesame")) == {}
+    assert cors(upload(f"{url}/predict", PHOTO, Authorization="Bearer sesame")) == {}  # no browser, no matter
+    assert cors(ask("GET", f"{url}/metrics", Origin="https://app.example", Authorization="Bearer sesame")) == {}
+
+
+def test_a_star_lets_pages_of_any_origin_ask_but_with_nothing_that_a_browser_adds(
+    start: Start, answering: Answering
+) -> None:
+    url = start(CORS_ORIGINS="*")
+    allowed = preflight(url, "https://any.example")
+    assert allowed.headers["Access-Control-Allow-Headers"] == "authorization, content-type"
+    for answer in (allowed, upload(f"{url}/predict", PHOTO, Origin="https://any.example")):
+        assert answer.status == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+    assert cors(preflight(url, "https://any.example", wants="x-other")).get("Access-Control-Allow-Headers") is None
+    assert cors(ask("GET", f"{url}/metrics", Origin="https://any.example")) == {}
