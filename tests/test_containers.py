@@ -195,18 +195,21 @@ def test_containers_get_longer_to_stop_than_a_request_may_take() -> None:
         assert float(service["stop_grace_period"].removesuffix("s")) > SETTINGS["REQUEST_TIMEOUT_SECONDS"].default
 
 
-@pytest.mark.parametrize(
-    ("service", "setting", "script"),
-    [("web", "WEB_PORT", "run_web_server.py"), ("model", "METRICS_PORT", "run_model_server.py")],
-)
-def test_health_checks_ask_for_what_the_server_serves(service: str, setting: str, script: str) -> None:
-    check = composed(GPU_HOST)["services"][service]["healthcheck"]["test"]
+def test_the_web_servers_health_check_asks_for_what_it_serves() -> None:
+    check = composed(GPU_HOST)["services"]["web"]["healthcheck"]["test"]
     assert check[:3] == ["CMD", "python", "-c"]
     ast.parse(check[3])
     port, route = re.search(r"127\.0\.0\.1', (\d+).*'(/\w+)'", check[3]).groups()  # type: ignore[union-attr]
-    assert int(port) == SETTINGS[setting].default
-    sources = "".join(path.read_text() for path in our_imports(script)[0])
-    assert f'"{route}"' in sources or (route == "/metrics" and "start_http_server" in sources)
+    assert int(port) == SETTINGS["WEB_PORT"].default
+    assert f'"{route}"' in "".join(path.read_text() for path in our_imports("run_web_server.py")[0])
+
+
+def test_the_model_servers_health_check_is_its_own_option() -> None:
+    for names in (GPU_HOST, CPU_HOST):
+        check = composed(names)["services"]["model"]["healthcheck"]["test"]
+        (command,) = map(json.loads, values("model", "CMD"))
+        assert check == ["CMD", *command, "--check-health"]
+    assert f'"{check[-1]}"' in (ROOT / "run_model_server.py").read_text()
 
 
 # --- Dockerfile --------------------------------------------------------------------------------------------------
