@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# TensorFlow takes all cores by itself; two processes fill the time in which tests wait.
+TEST_PROCESSES ?= 2
+FUZZ_INPUTS ?= 100000
 SOURCES := *.py serving tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
@@ -27,10 +30,10 @@ run: $(VENV)/.service ## start everything on this machine; ARGS="--model-servers
 	@$(BIN)/python run_service.py $(ARGS)
 
 test: $(VENV)/.dev ## run the tests; ARGS="-k queue"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ARGS)
 
-fuzz: $(VENV)/.dev ## thousands of mutated uploads and jobs; FUZZ_INPUTS=200000 for more
-	$(BIN)/python -m pytest -m fuzz tests/test_fuzz.py $(ARGS)
+fuzz: $(VENV)/.dev ## ten times the mutated uploads and jobs of the tests, and whole requests; FUZZ_INPUTS=1000000 for more
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -m "" tests/test_fuzz.py $(ARGS)
 
 lint: $(VENV)/.dev ## check style and types
 	$(BIN)/ruff check $(SOURCES)
