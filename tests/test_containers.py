@@ -263,7 +263,7 @@ def kept(stage: str, tmp_path: Path, **environment: str) -> dict[str, str]:
     command, install = next(run for run in values(stage, "RUN") if run.startswith("sed ")).split(" && ")
     subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env=os.environ | environment, check=True)
     lines = (tmp_path / install.split()[-1]).read_text().splitlines()
-    requirements = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    requirements = [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-c"))]
     return {canonicalize_name(requirement.name): str(requirement) for requirement in requirements}
 
 
@@ -325,6 +325,40 @@ def test_cuda_comes_with_the_same_tensorflow(tmp_path: Path) -> None:
     assert with_cuda == plain.replace("tensorflow==", "tensorflow[and-cuda]==") != plain
     # pip only warns of an extra that does not exist.
     assert "and-cuda" in importlib.metadata.metadata("tensorflow").get_all("Provides-Extra", [])
+
+
+def pins(name: str) -> dict[str, str]:
+    """A requirements file, without what another platform or Python needs: name -> version."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    return {
+        canonicalize_name(one.name): str(one.specifier).removeprefix("==")
+        for one in found
+        if not one.marker or one.marker.evaluate()
+    }
+
+
+def test_what_the_requirements_bring_along_is_pinned_to_what_is_tested() -> None:
+    asked, brought = pins("requirements.txt"), pins("constraints.txt")
+    assert asked.keys() & brought.keys() == set()
+    needed = with_dependencies(set(asked))
+    assert needed - asked.keys() <= brought.keys()
+    assert {name: importlib.metadata.version(name) for name in needed} == {
+        name: (asked | brought)[name] for name in needed
+    }
+
+
+def test_an_image_is_installed_under_the_same_constraints() -> None:
+    for stage in ("web-packages", "model-packages"):
+        assert "constraints.txt" in copied(stage)
+    assert "-c constraints.txt" in (ROOT / "requirements.txt").read_text().splitlines()
+
+
+def test_the_audit_asks_about_every_pin_and_fails_where_it_cannot() -> None:
+    run = subprocess.run(["make", "-n", "audit"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (audit,) = [line for line in run.splitlines() if "bin/pip-audit " in line]
+    assert {"--strict", "-r requirements.txt", "-r constraints.txt"} <= {*audit.split(), *re.findall(r"-r \S+", audit)}
+    assert re.search(r"pip install .*pip-audit==[\d.]+$", run, re.MULTILINE) or (ROOT / ".venv" / ".audit").exists()
 
 
 def test_no_container_runs_as_root() -> None:
