@@ -39,7 +39,7 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
         },
         "responses": {
             "200": _answer("The likeliest labels", "Predictions"),
-            **{str(status): _error(text) for status, text in ERRORS.items() if status not in elsewhere},
+            **{str(status): _error(status, text) for status, text in ERRORS.items() if status not in elsewhere},
         },
     }
     metrics: dict[str, Any] = {
@@ -47,7 +47,7 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
         "operationId": "metrics",
         "responses": {
             "200": {"description": "The counts", "content": {"text/plain": {"schema": {"type": "string"}}}},
-            str(refused): _error(ERRORS[refused]),
+            str(refused): _error(refused, ERRORS[refused]),
         },
     }
     if asks_for_key:
@@ -70,12 +70,12 @@ def _answer(description: str, schema: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
-def _error(description: str) -> dict[str, Any]:
-    return _answer(description, "Error")
+def _error(status: int, description: str) -> dict[str, Any]:
+    return _answer(description, "Error") | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
 
 
 def _page(name: str, summary: str, schema: str, *, fails: bool = False) -> dict[str, Any]:
-    responses = {"200": _answer(summary, schema)} | ({"503": _error("Not ready")} if fails else {})
+    responses = {"200": _answer(summary, schema)} | ({"503": _error(503, "Not ready")} if fails else {})
     return {"summary": summary, "operationId": name, "responses": responses}
 
 
@@ -83,6 +83,10 @@ def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+_HEADERS = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
+    503: {"Retry-After": {"required": True, "description": "seconds", "schema": {"type": "integer", "minimum": 1}}},
+}
 _SCHEMAS = {
     "Predictions": {
         **_object(

@@ -128,10 +128,11 @@ def test_every_broken_form_is_read_or_refused() -> None:
 
 
 @pytest.fixture
-def service(processes: Processes, redis_server: RedisServer) -> Iterator[str]:
+def service(processes: Processes, redis_server: RedisServer, request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a web server whose queue is answered."""
     port = str(local_redis.free_port())
-    processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", REQUEST_TIMEOUT_SECONDS="10")
+    settings = {"WEB_PORT": port, "WEB_WORKERS": "1", "REQUEST_TIMEOUT_SECONDS": "10"} | getattr(request, "param", {})
+    processes.start("run_web_server.py", **settings)
     url = f"http://127.0.0.1:{port}"
     wait_for(lambda: is_up(f"{url}/healthz"))
     stand_in = Answering(redis_server.url)
@@ -161,8 +162,8 @@ def test_no_broken_upload_is_the_servers_fault(service: str, processes: Processe
     assert_unharmed(url, processes)
 
 
-def assert_unharmed(url: str, processes: Processes) -> None:
-    assert upload(url, PHOTO).json == {"success": True, "predictions": PREDICTIONS}
+def assert_unharmed(url: str, processes: Processes, **headers: str) -> None:
+    assert upload(url, PHOTO, **headers).json == {"success": True, "predictions": PREDICTIONS}
     log = output(processes.running[-1])
     assert processes.running[-1].poll() is None
     assert log.count("Booting worker") == 1, log  # the process that began is the one that answered
@@ -315,8 +316,17 @@ CHECKS = (
 )
 
 
+KEY = {"Authorization": "Bearer sesame"}
+WITH_KEY = {"API_KEY": "sesame", "CORS_ORIGINS": "*"}
+
+
 @pytest.mark.fuzz
-def test_every_answer_is_as_the_description_says(service: str, processes: Processes) -> None:
+@pytest.mark.parametrize(
+    ("service", "headers", "status"), [({}, {}, 200), (WITH_KEY, {}, 401), (WITH_KEY, KEY, 200)], indirect=["service"]
+)
+def test_every_answer_is_as_the_description_says(
+    service: str, processes: Processes, headers: dict[str, str], status: int
+) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     schemathesis.checks.load_all_checks()
     checks = schemathesis.checks.CHECKS.get_by_names(CHECKS)
@@ -333,10 +343,12 @@ def test_every_answer_is_as_the_description_says(service: str, processes: Proces
         )
         @hypothesis.given(case=operation.as_strategy())
         def ask(case: Any) -> None:
-            answer = case.call()
+            answer = case.call(headers=headers)
             statuses[case.operation.path, answer.status_code] += 1
             case.validate_response(answer, checks=checks)
 
         ask()
     print(statuses)
-    assert_unharmed(f"{service}/predict", processes)
+    assert {("/healthz", 200), ("/readyz", 200), ("/metrics", status)} <= statuses.keys(), statuses
+    assert ("/predict", 401) in statuses or status != 401
+    assert_unharmed(f"{service}/predict", processes, **KEY)

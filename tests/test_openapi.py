@@ -26,6 +26,9 @@ def test_the_document_is_valid(asks_for_key: bool) -> None:
 def check(document: dict[str, Any], method: str, path: str, answer: Any) -> None:
     responses = document["paths"][path][method]["responses"]
     assert str(answer.status) in responses, (path, answer.status)
+    for name, header in responses[str(answer.status)].get("headers", {}).items():
+        told = answer.headers[name]
+        jsonschema.validate(int(told) if told.isdigit() else told, header["schema"])
     schema = responses[str(answer.status)]["content"]["application/json"]["schema"]
     jsonschema.validate(answer.json, schema | {"components": document["components"]})
 
