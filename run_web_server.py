@@ -10,12 +10,14 @@ import argparse
 import hmac
 import json
 import sys
+import threading
 
 from flask import Flask, Response, jsonify, request
 
 import helpers
 import settings
 from serving import errors, gunicorn_server, headers, http, images, uploads
+from serving.admission import Places
 from serving.job_queue import JobQueue
 from serving.queue_client import QueueClient
 
@@ -26,6 +28,8 @@ HOW_TO_SEND = (
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 # No command here blocks in Redis, so that one which takes this long has failed.
 REDIS_TIMEOUT_SECONDS = 3.0
+# Images that one process decodes at once: more would not be faster, and each may take hundreds of megabytes.
+DECODERS = 2
 
 
 def create_app(config: settings.Settings) -> Flask:
@@ -35,7 +39,12 @@ def create_app(config: settings.Settings) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
     app.json.sort_keys = app.json.ensure_ascii = False  # type: ignore[attr-defined]
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
-    client = QueueClient(queue, max_queue_length=config.max_queue_length, poll_seconds=config.client_sleep).start()
+    client = QueueClient(
+        queue,
+        max_queue_length=config.max_queue_length,
+        timeout_seconds=config.request_timeout_seconds,
+        poll_seconds=config.client_sleep,
+    ).start()
     keys = config.api_keys()
     headers.add_headers(app, allowed_origins=config.allowed_origins())
     add_predict(app, config, client)
@@ -48,14 +57,21 @@ def create_app(config: settings.Settings) -> Flask:
 def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> None:
     """POST /predict: the path of an image through this process."""
     width, height, keys = config.image_width, config.image_height, config.api_keys()
+    places, decoders = Places(config.web_threads), threading.BoundedSemaphore(DECODERS)
 
     @app.post("/predict")
     def predict() -> Response:
         check_key(keys)
         upload = read_upload(config.max_upload_bytes)
-        pixels = images.decode_image(upload, width, height, config.max_image_pixels)
-        image = helpers.encode_image(pixels, config.image_dtype)
-        answer = client.ask(image, config.image_dtype, (height, width, 3), config.request_timeout_seconds)
+        client.check_room()
+        with places.one():
+            with decoders:
+                pixels = images.decode_image(upload, width, height, config.max_image_pixels)
+            image = helpers.encode_image(pixels, config.image_dtype)
+            environ = request.environ
+            answer = client.ask(
+                image, config.image_dtype, (height, width, 3), lambda: gunicorn_server.has_hung_up(environ)
+            )
         return jsonify(read_answer(answer))
 
 

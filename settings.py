@@ -86,7 +86,7 @@ class Settings(BaseSettings):
         description="a model server without progress for this long loses its jobs, seconds; more than one batch takes",
     )
     max_attempts: int = Field(3, ge=1, le=100, description="a job that came back this often is a dead letter")
-    max_queue_length: int = Field(1000, ge=1, le=10_000_000, description="waiting jobs; beyond it requests get 503")
+    max_queue_length: int = Field(1000, ge=1, le=10_000_000, description="most jobs that may wait")
     max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest upload, bytes")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels (width × height)")
     api_key: SecretStr | None = Field(
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     web_workers: int = Field(
         default_factory=_cpus, ge=1, le=512, description="web server processes; by default one per CPU"
     )
-    web_threads: int = Field(64, ge=1, le=4096, description="requests that one web server process handles at once")
+    web_threads: int = Field(256, ge=1, le=4096, description="requests that one web server process has in hand at once")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of the model server's /metrics")
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
 

@@ -7,6 +7,7 @@
     ├── TooLarge                413  more bytes or more pixels than allowed
     ├── UnsupportedFormat       415  not an image format that we read
     ├── UndecodableImage        422  an image, but truncated or corrupt
+    ├── ClientGone              499  nobody waits for the answer; nginx's number, seen in the metrics alone
     ├── ModelFailed             500  the model failed on this very image
     │   └── OutOfMemory              … because the batch did not fit; half of it may
     ├── Unavailable             503  try again after `retry_after_seconds`
@@ -52,6 +53,10 @@ class UnsupportedFormat(ServiceError):
 
 class UndecodableImage(ServiceError):
     status = 422
+
+
+class ClientGone(ServiceError):
+    status = 499
 
 
 class ModelFailed(ServiceError):

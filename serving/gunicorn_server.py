@@ -1,13 +1,17 @@
 """Run a WSGI application in several processes with threads each. The only module that knows gunicorn."""
 
+import errno
 import functools
 import json
 import logging
 import os
+import resource
+import select
 import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -17,7 +21,8 @@ from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.http import wsgi
 from gunicorn.http.errors import ParseException
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from serving.errors import CannotStart
 
@@ -26,6 +31,12 @@ BROKEN_BODY = (ParseException, OSError)
 STUCK_WORKER_SECONDS = 60
 # Longer than the 60 s after which the usual load balancers drop an idle connection: they must be first.
 KEEP_ALIVE_SECONDS = 75
+# A request has this long to arrive, and longer as long as it comes at this rate: a client that dribbles must not hold
+# a thread for ever.
+ARRIVAL_SECONDS, SLOWEST_BYTES_A_SECOND = 20.0, 10_000
+LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 1024 * 1024
+# Beyond the threads that requests may occupy: they refuse what is too much, and answer the health checks.
+SPARE_THREADS = 16
 HEAP_SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(16 * 1024 * 1024),
@@ -73,6 +84,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight then have `drain_seconds` to end.
 
+    `threads` requests may be in hand in each process; a few more threads are there to refuse others.
     Each process creates an application of its own, after the fork: threads and connections do not survive one.
     What never reaches it, as a request line that is none does, is refused with `error_headers`.
     """
@@ -83,7 +95,7 @@ def serve(
         "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         "workers": processes,
         "worker_class": _Worker,
-        "threads": threads,
+        "threads": threads + SPARE_THREADS,
         "keepalive": KEEP_ALIVE_SECONDS,
         "worker_tmp_dir": SHARED_MEMORY
         if Path(SHARED_MEMORY).is_dir()
@@ -92,6 +104,8 @@ def serve(
         "timeout": STUCK_WORKER_SECONDS,
         "control_socket_disable": True,  # nobody here speaks to it, and several services would share its path
     }
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # 1,024 are fewer than its connections
     parent = os.getpid()
     try:
         _Server(create_app, options).run()
@@ -100,13 +114,80 @@ def serve(
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def has_hung_up(environ: Mapping[str, Any]) -> bool:
+    """Whether the client of a request, by its WSGI environment, has closed its connection, or its half of it."""
+    connection = environ.get("gunicorn.socket")
+    if connection is None:
+        return False
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"")
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+class _Unreader(SocketUnreader):  # type: ignore[misc]
+    """Reads a request from its connection for as long as it may take to arrive."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.begin()
+
+    def begin(self) -> None:
+        self._until = time.monotonic() + ARRIVAL_SECONDS
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        left = self._until - time.monotonic()
+        if left <= 0 or not _is_readable(self.sock, left):
+            # As if the client had reset the connection: gunicorn makes no fuss about that.
+            raise OSError(errno.ECONNRESET, "it did not arrive in time")
+        data: bytes = super().chunk(size_hint)
+        self._until += len(data) / SLOWEST_BYTES_A_SECOND
+        return data
+
+
+class _Connection(TConn):  # type: ignore[misc]
+    def init(self) -> None:
+        super().init()
+        if isinstance(self.parser.unreader, _Unreader):  # kept alive: the next request
+            self.parser.unreader.begin()
+        else:
+            self.parser.unreader = _Unreader(self.sock)
+
+    def close(self, graceful: bool = False) -> None:
+        if self.sock.fileno() >= 0:
+            super().close(graceful)
+
+    def linger(self) -> None:
+        """Close so that the answer still reaches a client that is sending yet, which takes a while."""
+        util.close_graceful(self.sock, timeout=LINGER_SECONDS, max_drain=LINGER_BYTES)
+
+
 class _Worker(ThreadWorker):  # type: ignore[misc]
-    """gthread that, once told to stop, also closes the door: else clients would connect and wait for nothing."""
+    """gthread with requests that must arrive in time; and, once told to stop, it closes the door."""
+
+    def accept(self, listener: socket.socket) -> None:
+        try:
+            client, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # another process was faster; the client has gone
+            return
+        self.nr_conns += 1
+        self.enqueue_req(_Connection(self.cfg, client, address, listener.getsockname()))
+
+    def handle(self, conn: _Connection) -> Any:
+        goes_on = super().handle(conn)
+        if not goes_on:
+            conn.linger()  # here; gunicorn itself would do it where all other connections wait for it
+        return goes_on
 
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled)
         if not enabled and not self.alive:
             for listener in self.sockets:
+                # Who is through the door already is served; who comes later is refused by the system, and at once.
+                while self.nr_conns < self.worker_connections and _is_readable(listener, 0):
+                    self.accept(listener)
                 listener.close()
 
 
@@ -128,6 +209,12 @@ def _write_error(headers: Mapping[str, str], client: socket.socket, status: int,
     head = {"Connection": "close", "Content-Type": "application/json", "Content-Length": len(body), **headers}
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in head.items())]
     util.write_nonblock(client, "\r\n".join([*lines, "", body]).encode())  # a client that reads nothing holds no thread
+
+
+def _is_readable(connection: socket.socket, timeout_seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(timeout_seconds * 1000))
 
 
 class _Server(BaseApplication):  # type: ignore[misc]

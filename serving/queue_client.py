@@ -3,85 +3,114 @@
     ask -- submit --> queue … model server … SET <id>, message -- listener --> the waiting request wakes
 
 The message carries the answers, which saves a round trip before the request wakes; the key is what counts. Without a
-message (a lost connection, a model server that sends none) the request finds its answer when it next looks there.
+message (a lost connection, a model server that sends none) a second thread finds the answer when it next looks: once
+for all requests that wait, not once for each.
 """
 
 import contextlib
 import json
 import logging
-import math
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from serving.errors import QueueAway, QueueFull, TimedOut
+from serving.admission import Admission
+from serving.errors import ClientGone, QueueAway, QueueFull, TimedOut
 from serving.job_queue import CLOCK_GOOD_FOR_SECONDS, Job, JobQueue, translated
 
-RATE_WINDOW_SECONDS = 10.0
-MOST_RETRY_AFTER_SECONDS = 60
 RECONNECT_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
 
 class QueueClient:
-    """Asks the queue on behalf of the requests of one process; safe to share between threads."""
+    """Asks the queue on behalf of the requests of one process; safe to share between threads.
 
-    def __init__(self, queue: JobQueue, *, max_queue_length: int, poll_seconds: float) -> None:
+    Args:
+        queue: the queue.
+        max_queue_length: jobs that may wait, at most; fewer when they could not be answered in time.
+        timeout_seconds: a request not answered by then ends.
+        poll_seconds: how often it is looked for answers that no message told of, and for clients that hung up.
+    """
+
+    def __init__(
+        self, queue: JobQueue, *, max_queue_length: int, poll_seconds: float, timeout_seconds: float = 30.0
+    ) -> None:
         self._queue = queue
-        self._max_queue_length = max_queue_length
+        self._timeout_seconds = timeout_seconds
         self._poll_seconds = poll_seconds
         self._channel = queue.channel(uuid.uuid4().hex)
+        self._admission = Admission(max_queue_length, timeout_seconds)
         self._waiting: dict[str, _Waiting] = {}
-        self._rate = _ServedRate()
+        self._given_up: SimpleQueue[str] = SimpleQueue()  # jobs, as text, whose request has ended
 
     def start(self) -> "QueueClient":
-        """Start the thread that listens for answers; without it requests poll."""
-        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        """Start the threads that listen for answers and look for them; without these no request is answered."""
+        for work in (self._listen, self._look_after):
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
         return self
 
-    def ask(self, image: str, dtype: str, shape: tuple[int, ...], timeout_seconds: float) -> str:
+    def check_room(self) -> None:
+        """Refuse at once what the queue has no room for, before it costs anything. Raises QueueFull, QueueAway."""
+        full = self._admission.is_full()
+        if full is None:
+            waiting, served, clock = self._queue.run("look", [self._queue.name, self._queue.served], [])
+            self._admission.note(float(clock), waiting, served)
+            full = self._admission.is_full()
+        if full:
+            raise self._refusal()
+
+    def ask(
+        self, image: str, dtype: str, shape: tuple[int, ...], has_hung_up: Callable[[], bool] = lambda: False
+    ) -> str:
         """Submit an encoded image and wait for its answer, JSON text.
 
         Raises:
-            QueueFull: `max_queue_length` jobs wait already.
+            QueueFull: more jobs wait than can be answered in time.
             QueueAway: Redis did not take the job.
             TimedOut: no answer within `timeout_seconds`.
+            ClientGone: `has_hung_up` says that nobody waits for the answer.
         """
-        until = time.monotonic() + timeout_seconds
+        until = time.monotonic() + self._timeout_seconds
         job = Job(
             id=str(uuid.uuid4()),
             image=image,
             dtype=dtype,
             shape=shape,
-            deadline=self._queue.now(CLOCK_GOOD_FOR_SECONDS) + timeout_seconds,
+            deadline=self._queue.now(CLOCK_GOOD_FOR_SECONDS) + self._timeout_seconds,
             reply_to=self._channel,
         )
+        text = job.to_text()
         with self._expecting(job.id) as waiting:
-            self.submit(job)
+            self.submit(text)
             while (left := until - time.monotonic()) > 0:
-                waiting.woken.wait(min(self._poll_seconds, left))
-                answer = waiting.answer or self._look_up(job.id)
-                if answer is not None:
-                    return answer
+                if waiting.woken.wait(min(self._poll_seconds, left)):
+                    return waiting.answer
+                if has_hung_up():
+                    self._given_up.put(text)
+                    raise ClientGone("The client hung up.")
+        self._given_up.put(text)
         raise TimedOut(
-            f"No answer within {timeout_seconds:g} s. The service is busy, or its model server is away: try again."
+            f"No answer within {self._timeout_seconds:g} s. The service is busy, or its model server is away: "
+            "try again."
         )
 
-    def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue. Raises QueueFull, QueueAway."""
-        queue = self._queue
-        accepted, waiting, served, clock = queue.run(
-            "submit", [queue.name, queue.served], [job.to_text(), self._max_queue_length]
+    def submit(self, job: str) -> None:
+        """Put a job, as it travels, at the end of the queue. Raises QueueFull, QueueAway."""
+        accepted, waiting, served, clock = self._queue.run(
+            "submit", [self._queue.name, self._queue.served], [job, self._admission.most_waiting()]
         )
-        queue.set_clock(float(clock))
-        self._rate.note(float(clock), served)
+        self._queue.set_clock(float(clock))
+        self._admission.note(float(clock), waiting - accepted, served)
         if not accepted:
-            seconds = self._rate.seconds_for(waiting)
-            raise QueueFull(f"{waiting} images wait already. Try again in {seconds} s.", retry_after_seconds=seconds)
+            raise self._refusal()
+
+    def _refusal(self) -> QueueFull:
+        seconds = self._admission.retry_after_seconds()
+        return QueueFull(f"Too many images wait already. Try again in {seconds} s.", retry_after_seconds=seconds)
 
     @contextlib.contextmanager
     def _expecting(self, job_id: str) -> Iterator["_Waiting"]:
@@ -92,19 +121,30 @@ class QueueClient:
         finally:
             del self._waiting[job_id]
 
-    def _look_up(self, job_id: str) -> str | None:
-        """Read the answer and delete its key; in two steps, lest an answer whose reply is lost were gone."""
-        redis = self._queue.redis
-        try:
+    def _look_after(self) -> None:
+        """Take jobs for which nobody waits any more out of the queue, and look for answers that no message told of."""
+        while True:
+            time.sleep(self._poll_seconds)
+            try:
+                self._cancel_given_up()
+                self._look_up()
+            except QueueAway:  # what is not cancelled is dropped when it is met: its deadline has passed
+                continue
+            except Exception:
+                log.exception("looking for answers failed")
+
+    def _cancel_given_up(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self._queue.run("cancel", [self._queue.name, self._queue.attempts], [self._given_up.get_nowait()])
+
+    def _look_up(self) -> None:
+        before = time.monotonic() - self._poll_seconds
+        ids = [job_id for job_id, waiting in list(self._waiting.items()) if waiting.since < before]
+        if ids:
             with translated():
-                answer: Any = redis.get(job_id)
-        except QueueAway:  # it may be back before the deadline
-            return None
-        if answer is None:
-            return None
-        with contextlib.suppress(QueueAway), translated():  # then it expires
-            redis.unlink(job_id)
-        return str(answer, "utf-8")
+                found: Any = self._queue.redis.mget(ids)
+            self._hand_out({job_id: str(text, "utf-8") for job_id, text in zip(ids, found, strict=True) if text})
 
     def _listen(self) -> None:
         away = False
@@ -130,14 +170,15 @@ class QueueClient:
 
     def _hand_out(self, answers: Any) -> None:
         """Wake who waits for these answers; then delete their keys, which nobody needs to read any more."""
-        if not isinstance(answers, dict):  # not from a model server of ours; the requests poll
+        if not answers or not isinstance(answers, dict):  # not from a model server of ours
             return
         for job_id, answer in answers.items():
             waiting = self._waiting.get(job_id)
             if waiting is not None:
                 waiting.answer = answer
                 waiting.woken.set()
-        self._queue.redis.unlink(*answers)
+        with translated():
+            self._queue.redis.unlink(*answers)
 
 
 class _Waiting:
@@ -145,27 +186,5 @@ class _Waiting:
 
     def __init__(self) -> None:
         self.woken = threading.Event()
-        self.answer: str | None = None
-
-
-class _ServedRate:
-    """How fast all model servers together work, from the counter that each submit brings back."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque(maxlen=10_000)
-        self._lock = threading.Lock()
-
-    def note(self, clock: float, served: int) -> None:
-        with self._lock:
-            self._samples.append((clock, served))
-            while self._samples[0][0] < clock - RATE_WINDOW_SECONDS:
-                self._samples.popleft()
-
-    def seconds_for(self, jobs: int) -> int:
-        """Whole seconds until `jobs` jobs are served at the measured rate; 1 to MOST_RETRY_AFTER_SECONDS."""
-        with self._lock:
-            (first_clock, first_served), (last_clock, last_served) = self._samples[0], self._samples[-1]
-        if last_served <= first_served:  # nothing measured: the model servers are away, or have just begun
-            return MOST_RETRY_AFTER_SECONDS if last_clock - first_clock >= RATE_WINDOW_SECONDS / 2 else 1
-        rate = (last_served - first_served) / (last_clock - first_clock)
-        return min(MOST_RETRY_AFTER_SECONDS, max(1, math.ceil(jobs / rate)))
+        self.since = time.monotonic()
+        self.answer = ""

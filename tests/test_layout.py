@@ -28,7 +28,7 @@ ONLY_IN = {
 }
 # Modules of serving/ that each may import, besides errors. What is not here imports none.
 MAY_IMPORT = {
-    "queue_client": {"job_queue"},
+    "queue_client": {"admission", "job_queue"},
     "queue_worker": {"job_queue"},
     "predicting": {"queue_worker"},
     "batching": {"predicting", "queue_worker"},

@@ -94,6 +94,13 @@ class Model:
         self.waiting.append(job)
         return True
 
+    def cancel(self, job: str) -> bool:
+        if job not in self.waiting:
+            return False
+        self.waiting.remove(job)
+        self.attempts.pop(job, None)
+        return True
+
     def join(self, worker: str) -> None:
         self.leases[worker], self.in_hand[worker] = LIVES, []
         self.renewed.add(worker)
@@ -218,6 +225,7 @@ class Protocol(RuleBasedStateMachine):
         self.client = QueueClient(queue, max_queue_length=MOST_WAITING, poll_seconds=60)  # it does not listen
         self.servers: list[Server] = []
         self.labels: dict[str, str] = {}  # a worker's name, a job's id or digest -> how the model calls it
+        self.texts: dict[str, str] = {}  # what travels, of jobs with a client
         self.ids: dict[str, str] = {}  # the other way round, jobs that have one
         self.accepted: set[str] = set()
         self.ended: set[str] = set()  # by a worker that held them, or as a dead letter
@@ -247,7 +255,8 @@ class Protocol(RuleBasedStateMachine):
         jobs = [self.new_job(str(uuid.UUID(int=len(self.labels) + 1))) for _ in range(count)]
         for job in jobs:
             try:
-                self.client.submit(Job(self.ids[job], "AAAA"))
+                self.texts[job] = Job(self.ids[job], "AAAA").to_text()
+                self.client.submit(self.texts[job])
                 self.accepted.add(job)
                 self.clients.add(job)
                 self.real.append(True)
@@ -271,16 +280,28 @@ class Protocol(RuleBasedStateMachine):
         self.model.waiting.append(job)
         self.accepted.add(job)
         if job in self.ids:
+            self.texts[job] = text
             self.clients.add(job)
 
     @precondition(lambda self: self.clients & set(self.model.answers))
     @rule(job=st.runner().flatmap(lambda self: st.sampled_from(sorted(self.clients & set(self.model.answers)))))
     def client_reads(self, job: str) -> None:
-        """And nobody after it. A client that was cancelled is one for which this rule is never drawn."""
-        self.real = [self.short(self.client._look_up(self.ids[job])) for _ in range(2)]
+        """And nobody after it."""
+        self.real = [self.short(self.look_up(self.ids[job])) for _ in range(2)]
         self.expected = [self.model.answers.pop(job, None), None]
         if self.real[0] is not None:
             self.clients.remove(job)
+
+    @precondition(lambda self: self.clients)
+    @rule(job=st.runner().flatmap(lambda self: st.sampled_from(sorted(self.clients))))
+    def client_hangs_up(self, job: str) -> None:
+        """Its job is taken out of the queue, unless a model server has it, or it has ended."""
+        queue, text = self.queue, self.texts[job]
+        self.clients.remove(job)
+        self.real = bool(queue.run("cancel", [queue.name, queue.attempts], [text]))
+        self.expected = self.model.cancel(job)
+        if self.expected:
+            self.ended.add(job)
 
     # Model servers
 
@@ -490,6 +511,13 @@ class Protocol(RuleBasedStateMachine):
             self.ids[label] = job
         return label
 
+    def look_up(self, job_id: str) -> str | None:
+        """What a request that waits for this answer finds."""
+        with self.client._expecting(job_id) as waiting:
+            waiting.since = -math.inf
+            self.client._look_up()
+            return waiting.answer or None
+
     def has_to_take(self, server: Server) -> bool:
         return server.runs and bool(self.model.waiting or server.moved or not self.model.lives(server.label))
 
@@ -656,6 +684,13 @@ BROKEN = {
     "leave puts them at the tail": ("leave", "'RIGHT', 'LEFT'", "'LEFT', 'RIGHT'"),
     "leave forgets every name": ("leave", "if ARGV[2] == '1'", "if true"),
     "submit knows no limit": ("submit", "if waiting < tonumber(ARGV[2])", "if true"),
+    "cancel takes the first of all": (
+        "cancel",
+        "redis.call('LREM', KEYS[1], 1, ARGV[1])",
+        "redis.call('LPOP', KEYS[1]) and 1 or 0",
+    ),
+    "cancel keeps the attempts": ("cancel", "if removed == 1", "if false"),
+    "cancel clears the attempts of what was taken": ("cancel", "if removed == 1", "if true"),
     "requeue puts it at the head": ("requeue_dead", "RPUSH', KEYS[2]", "LPUSH', KEYS[2]"),
 }
 

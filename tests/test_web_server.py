@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from flask import Flask
 from PIL import Image
 
 import helpers
-from serving import local_redis
+from serving import gunicorn_server, local_redis
 from serving.errors import Forbidden
 from serving.http import check_local
 from serving.job_queue import Job, JobQueue
@@ -321,6 +322,115 @@ def test_a_client_that_hangs_up_or_dribbles_does_not_stop_the_others(
         gone.sendall(head + PHOTO[:100])
         gone.close()
         assert upload(f"{url}/predict", PHOTO).status == 200
+
+
+def as_request(image: bytes, *headers: str) -> bytes:
+    """A POST /predict on the wire."""
+    lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: image/jpeg", f"Content-Length: {len(image)}", *headers]
+    return "\r\n".join([*lines, "\r\n"]).encode() + image
+
+
+def connect(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=10)
+
+
+def test_the_job_of_a_client_that_hung_up_is_not_computed(start: Callable[..., str], raw: redis.Redis) -> None:
+    url = start()
+    client, other = connect(url), connect(url)
+    client.sendall(as_request(PHOTO))
+    other.sendall(as_request(PHOTO))
+    wait_for(lambda: raw.llen("image_queue") == 2)
+    client.close()
+    wait_for(lambda: raw.llen("image_queue") == 1)
+    again = Answering(raw_url(raw))
+    assert b"200 OK" in other.recv(1000)
+    again.stop()
+    other.close()
+    assert len(again.jobs) == 1
+    assert 'web_requests_total{status="499"} 1.0' in http("GET", f"{url}/metrics").body.decode()
+
+
+def raw_url(raw: redis.Redis) -> str:
+    return f"redis://127.0.0.1:{raw.connection_pool.connection_kwargs['port']}/0"
+
+
+def test_who_finds_no_place_is_refused_at_once_and_the_pages_still_answer(
+    start: Callable[..., str], raw: redis.Redis
+) -> None:
+    url = start(WEB_THREADS="2")
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(url)).sendall(as_request(PHOTO))
+        wait_for(lambda: raw.llen("image_queue") == 2)
+        refused = upload(f"{url}/predict", PHOTO)
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+        assert "2 requests are in hand" in refused.json["error"]
+        assert raw.llen("image_queue") == 2
+        assert http("GET", f"{url}/healthz").status == 200
+    again = Answering(raw_url(raw))
+    wait_for(lambda: upload(f"{url}/predict", PHOTO).status == 200)
+    again.stop()
+
+
+def test_a_request_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gunicorn_server, "ARRIVAL_SECONDS", 0.2)
+    monkeypatch.setattr(gunicorn_server, "SLOWEST_BYTES_A_SECOND", 10)
+    client, server = socket.socketpair()
+    with client, server:
+        reader = gunicorn_server._Unreader(server)
+        client.sendall(b"12345678901234567890")  # worth two seconds more
+        assert reader.chunk() == b"12345678901234567890"
+        time.sleep(0.3)
+        client.sendall(b"x")
+        assert reader.chunk() == b"x"
+        reader.begin()  # the next request
+        began = time.monotonic()
+        with pytest.raises(ConnectionResetError, match="did not arrive in time"):
+            reader.chunk()
+        assert time.monotonic() - began < 2
+
+
+def test_clients_that_keep_their_end_open_hold_nobody_up(start: Callable[..., str], answering: Answering) -> None:
+    url = start()
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):  # the server closes, they do not
+            client = stack.enter_context(connect(url))
+            client.sendall(as_request(PHOTO, "Connection: close"))
+            assert b"200 OK" in client.recv(1000)
+        assert upload(f"{url}/predict", PHOTO).status == 200
+        assert time.monotonic() - began < 2 * gunicorn_server.LINGER_SECONDS  # and not ten times that
+
+
+def test_a_refusal_reaches_a_client_that_is_sending_yet(start: Callable[..., str], raw: redis.Redis) -> None:
+    url = start(API_KEY="key")
+    with connect(url) as client:
+        head, body = as_request(b"x" * 4_000_000).split(b"\r\n\r\n", 1)
+        client.sendall(head + b"\r\n\r\n" + body[:1_000_000])
+        time.sleep(0.5)  # it has been refused by now
+        client.sendall(body[1_000_000:])
+        assert b"401 UNAUTHORIZED" in client.recv(1000)
+
+
+def test_who_is_connected_when_sigterm_comes_is_answered(
+    processes: Processes, start: Callable[..., str], answering: Answering
+) -> None:
+    url = start()
+    server = processes.running[-1]
+    (worker,) = subprocess.run(
+        ["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(worker), signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(url)) for _ in range(5)]  # the system accepts for the server
+        for client in clients:
+            client.sendall(as_request(PHOTO))
+        server.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        os.kill(int(worker), signal.SIGCONT)
+        for client in clients:
+            assert b"200 OK" in client.recv(1000)
+    assert server.wait(timeout=15) == 0
 
 
 def test_the_web_server_never_imports_keras() -> None:

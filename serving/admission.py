@@ -1,0 +1,136 @@
+"""Who is let into the queue: a job that could not be answered by its deadline is refused at once instead.
+
+The predicted wait is the number of jobs ahead over the rate at which all model servers together work. The rate shows
+in the counter of settled jobs, which every submit brings back, but only while jobs wait throughout: a model server
+that has nothing to do is not slow.
+"""
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from serving.errors import Unavailable
+
+RATE_WINDOW_SECONDS = 10.0
+MOST_RETRY_AFTER_SECONDS = 60
+# The wait that is promised, as a share of the deadline. The rest is for what no rate foretells: a model server that
+# has to be started again, and the jobs that the model servers hold already.
+PROMISED_SHARE = 0.5
+# How long what was seen of the queue is good for to refuse by, without asking Redis again.
+SEEN_GOOD_FOR_SECONDS = 0.05
+
+
+class Admission:
+    """How many jobs may wait, and when to come back; safe to share between threads.
+
+    Args:
+        max_queue_length: jobs that may wait, however fast they are served.
+        timeout_seconds: how long a request waits for its answer at most.
+    """
+
+    def __init__(self, max_queue_length: int, timeout_seconds: float) -> None:
+        self._max_queue_length, self._timeout_seconds = max_queue_length, timeout_seconds
+        self._rate = ServiceRate()
+        self._lock = threading.Lock()
+        self._ahead, self._seen_at = 0, -math.inf  # jobs that waited when last seen, and when, monotonic seconds
+
+    def note(self, clock: float, ahead: int, served: int) -> None:
+        """What was seen of the queue: `ahead` jobs waited, `served` were ever settled, at `clock` by Redis."""
+        with self._lock:
+            self._rate.note(clock, ahead, served)
+            self._ahead, self._seen_at = ahead, time.monotonic()
+
+    def most_waiting(self) -> int:
+        """How many jobs may wait for one more to be let in; at least 1."""
+        with self._lock:
+            rate = self._rate.per_second()
+        if rate is None:
+            return self._max_queue_length
+        return max(1, min(self._max_queue_length, int(rate * self._timeout_seconds * PROMISED_SHARE)))
+
+    def is_full(self) -> bool | None:
+        """Whether one more would be refused, by what was seen just now; None: it may be, look again."""
+        if self._ahead < self.most_waiting():
+            return False
+        return True if time.monotonic() - self._seen_at < SEEN_GOOD_FOR_SECONDS else None
+
+    def retry_after_seconds(self) -> int:
+        """Whole seconds until the jobs that wait are served; 1 to MOST_RETRY_AFTER_SECONDS."""
+        with self._lock:
+            rate, silent_seconds = self._rate.per_second(), self._rate.silent_seconds()
+        if rate is None:  # nothing measured: the model servers are away, or have just begun
+            return MOST_RETRY_AFTER_SECONDS if silent_seconds > RATE_WINDOW_SECONDS / 2 else 1
+        return max(1, min(MOST_RETRY_AFTER_SECONDS, math.ceil(self._ahead / rate)))
+
+
+class Places:
+    """How many requests one process has in hand; who finds no place is refused at once instead of waiting for one."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._free = threading.BoundedSemaphore(count)
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold one of the places. Raises Unavailable."""
+        if not self._free.acquire(blocking=False):
+            raise Unavailable(f"{self._count} requests are in hand already. Try again in a moment.")
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
+class ServiceRate:
+    """Jobs a second that all model servers together settle while there is always one waiting.
+
+    Jobs are settled by the batch: the rate is taken between two moments at which the counter moved, so that it counts
+    whole batches.
+    """
+
+    def __init__(self) -> None:
+        self._clock = self._backlog_since = -math.inf
+        self._served = 0
+        self._moves: deque[tuple[float, int]] = deque()  # (clock, served) when the counter had moved
+        self._known: float | None = None  # from an earlier backlog
+
+    def note(self, clock: float, ahead: int, served: int) -> None:
+        if clock <= self._clock:  # the replies to two threads crossed
+            return
+        self._clock = clock
+        if ahead == 0 or served < self._served:  # nobody waited; or it is another Redis
+            self._known = self._measured() or self._known
+            self._moves.clear()
+            self._backlog_since = clock
+        elif served > self._served:
+            self._moves.append((clock, served))
+        self._served = served
+        # One move from before the window stays: with batches slower than the window it is needed.
+        while len(self._moves) > 2 and self._moves[1][0] < clock - RATE_WINDOW_SECONDS:
+            self._moves.popleft()
+
+    def per_second(self) -> float | None:
+        """The rate; None when there was never a backlog to measure it. It falls while the counter stands still."""
+        rate = self._measured() or self._known
+        if rate is None:
+            return None
+        patience = RATE_WINDOW_SECONDS
+        if len(self._moves) > 1:
+            usual_gap = (self._moves[-1][0] - self._moves[0][0]) / (len(self._moves) - 1)
+            patience = max(2 * usual_gap, RATE_WINDOW_SECONDS / 4)
+        return rate * min(1.0, patience / max(self.silent_seconds(), patience))
+
+    def silent_seconds(self) -> float:
+        """For how long jobs have waited and none was settled."""
+        if self._clock == -math.inf:
+            return 0.0
+        return self._clock - max(self._backlog_since, self._moves[-1][0] if self._moves else -math.inf)
+
+    def _measured(self) -> float | None:
+        if len(self._moves) < 2:
+            return None
+        (first, served_before), (last, served) = self._moves[0], self._moves[-1]
+        return (served - served_before) / (last - first)
