@@ -5,7 +5,7 @@ FROM python:3.11-slim-bookworm AS builder
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/venv/bin:$PATH
 WORKDIR /build
 RUN python -m venv /venv
-COPY requirements.txt ./
+COPY requirements.txt constraints.txt ./
 
 
 FROM builder AS web-packages

@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# TensorFlow takes all cores by itself; two processes fill the time in which tests wait.
+TEST_PROCESSES ?= 2
+FUZZ_INPUTS ?= 100000
+PIP_AUDIT := pip-audit==2.10.1
 SOURCES := *.py serving tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz chaos lint format stress clean
+.PHONY: help run test fuzz chaos lint audit format stress clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
@@ -15,22 +19,28 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.service: requirements.txt | $(VENV)/.created
+$(VENV)/.service: requirements.txt constraints.txt | $(VENV)/.created
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt | $(VENV)/.created
+$(VENV)/.dev: requirements.txt constraints.txt requirements-dev.txt | $(VENV)/.created
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/.service
+
+# Apart, so that what looks for holes brings none of its own packages into the service.
+$(VENV)/.audit: Makefile | $(VENV)/.created
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check $(PIP_AUDIT)
+	@touch $@
 
 run: $(VENV)/.service ## start everything on this machine; ARGS="--model-servers 2"
 	@$(BIN)/python run_service.py $(ARGS)
 
 test: $(VENV)/.dev ## run the tests; ARGS="-k queue"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ARGS)
 
-fuzz: $(VENV)/.dev ## thousands of mutated uploads and jobs; FUZZ_INPUTS=200000 for more
-	$(BIN)/python -m pytest -m fuzz tests/test_fuzz.py $(ARGS)
+fuzz: $(VENV)/.dev ## ten times the mutated uploads and jobs of the tests, and whole requests; FUZZ_INPUTS=1000000 for more
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -m "" tests/test_fuzz.py $(ARGS)
 
 chaos: $(VENV)/.dev ## kill, hang, cut and overload the service under load, account for every request; ARGS="--list"
 	@$(BIN)/python tests/chaos.py $(ARGS)
@@ -39,6 +49,9 @@ lint: $(VENV)/.dev ## check style and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+audit: $(VENV)/.audit ## look every dependency up in a database of known vulnerabilities; needs the internet
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.txt -r constraints.txt
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix $(SOURCES)

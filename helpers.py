@@ -50,7 +50,8 @@ def _denormalise(floats: np.ndarray) -> np.ndarray:
 
     Exact, since those were whole numbers; so one graph, from uint8, serves both wires and every model.
     """
-    pixels = np.rint((floats + IMAGENET_MEAN_BGR)[..., ::-1])
+    with np.errstate(invalid="ignore"):  # a NaN that signals would make numpy warn; it is refused below
+        pixels = np.rint((floats + IMAGENET_MEAN_BGR)[..., ::-1])
     if not (pixels.min() >= 0 and pixels.max() <= 255):  # `not`: true for NaN as well
         raise ValueError("the image's float32 values are not pixels in ResNet50's normalisation")
     return pixels.astype(np.uint8)

@@ -4,7 +4,8 @@
 
 `python run_model_server.py`; run as many as there are GPUs, on any host that reaches Redis. See settings.py, or the
 README's table, for what the environment sets. Exit status: 0 stopped, 1 failed, 2 a wrong setting, 3 the ImageNet
-weights cannot be downloaded, 70 the model hung.
+weights cannot be downloaded, 70 the model hung. `--check-health` starts none but asks Redis about those that run here:
+0 one makes progress, 1 none does, 2 a wrong setting or no Redis.
 """
 
 import argparse
@@ -22,8 +23,9 @@ from serving.batching import BatchLoop
 from serving.job_queue import Job, JobQueue
 from serving.metrics import ModelMetrics
 from serving.predicting import BatchPredictor, Item
-from serving.queue_worker import QueueWorker
+from serving.queue_worker import QueueWorker, has_lease
 
+EXIT_UNHEALTHY = 1
 EXIT_NO_DOWNLOAD = 3
 EXIT_INTERRUPTED = 130
 RANDOM_WARNING = "The model has random weights: its predictions mean nothing. Set MODEL_WEIGHTS."
@@ -35,6 +37,7 @@ def main() -> int:
     """Load, warm up, join the queue, run; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fetch-only", action="store_true", help="fetch weights and labels into KERAS_HOME, then exit")
+    parser.add_argument("--check-health", action="store_true", help="exit with 0 if a model server here makes progress")
     arguments = parser.parse_args()
     config = settings.load()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -42,6 +45,8 @@ def main() -> int:
         queue = JobQueue(config.redis_url, config.image_queue)
         if not arguments.fetch_only:
             queue.connect()
+        if arguments.check_health:
+            return check_health(queue, config.lease_seconds)
         predict = load_classifier(config, warm=not arguments.fetch_only)
         if not arguments.fetch_only:
             serve(config, queue, predict)
@@ -54,6 +59,18 @@ def main() -> int:
     except KeyboardInterrupt:  # while it loads; later it stops in order
         return EXIT_INTERRUPTED
     return settings.EXIT_WRONG_SETTING
+
+
+def check_health(queue: JobQueue, lease_seconds: float) -> int:
+    """The exit status that tells whether a model server of this host makes progress. Its lease is the evidence.
+
+    A process that hangs still lives, and still serves /metrics; its lease it loses. Raises QueueAway.
+    """
+    if has_lease(queue):
+        return 0
+    says = f"No model server of this host holds a lease: none is ready, or for {lease_seconds:g} s none made progress."
+    print(says, file=sys.stderr)
+    return EXIT_UNHEALTHY
 
 
 def load_classifier(config: settings.Settings, *, warm: bool):  # type: ignore[no-untyped-def]

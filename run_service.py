@@ -1,7 +1,7 @@
 """The whole service on one machine: Redis where there is none, model servers, web server.
 
     run_service -- starts --> Redis (REDIS_URL, else localhost:6379, else a private one), model servers, web server
-                -- watches -> restarts what dies
+                -- watches -> restarts what dies, tells of a model server that hangs
                 -- stops ---> web server first, which answers what is in flight, then model servers, then Redis
 
 `python run_service.py`, or `make run`; Ctrl-C stops it, a second Ctrl-C at once. See settings.py, or the README's
@@ -28,11 +28,13 @@ from serving import errors, local_redis
 from serving.gunicorn_server import check_address
 from serving.job_queue import JobQueue
 from serving.queue_worker import end_leases, has_lease
-from serving.supervisor import Child
+from serving.supervisor import Child, LeaseWatch
 
 HERE = Path(__file__).parent
 MODEL_STOP_SECONDS = 30
 REDIS_STOP_SECONDS = 10
+LOOK_AT_LEASES_EVERY_SECONDS = 1.0
+REDIS_TIMEOUT_SECONDS = 3.0
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -55,6 +57,7 @@ class Service:
         self.web: list[Child] = []
         self.interrupts = 0
         self.last_words: dict[str, str] = {}
+        self.watches: dict[int, LeaseWatch] = {}  # by process id: the next process of a child begins anew
 
     def run(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -112,7 +115,8 @@ class Service:
 
     @functools.cached_property
     def queue(self) -> JobQueue:
-        return JobQueue(self.redis_url, self.config.image_queue)
+        # Whoever presses Ctrl-C should not wait long for a Redis that hangs.
+        return JobQueue(self.redis_url, self.config.image_queue, timeout_seconds=REDIS_TIMEOUT_SECONDS)
 
     def start_servers(self) -> None:
         common = {"REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
@@ -151,9 +155,31 @@ class Service:
             return False
 
     def watch(self) -> None:
+        look_at = 0.0
         while not self.interrupts:
             self.look_after_children(starting=False)
+            if time.monotonic() >= look_at:
+                self.look_at_leases()
+                look_at = time.monotonic() + LOOK_AT_LEASES_EVERY_SECONDS
             time.sleep(0.2)
+
+    def look_at_leases(self) -> None:
+        """Tell once of a model server that lives without making progress, and once when it goes on."""
+        for child in self.models:
+            watch = self.watches.setdefault(child.process_id, LeaseWatch(self.config.lease_seconds))
+            try:
+                changed = watch.look(has_lease(self.queue, child.process_id), time.monotonic())
+            except errors.QueueAway:
+                watch.cannot_look(time.monotonic())
+                continue
+            if changed and watch.hangs:
+                tell(
+                    f"The {child.name} server hangs: its process {child.process_id} lives, but has lost its lease, and "
+                    "others get its jobs. Look for its last line above; killed, it is started again.",
+                    "bold yellow",
+                )
+            elif changed:
+                tell(f"The {child.name} server goes on: it holds a lease again.", "bold green")
 
     def look_after_children(self, *, starting: bool) -> None:
         for child in self.redis + self.models + self.web:
@@ -172,6 +198,7 @@ class Service:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         seconds = child.restart_later()
         tell(f"The {child.name} server {how}; it starts again in {seconds:g} s.", "bold yellow")
+        self.watches.pop(child.process_id, None)
         if child in self.models:
             with contextlib.suppress(errors.QueueAway):  # then the lease runs out by itself
                 end_leases(self.queue, child.process_id)

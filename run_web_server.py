@@ -16,7 +16,7 @@ from flask import Flask, Response, jsonify, request
 
 import helpers
 import settings
-from serving import errors, gunicorn_server, http, images, uploads
+from serving import errors, gunicorn_server, headers, http, images, uploads
 from serving.admission import Places
 from serving.job_queue import JobQueue
 from serving.queue_client import QueueClient
@@ -46,8 +46,9 @@ def create_app(config: settings.Settings) -> Flask:
         poll_seconds=config.client_sleep,
     ).start()
     keys = config.api_keys()
+    headers.add_headers(app, allowed_origins=config.allowed_origins())
     add_predict(app, config, client)
-    http.add_pages(app, queue, check_key=lambda: check_key(keys))
+    http.add_pages(app, queue, check_reader=(lambda: check_key(keys)) if keys else http.check_local)
     http.add_openapi(app, max_upload_bytes=config.max_upload_bytes, formats=images.FORMATS, asks_for_key=bool(keys))
     http.add_errors(app)
     return app
@@ -142,6 +143,7 @@ def main() -> int:
         processes=config.web_workers,
         threads=config.web_threads,
         drain_seconds=config.request_timeout_seconds,
+        error_headers=headers.ALWAYS,
     )
     return 0
 

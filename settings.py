@@ -5,6 +5,7 @@ of README.md: `BATCH_SIZE=16 python run_model_server.py`. A wrong value refuses 
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,14 @@ EXIT_WRONG_SETTING = 2
 def _cpus() -> int:
     # Those that this process may run on, as `taskset` or a container's cpuset limits it.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# As browsers send it. No path, and no pattern: one that is too wide is the usual hole.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?")
+
+
+def _listed(text: str | None) -> list[str]:
+    return [item.strip() for item in (text or "").split(",") if item.strip()]
 
 
 # `MODEL_PRECISION=FLOAT16` and ` uint8` are meant, not mistaken.
@@ -85,6 +94,10 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None, description="when set, requests need Authorization: Bearer <key>; several keys: comma-separated"
     )
+    cors_origins: str | None = Field(
+        None,
+        description="origins whose pages may ask this service: https://app.example.org, comma-separated; * for any",
+    )
     web_host: str = Field("127.0.0.1", min_length=1, description="address the web server listens on")
     web_port: int = Field(5000, ge=1, le=65535, description="port the web server listens on")
     web_workers: int = Field(
@@ -97,14 +110,27 @@ class Settings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _holds_a_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not any(key.strip() for key in value.get_secret_value().split(",")):
+        if value is not None and not _listed(value.get_secret_value()):
             raise ValueError("it holds no key; leave it unset to ask for none")
         return value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _holds_origins(cls, value: str | None) -> str | None:
+        origins = _listed(value)
+        if value is not None and not origins:
+            raise ValueError("it holds no origin; leave it unset to allow none")
+        if origins != ["*"] and (wrong := [origin for origin in origins if not _ORIGIN.fullmatch(origin)]):
+            raise ValueError(f"{wrong[0]!r} is not an origin, which is scheme://host or scheme://host:port, or * alone")
+        return value
+
+    def allowed_origins(self) -> list[str]:
+        """The origins whose pages may ask; an empty list means none but the service's own."""
+        return _listed(self.cors_origins)
+
     def api_keys(self) -> list[str]:
         """The accepted keys; an empty list means that no key is asked for."""
-        listed = self.api_key.get_secret_value() if self.api_key else ""
-        return [key.strip() for key in listed.split(",") if key.strip()]
+        return _listed(self.api_key.get_secret_value() if self.api_key else None)
 
 
 def load(**overrides: object) -> Settings:

@@ -3,6 +3,7 @@
     ServiceError                500
     ├── NoImage                 400  nothing to classify in the request
     ├── Unauthorized            401  the API key is missing or wrong
+    ├── Forbidden               403  not for this client
     ├── TooLarge                413  more bytes or more pixels than allowed
     ├── UnsupportedFormat       415  not an image format that we read
     ├── UndecodableImage        422  an image, but truncated or corrupt
@@ -36,6 +37,10 @@ class NoImage(ServiceError):
 
 class Unauthorized(ServiceError):
     status = 401
+
+
+class Forbidden(ServiceError):
+    status = 403
 
 
 class TooLarge(ServiceError):

@@ -1,6 +1,8 @@
 """Run a WSGI application in several processes with threads each. The only module that knows gunicorn."""
 
 import errno
+import functools
+import json
 import logging
 import os
 import resource
@@ -11,11 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
+from gunicorn.http import wsgi
 from gunicorn.http.errors import InvalidHeader, InvalidRequestLine, ParseException
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
@@ -39,6 +43,8 @@ HEAP_SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": str(32 * 1024 * 1024),
     "MALLOC_TOP_PAD_": str(1024 * 1024),
 }
+MOST_ECHOED_CHARACTERS = 200
+SERVER_FAILED = "The web server failed on this request; its log says why."
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
@@ -67,13 +73,22 @@ def check_address(host: str, port: int) -> None:
 
 
 def serve(
-    create_app: Callable[[], Any], *, host: str, port: int, processes: int, threads: int, drain_seconds: float
+    create_app: Callable[[], Any],
+    *,
+    host: str,
+    port: int,
+    processes: int,
+    threads: int,
+    drain_seconds: float,
+    error_headers: Mapping[str, str],
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight then have `drain_seconds` to end.
 
     `threads` requests may be in hand in each process; a few more threads are there to refuse others.
     Each process creates an application of its own, after the fork: threads and connections do not survive one.
+    What never reaches it, as a request line that is none does, is refused with `error_headers`.
     """
+    _answer_as_the_application_does(error_headers)
     # The processes add up their metrics in files, which the library looks for as it is imported.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp(prefix="web-metrics-")
     options = {
@@ -182,6 +197,26 @@ class _Worker(ThreadWorker):  # type: ignore[misc]
         if isinstance(exc, InvalidRequestLine):
             exc.req = "(hidden)"
         super().handle_error(req, client, addr, exc)
+
+
+def _answer_as_the_application_does(error_headers: Mapping[str, str]) -> None:
+    """Make gunicorn's own refusals JSON with `error_headers`, and let no answer name it.
+
+    It has no settings for either; these two functions are where it writes.
+    """
+    util.write_error = functools.partial(_write_error, error_headers)
+    default_headers = wsgi.Response.default_headers
+    wsgi.Response.default_headers = lambda response: [
+        line for line in default_headers(response) if not line.startswith("Server:")
+    ]
+
+
+def _write_error(headers: Mapping[str, str], client: socket.socket, status: int, _reason: str, message: str) -> None:
+    says = f"This request cannot be read: {message[:MOST_ECHOED_CHARACTERS]}." if message else SERVER_FAILED
+    body = json.dumps({"success": False, "error": says})
+    head = {"Connection": "close", "Content-Type": "application/json", "Content-Length": len(body), **headers}
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in head.items())]
+    util.write_nonblock(client, "\r\n".join([*lines, "", body]).encode())  # a client that reads nothing holds no thread
 
 
 def _is_readable(connection: socket.socket, timeout_seconds: float) -> bool:

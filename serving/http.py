@@ -1,6 +1,7 @@
 """What the web server answers besides predictions: pages for people and for machines, and errors, all of them JSON."""
 
 import contextlib
+import ipaddress
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from serving.errors import QueueAway, ServiceError, Unauthorized, Unavailable
+from serving.errors import Forbidden, QueueAway, ServiceError, Unauthorized, Unavailable
 from serving.job_queue import JobQueue
 from serving.openapi import describe
 
+# A proxy on this machine hands on what comes from anywhere; such a header tells of one.
+PROXY_HEADERS = ("forwarded", "x-forwarded-", "via", "x-real-ip")
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 if TYPE_CHECKING:
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def add_pages(app: Flask, queue: JobQueue, check_key: Callable[[], None]) -> None:
-    """The page for people, and the pages for machines that look after the service; /metrics asks for the key."""
+def add_pages(app: Flask, queue: JobQueue, check_reader: Callable[[], None]) -> None:
+    """The page for people, and the pages for machines that look after the service; `check_reader` guards /metrics."""
     # Imported late: its library looks for the directory that the processes share as it is imported.
     from serving.metrics import WebMetrics
 
@@ -51,7 +54,7 @@ def add_pages(app: Flask, queue: JobQueue, check_key: Callable[[], None]) -> Non
 
     @app.get("/metrics")
     def metrics_page() -> Response:
-        check_key()
+        check_reader()
         waiting = model_servers = None
         with contextlib.suppress(QueueAway):  # what else is counted matters all the more then
             waiting, model_servers = queue.waiting(), queue.live_workers()
@@ -66,8 +69,19 @@ def add_pages(app: Flask, queue: JobQueue, check_key: Callable[[], None]) -> Non
     def finish(response: Response) -> Response:
         if request.path == "/predict":
             _count(counts, response.status_code)
-        response.headers["X-Content-Type-Options"] = "nosniff"
         return response
+
+
+def check_local() -> None:
+    """Raises Forbidden unless the client runs on this very machine and no proxy brought its request."""
+    peer = ipaddress.ip_address(request.remote_addr or "0.0.0.0")  # noqa: S104
+    peer = getattr(peer, "ipv4_mapped", None) or peer  # ::ffff:127.0.0.1, where one socket serves both
+    passed_on = any(name.lower().startswith(PROXY_HEADERS) for name, _ in request.headers)
+    if passed_on or not peer.is_loopback:
+        raise Forbidden(
+            "Without an API key this page is answered to programs on the service's own machine alone. Set API_KEY "
+            "there, and send it: Authorization: Bearer <key>."
+        )
 
 
 def _count(counts: "WebMetrics", status: int) -> None:

@@ -35,6 +35,7 @@ from serving.redis_connection import translated as translated
 
 MOST_DEAD_LETTERS = 200
 CLOCK_GOOD_FOR_SECONDS = 60.0
+MOST_AXES, LONGEST_AXIS = 4, 65_535  # of an image's shape
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -90,12 +91,26 @@ class Job:
                 id=fields["id"],
                 image=fields["image"],
                 dtype=dtype,
-                shape=None if shape is None else tuple(int(length) for length in shape),
-                deadline=math.inf if deadline is None else float(deadline),
+                shape=None if shape is None else _read_shape(shape),
+                deadline=math.inf if deadline is None else _read_deadline(deadline),
                 reply_to=reply_to,
             )
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadJob(f"the job lacks a field or has a wrong one: {error!r}") from error
+
+
+def _read_shape(value: Any) -> tuple[int, ...]:
+    # `type`, since true is an int, too, and since 4.0 is a sign that its sender reckons otherwise than we do.
+    lengths: list[Any] = value if type(value) is list and len(value) <= MOST_AXES else []
+    if lengths and all(type(length) is int and 0 < length <= LONGEST_AXIS for length in lengths):
+        return tuple(lengths)
+    raise ValueError(f"shape is a list of at most {MOST_AXES} whole numbers, each from 1 to {LONGEST_AXIS}")
+
+
+def _read_deadline(value: Any) -> float:
+    if type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    raise ValueError("deadline is a finite number, in unix seconds")
 
 
 class JobQueue:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from wsgiref import simple_server
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -69,4 +70,7 @@ class ModelMetrics:
 
     def serve(self, host: str, port: int) -> None:
         """Serve /metrics from a thread. Raises OSError when the port is taken."""
+        # Else every answer names the versions of Python and of its server.
+        simple_server.ServerHandler.server_software = ""
+        simple_server.WSGIRequestHandler.server_version, simple_server.WSGIRequestHandler.sys_version = "metrics", ""
         start_http_server(port, addr=host, registry=REGISTRY)

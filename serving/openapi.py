@@ -6,6 +6,7 @@ from typing import Any
 ERRORS = {
     400: "No image in the request, or an empty one",
     401: "The API key is missing or wrong",
+    403: "Without API_KEY: not from this machine, or through a proxy",
     413: "Too many bytes, or too many pixels",
     415: "Not an image format that is read here, or a wrong content type",
     422: "An image that cannot be decoded: truncated or corrupt",
@@ -17,6 +18,7 @@ ERRORS = {
 
 def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: bool) -> dict[str, Any]:
     """The OpenAPI document, ready for JSON."""
+    refused, elsewhere = (401, {403}) if asks_for_key else (403, {401, 403})
     binary = {"schema": {"type": "string", "format": "binary", "maxLength": max_upload_bytes}}
     predict: dict[str, Any] = {
         "summary": "Classify an image",
@@ -37,11 +39,19 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
         },
         "responses": {
             "200": _answer("The likeliest labels", "Predictions"),
-            **{str(status): _error(text) for status, text in ERRORS.items() if status != 401 or asks_for_key},
+            **{str(status): _error(status, text) for status, text in ERRORS.items() if status not in elsewhere},
+        },
+    }
+    metrics: dict[str, Any] = {
+        "summary": "What was counted, for Prometheus",
+        "operationId": "metrics",
+        "responses": {
+            "200": {"description": "The counts", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            str(refused): _error(refused, ERRORS[refused]),
         },
     }
     if asks_for_key:
-        predict["security"] = [{"key": []}]
+        predict["security"] = metrics["security"] = [{"key": []}]
     return {
         "openapi": "3.1.0",
         "info": {"title": "Image classification", "version": "1", "description": "Send a picture, get its labels."},
@@ -49,6 +59,7 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
             "/predict": {"post": predict},
             "/healthz": {"get": _page("healthz", "The web process lives", "Alive")},
             "/readyz": {"get": _page("readyz", "Redis answers and a model server is ready", "Ready", fails=True)},
+            "/metrics": {"get": metrics},
         },
         "components": {"schemas": _SCHEMAS, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
@@ -59,12 +70,12 @@ def _answer(description: str, schema: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
-def _error(description: str) -> dict[str, Any]:
-    return _answer(description, "Error")
+def _error(status: int, description: str) -> dict[str, Any]:
+    return _answer(description, "Error") | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
 
 
 def _page(name: str, summary: str, schema: str, *, fails: bool = False) -> dict[str, Any]:
-    responses = {"200": _answer(summary, schema)} | ({"503": _error("Not ready")} if fails else {})
+    responses = {"200": _answer(summary, schema)} | ({"503": _error(503, "Not ready")} if fails else {})
     return {"summary": summary, "operationId": name, "responses": responses}
 
 
@@ -72,6 +83,10 @@ def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+_HEADERS = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
+    503: {"Retry-After": {"required": True, "description": "seconds", "schema": {"type": "integer", "minimum": 1}}},
+}
 _SCHEMAS = {
     "Predictions": {
         **_object(

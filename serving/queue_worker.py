@@ -180,8 +180,8 @@ class QueueWorker:
         return [text for channel, replies in answers.items() for text in (channel, json.dumps(replies))]
 
 
-def has_lease(queue: JobQueue, process_id: int) -> bool:
-    """Whether a process of this host is registered in the queue and alive. Raises QueueAway."""
+def has_lease(queue: JobQueue, process_id: int | None = None) -> bool:
+    """Whether a process of this host, or any with None, is registered in the queue and alive. Raises QueueAway."""
     return any(name.startswith(_process_name(process_id)) for name in queue.worker_names(expired=False))
 
 
@@ -201,5 +201,6 @@ def _marks_of(text: bytes) -> bytes:
     return str(len(text)).encode() + b":" + text[:100] + text[-100:]
 
 
-def _process_name(process_id: int) -> str:
-    return f"{socket.gethostname()}:{process_id}:"
+def _process_name(process_id: int | None) -> str:
+    """How the names of a process's leases begin; with None, those of all processes of this host."""
+    return f"{socket.gethostname()}:" + ("" if process_id is None else f"{process_id}:")

@@ -1,4 +1,4 @@
-"""Child processes: start, restart with back-off, stop in order, leave none behind."""
+"""Child processes: start, restart with back-off, stop in order, leave none behind; tell one that hangs."""
 
 import contextlib
 import io
@@ -92,3 +92,24 @@ class Child:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class LeaseWatch:
+    """Whether one process hangs: it held a lease, and has been without for longer than a lease lasts."""
+
+    def __init__(self, lease_seconds: float) -> None:
+        self.hangs = False
+        self._lease_seconds = lease_seconds
+        self._held_at: float | None = None  # None: never yet, for it loads
+
+    def look(self, has_lease: bool, now: float) -> bool:
+        """Note what is seen at `now`, in monotonic seconds; whether `hangs` has changed."""
+        if has_lease:
+            self._held_at = now
+        hung, self.hangs = self.hangs, self._held_at is not None and now - self._held_at > self._lease_seconds
+        return hung != self.hangs
+
+    def cannot_look(self, now: float) -> None:
+        """Nothing is known at `now`: a lease that nobody can renew, since Redis is away, tells nothing."""
+        if self._held_at is not None and not self.hangs:
+            self._held_at = now

@@ -211,6 +211,12 @@ def some_photo(width: int = 320, height: int = 240) -> Image.Image:
     return Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
 
 
+@pytest.fixture(autouse=True)
+def pillows_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what decoding sets for the whole process, lest a test's result hang on which ran before it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+
+
 @pytest.fixture(scope="session")
 def photos() -> dict[str, bytes]:
     if not (DATA / "photos").is_dir():

@@ -195,18 +195,21 @@ def test_containers_get_longer_to_stop_than_a_request_may_take() -> None:
         assert float(service["stop_grace_period"].removesuffix("s")) > SETTINGS["REQUEST_TIMEOUT_SECONDS"].default
 
 
-@pytest.mark.parametrize(
-    ("service", "setting", "script"),
-    [("web", "WEB_PORT", "run_web_server.py"), ("model", "METRICS_PORT", "run_model_server.py")],
-)
-def test_health_checks_ask_for_what_the_server_serves(service: str, setting: str, script: str) -> None:
-    check = composed(GPU_HOST)["services"][service]["healthcheck"]["test"]
+def test_the_web_servers_health_check_asks_for_what_it_serves() -> None:
+    check = composed(GPU_HOST)["services"]["web"]["healthcheck"]["test"]
     assert check[:3] == ["CMD", "python", "-c"]
     ast.parse(check[3])
     port, route = re.search(r"127\.0\.0\.1', (\d+).*'(/\w+)'", check[3]).groups()  # type: ignore[union-attr]
-    assert int(port) == SETTINGS[setting].default
-    sources = "".join(path.read_text() for path in our_imports(script)[0])
-    assert f'"{route}"' in sources or (route == "/metrics" and "start_http_server" in sources)
+    assert int(port) == SETTINGS["WEB_PORT"].default
+    assert f'"{route}"' in "".join(path.read_text() for path in our_imports("run_web_server.py")[0])
+
+
+def test_the_model_servers_health_check_is_its_own_option() -> None:
+    for names in (GPU_HOST, CPU_HOST):
+        check = composed(names)["services"]["model"]["healthcheck"]["test"]
+        (command,) = map(json.loads, values("model", "CMD"))
+        assert check == ["CMD", *command, "--check-health"]
+    assert f'"{check[-1]}"' in (ROOT / "run_model_server.py").read_text()
 
 
 # --- Dockerfile --------------------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ def kept(stage: str, tmp_path: Path, **environment: str) -> dict[str, str]:
     command, install = next(run for run in values(stage, "RUN") if run.startswith("sed ")).split(" && ")
     subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env=os.environ | environment, check=True)
     lines = (tmp_path / install.split()[-1]).read_text().splitlines()
-    requirements = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    requirements = [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-c"))]
     return {canonicalize_name(requirement.name): str(requirement) for requirement in requirements}
 
 
@@ -322,6 +325,40 @@ def test_cuda_comes_with_the_same_tensorflow(tmp_path: Path) -> None:
     assert with_cuda == plain.replace("tensorflow==", "tensorflow[and-cuda]==") != plain
     # pip only warns of an extra that does not exist.
     assert "and-cuda" in importlib.metadata.metadata("tensorflow").get_all("Provides-Extra", [])
+
+
+def pins(name: str) -> dict[str, str]:
+    """A requirements file, without what another platform or Python needs: name -> version."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    return {
+        canonicalize_name(one.name): str(one.specifier).removeprefix("==")
+        for one in found
+        if not one.marker or one.marker.evaluate()
+    }
+
+
+def test_what_the_requirements_bring_along_is_pinned_to_what_is_tested() -> None:
+    asked, brought = pins("requirements.txt"), pins("constraints.txt")
+    assert asked.keys() & brought.keys() == set()
+    needed = with_dependencies(set(asked))
+    assert needed - asked.keys() <= brought.keys()
+    assert {name: importlib.metadata.version(name) for name in needed} == {
+        name: (asked | brought)[name] for name in needed
+    }
+
+
+def test_an_image_is_installed_under_the_same_constraints() -> None:
+    for stage in ("web-packages", "model-packages"):
+        assert "constraints.txt" in copied(stage)
+    assert "-c constraints.txt" in (ROOT / "requirements.txt").read_text().splitlines()
+
+
+def test_the_audit_asks_about_every_pin_and_fails_where_it_cannot() -> None:
+    run = subprocess.run(["make", "-n", "audit"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (audit,) = [line for line in run.splitlines() if "bin/pip-audit " in line]
+    assert {"--strict", "-r requirements.txt", "-r constraints.txt"} <= {*audit.split(), *re.findall(r"-r \S+", audit)}
+    assert re.search(r"pip install .*pip-audit==[\d.]+$", run, re.MULTILINE) or (ROOT / ".venv" / ".audit").exists()
 
 
 def test_no_container_runs_as_root() -> None:

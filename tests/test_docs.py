@@ -91,7 +91,7 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 
 def test_the_versions_of_requirements_are_pinned() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "constraints.txt", "requirements-dev.txt"):
         for line in (ROOT / name).read_text().splitlines():
-            if line and not line.startswith(("#", "-r")):
+            if line and not line.startswith(("#", "-r", "-c")):
                 assert re.match(r"[\w\[\],.-]+==[\w.]+(;.*)?( *#.*)?$", line), line

@@ -39,6 +39,7 @@ def test_the_extremes_survive_the_float_wire() -> None:
         (helpers.encode_image(PIXELS, "uint8"), "float32", "needs 602112"),
         (helpers.encode_image(PIXELS, "uint8"), "float64", "uint8 and float32 are read"),
         (base64.b64encode(np.full(SHAPE, np.nan, np.float32)).decode(), None, "not pixels"),
+        (base64.b64encode(b"\x01\0\xa0\x7f" * (224 * 224 * 3)).decode(), None, "not pixels"),  # a NaN that signals
         (base64.b64encode(np.full(SHAPE, 1e30, np.float32)).decode(), None, "not pixels"),
         (base64.b64encode(np.full(SHAPE, -np.inf, np.float32)).decode(), None, "not pixels"),
     ],

@@ -1,6 +1,7 @@
 """The protocol, on a real Redis: who takes what, what is left where, which keys remain."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -462,10 +463,9 @@ def test_the_tutorials_own_job_is_a_job() -> None:
         b'{"id": 7, "image": "A"}',
         b'{"id": "11111111-1111-1111-1111-111111111111"}',
         b'{"id": "11111111-1111-1111-1111-111111111111", "image": 7}',
-        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "shape": 7}',
         b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "shape": [1e999]}',
-        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "deadline": "soon"}',
-        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "deadline": []}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "deadline": 1e999}',
+        b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "deadline": NaN}',
         b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "reply_to": 7}',
         b'{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "dtype": {}}',
     ],
@@ -473,6 +473,28 @@ def test_the_tutorials_own_job_is_a_job() -> None:
 def test_garbage_is_told_to_be_a_bad_job(text: bytes) -> None:
     with pytest.raises(BadJob):
         Job.from_text(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("deadline", value) for value in ('"nan"', '"inf"', '"12.5"', "true", "false", "[]", "{}")),
+        *(("shape", value) for value in ('"443"', '{"4": 1}', "[4.9, 4, 3]", "[4.0, 4, 3]", '["4", "4", "3"]')),
+        *(("shape", value) for value in ("[4, 4, -3]", "[0, 4, 3]", "[true, 4, 3]", "[null]", "[]", "7", '""')),
+        *(("shape", value) for value in ("[65536, 4, 3]", "[9223372036854775807, 4, 3]", "[1e300, 4, 3]")),
+        ("shape", json.dumps([1] * 5)),
+    ],
+)
+def test_a_deadline_is_a_finite_number_and_a_shape_a_list_of_lengths(field: str, value: str) -> None:
+    head = '{"id": "11111111-1111-1111-1111-111111111111", "image": "A", '
+    with pytest.raises(BadJob, match=field):
+        Job.from_text(f'{head}"{field}": {value}}}'.encode())
+
+
+@pytest.mark.parametrize(("text", "deadline"), [("null", math.inf), ("-1", -1.0), ("1e308", 1e308), ("7", 7.0)])
+def test_any_finite_number_is_a_deadline(text: str, deadline: float) -> None:
+    job = f'{{"id": "11111111-1111-1111-1111-111111111111", "image": "A", "shape": null, "deadline": {text}}}'
+    assert Job.from_text(job.encode()).deadline == deadline
 
 
 # The web server's side

@@ -20,6 +20,7 @@ ONLY_IN = {
     "keras": "serving/model.py",
     "multipart": "serving/uploads.py",
     "gunicorn": "serving/gunicorn_server.py",
+    "flask_cors": "serving/headers.py",
     "prometheus_client": "serving/metrics.py",
     "pydantic": "settings.py",
     "pydantic_settings": "settings.py",

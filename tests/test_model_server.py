@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -149,7 +150,9 @@ def test_its_metrics_tell_batches_and_ends(raw: redis.Redis, start: Callable[...
     wait_for(lambda: raw.llen("{image_queue}:dead"))
     assert is_up(f"http://127.0.0.1:{port}/metrics")
     wait_for(lambda: b'model_jobs_total{end="failed"} 1.0' in http("GET", f"http://127.0.0.1:{port}/metrics").body)
-    page = http("GET", f"http://127.0.0.1:{port}/metrics").body.decode()
+    answer = http("GET", f"http://127.0.0.1:{port}/metrics")
+    assert "Server" not in answer.headers  # it would name versions
+    page = answer.body.decode()
     assert 'model_jobs_total{end="answered"} 1.0' in page
     assert "model_batch_images_count 1.0" in page
 
@@ -185,6 +188,49 @@ def test_what_it_cannot_set_up_ends_it_at_once_with_what_to_set(
     assert says in output(process).splitlines()[-1]
     assert "Traceback" not in output(process)
     assert raw.keys("*") == []  # it never half worked
+
+
+def check_health(processes: Processes, **settings: str) -> tuple[int, str]:
+    """Exit status and words of the check."""
+    check = processes.start("run_model_server.py", "--check-health", **settings)
+    return check.wait(timeout=20), output(check)
+
+
+def test_the_health_check_tells_a_server_that_stands_still_from_one_that_works(
+    processes: Processes, raw: redis.Redis, start: Callable[..., object]
+) -> None:
+    assert check_health(processes)[0] == 1  # none has started
+    raw.zadd("{image_queue}:workers", {"another-host:1:abc": time.time() + 60})
+    assert check_health(processes)[0] == 1
+    port = str(local_redis.free_port())
+    server = start(LEASE_SECONDS="1", METRICS_PORT=port)
+    assert check_health(processes) == (0, "")
+    server.send_signal(signal.SIGSTOP)
+    wait_for(lambda: live_workers(raw) == 1)  # the one on the other host
+    status, says = check_health(processes, LEASE_SECONDS="1")
+    assert status == 1
+    assert "for 1 s none made progress" in says
+    server.send_signal(signal.SIGCONT)
+    wait_for(lambda: live_workers(raw) == 2)
+    assert check_health(processes) == (0, "")
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(timeout=20) == 0
+    assert check_health(processes)[0] == 1
+
+
+def test_the_health_check_ends_with_2_where_it_cannot_know(processes: Processes) -> None:
+    for settings, says in ({"REDIS_URL": "redis://127.0.0.1:1/0"}, "REDIS_URL"), ({"LEASE_SECONDS": "0"}, "LEASE_SEC"):
+        status, words = check_health(processes, **settings)
+        assert status == 2
+        assert says in words
+        assert "Traceback" not in words
+
+
+def test_the_health_check_does_not_wait_for_keras(processes: Processes, raw: redis.Redis) -> None:
+    check = processes.start("run_model_server.py", "--check-health", PYTHONPROFILEIMPORTTIME="1")
+    assert check.wait(timeout=20) == 1
+    assert re.search(r"\| +redis\b", output(check))
+    assert not re.search(r"\| +(keras|tensorflow|jax|torch)\b", output(check))
 
 
 def test_fetch_only_needs_no_redis(processes: Processes, tiny_model: dict[str, str]) -> None:

@@ -19,11 +19,16 @@ def test_the_document_is_valid(asks_for_key: bool) -> None:
     document = describe(max_upload_bytes=1000, formats=("PNG",), asks_for_key=asks_for_key)
     validate(document)
     assert ("401" in document["paths"]["/predict"]["post"]["responses"]) == asks_for_key
+    assert "403" not in document["paths"]["/predict"]["post"]["responses"]
+    assert set(document["paths"]["/metrics"]["get"]["responses"]) == {"200", "401" if asks_for_key else "403"}
 
 
 def check(document: dict[str, Any], method: str, path: str, answer: Any) -> None:
     responses = document["paths"][path][method]["responses"]
     assert str(answer.status) in responses, (path, answer.status)
+    for name, header in responses[str(answer.status)].get("headers", {}).items():
+        told = answer.headers[name]
+        jsonschema.validate(int(told) if told.isdigit() else told, header["schema"])
     schema = responses[str(answer.status)]["content"]["application/json"]["schema"]
     jsonschema.validate(answer.json, schema | {"components": document["components"]})
 
@@ -38,6 +43,7 @@ def test_every_answer_has_the_status_and_the_shape_that_the_document_says(
     document = http("GET", f"{url}/openapi.json").json
     check(document, "get", "/healthz", http("GET", f"{url}/healthz"))
     check(document, "get", "/readyz", http("GET", f"{url}/readyz"))
+    check(document, "get", "/metrics", http("GET", f"{url}/metrics", Via="1.1 a-proxy"))
     stand_in = Answering(redis_server.url)
     try:
         photo = as_bytes(some_photo(), "JPEG")

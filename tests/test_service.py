@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,7 @@ import run_service
 import settings
 from serving import errors, local_redis
 from serving.images import decode_image
+from serving.supervisor import LeaseWatch
 from stress_test import made_photo
 
 # A machine where nothing can be downloaded, also if this one could.
@@ -194,6 +196,50 @@ def test_a_web_server_that_dies_is_started_again_on_the_same_port(
     wait_for(lambda: service.children("run_web_server.py") not in ([], [web_server]))
     wait_for(lambda: is_up(f"{service.url}/readyz"))
     assert upload(f"{service.url}/predict", as_bytes(some_photo(), "JPEG")).status == 200
+
+
+def test_a_model_server_that_hangs_is_told_of_once_and_once_when_it_goes_on(
+    start: Callable[..., Service], tiny_model: dict[str, str]
+) -> None:
+    service = start(**tiny_model, LEASE_SECONDS="1", WEB_WORKERS="1")
+    (model_server,) = service.children("run_model_server.py")
+    os.kill(model_server, signal.SIGSTOP)
+    try:
+        hangs = f"The model server hangs: its process {model_server} lives"
+        wait_for(lambda: hangs in output(service.process))
+        assert http("GET", f"{service.url}/readyz").status == 503
+        time.sleep(2.5)  # it looks again, and again
+        assert output(service.process).count(" server hangs") == 1
+        assert "goes on" not in output(service.process)
+    finally:
+        os.kill(model_server, signal.SIGCONT)
+    wait_for(lambda: "The model server goes on: it holds a lease again." in output(service.process))
+    assert upload(f"{service.url}/predict", as_bytes(some_photo(), "JPEG")).status == 200
+    assert output(service.process).count(" server hangs") == output(service.process).count(" goes on: ") == 1
+
+
+def test_a_process_hangs_when_it_had_a_lease_and_lacks_one_for_longer_than_one_lasts() -> None:
+    watch = LeaseWatch(10)
+    seen = [(now, watch.look(has_lease, now), watch.hangs) for now, has_lease in [(0, False), (100, False)]]
+    assert [hangs for *_, hangs in seen] == [False, False]  # it loads
+    for now, has_lease, changed, hangs in [
+        (200, True, False, False),
+        (210, False, False, False),
+        (211, False, True, True),
+        (400, False, False, True),
+        (401, True, True, False),
+    ]:
+        assert (watch.look(has_lease, now), watch.hangs) == (changed, hangs), now
+
+
+def test_while_redis_is_away_nobody_is_said_to_hang() -> None:
+    watch = LeaseWatch(10)
+    watch.look(True, 0)
+    watch.cannot_look(100)
+    assert not watch.look(False, 105)
+    assert watch.look(False, 111)
+    watch.cannot_look(500)
+    assert watch.hangs  # who hung before still does, as far as is known
 
 
 def test_several_model_servers_share_the_work(start: Callable[..., Service], tiny_model: dict[str, str]) -> None:

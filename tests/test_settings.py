@@ -66,6 +66,12 @@ def test_a_redis_url_that_makes_no_sense_ends_the_process_with_2(script: str, ur
         ("WEB_PORT", "0"),
         ("API_KEY", ""),
         ("API_KEY", " , "),
+        ("CORS_ORIGINS", ""),
+        ("CORS_ORIGINS", "app.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org/"),
+        ("CORS_ORIGINS", "https://*.example.org"),
+        ("CORS_ORIGINS", "https://app.example.org, *"),
+        ("CORS_ORIGINS", "null"),
         ("TOP", "-1"),
         ("REQUEST_TIMEOUT_SECONDS", "nan"),
     ],
@@ -86,6 +92,13 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret, newer")
     assert "secret" not in repr(settings.Settings())
     assert settings.Settings().api_keys() == ["secret", "newer"]
+
+
+def test_origins_are_listed_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.Settings().allowed_origins() == []
+    for value, origins in ("*", ["*"]), ("https://a.example, http://b.example:8080", None):
+        monkeypatch.setenv("CORS_ORIGINS", value)
+        assert settings.Settings().allowed_origins() == (origins or value.split(", "))
 
 
 def test_every_setting_has_a_description() -> None:

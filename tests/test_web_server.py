@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 import redis
 from conftest import ROOT, Processes, RedisServer, as_bytes, http, is_up, new_job, some_photo, upload, wait_for
+from flask import Flask
 from PIL import Image
 
 import helpers
 from serving import gunicorn_server, local_redis
+from serving.errors import Forbidden
+from serving.http import check_local
 from serving.job_queue import Job, JobQueue
 from serving.queue_worker import Outcome, QueueWorker
 
@@ -238,6 +241,30 @@ def test_with_a_key_set_only_its_holders_are_served(start: Callable[..., str], a
         assert upload(f"{url}/predict", PHOTO, Authorization=f"Bearer {key}").status == 200
         assert http("GET", f"{url}/metrics", Authorization=f"Bearer {key}").status == 200
     assert http("GET", f"{url}/healthz").status == http("GET", f"{url}/readyz").status == 200
+
+
+def test_without_a_key_metrics_are_for_this_machine_alone_and_not_for_who_comes_through_a_proxy(
+    start: Callable[..., str], raw: redis.Redis
+) -> None:
+    url = start()
+    assert http("GET", f"{url}/metrics").status == 200
+    for header in ("Forwarded", "X-Forwarded-For", "X_Forwarded_Proto", "Via", "X_Real_IP"):
+        answer = http("GET", f"{url}/metrics", **{header: "127.0.0.1"})
+        assert answer.status == 403, header
+        assert "Set API_KEY" in answer.json["error"]
+        assert http("GET", f"{url}/healthz", **{header: "127.0.0.1"}).status == 200
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+def test_who_comes_from_a_loopback_address_is_on_this_machine(peer: str) -> None:
+    with Flask("any").test_request_context(environ_base={"REMOTE_ADDR": peer}):
+        check_local()
+
+
+@pytest.mark.parametrize("peer", ["192.0.2.7", "10.0.0.1", "::ffff:192.0.2.7", "fe80::1%eth0", ""])
+def test_who_comes_from_any_other_is_not(peer: str) -> None:
+    with Flask("any").test_request_context(environ_base={"REMOTE_ADDR": peer}), pytest.raises(Forbidden):
+        check_local()
 
 
 def test_metrics_count_the_requests_of_all_processes(start: Callable[..., str], answering: Answering) -> None:
