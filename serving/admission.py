@@ -6,7 +6,9 @@ that has nothing to do is not slow.
 """
 
 import contextlib
+import itertools
 import math
+import statistics
 import threading
 import time
 from collections import deque
@@ -19,6 +21,10 @@ MOST_RETRY_AFTER_SECONDS = 60
 # The wait that is promised, as a share of the deadline. The rest is for what no rate foretells: a model server that
 # has to be started again, and the jobs that the model servers hold already.
 PROMISED_SHARE = 0.5
+# Until the rate has been measured this often, this many may wait in any case.
+SURE_MOVES, UNSURE_LENGTH = 4, 64
+MOST_MOVES = 64  # a shorter window does where batches are fast
+LONG_GAP = 4.0  # times the usual gap
 # How long what was seen of the queue is good for to refuse by, without asking Redis again.
 SEEN_GOOD_FOR_SECONDS = 0.05
 
@@ -46,10 +52,11 @@ class Admission:
     def most_waiting(self) -> int:
         """How many jobs may wait for one more to be let in; at least 1."""
         with self._lock:
-            rate = self._rate.per_second()
+            rate, is_sure = self._rate.per_second(), self._rate.is_sure()
         if rate is None:
             return self._max_queue_length
-        return max(1, min(self._max_queue_length, int(rate * self._timeout_seconds * PROMISED_SHARE)))
+        answerable = int(rate * self._timeout_seconds * PROMISED_SHARE)
+        return min(self._max_queue_length, max(1 if is_sure else UNSURE_LENGTH, answerable))
 
     def is_full(self) -> bool | None:
         """Whether one more would be refused, by what was seen just now; None: it may be, look again."""
@@ -94,7 +101,7 @@ class ServiceRate:
     def __init__(self) -> None:
         self._clock = self._backlog_since = -math.inf
         self._served = 0
-        self._moves: deque[tuple[float, int]] = deque()  # (clock, served) when the counter had moved
+        self._moves: deque[tuple[float, int]] = deque(maxlen=MOST_MOVES)  # (clock, served) when the counter had moved
         self._known: float | None = None  # from an earlier backlog
 
     def note(self, clock: float, ahead: int, served: int) -> None:
@@ -102,7 +109,8 @@ class ServiceRate:
             return
         self._clock = clock
         if ahead == 0 or served < self._served:  # nobody waited; or it is another Redis
-            self._known = self._measured() or self._known
+            if self.is_sure():
+                self._known = self._measured() or self._known
             self._moves.clear()
             self._backlog_since = clock
         elif served > self._served:
@@ -117,11 +125,12 @@ class ServiceRate:
         rate = self._measured() or self._known
         if rate is None:
             return None
-        patience = RATE_WINDOW_SECONDS
-        if len(self._moves) > 1:
-            usual_gap = (self._moves[-1][0] - self._moves[0][0]) / (len(self._moves) - 1)
-            patience = max(2 * usual_gap, RATE_WINDOW_SECONDS / 4)
+        patience = max(LONG_GAP * self._usual_gap(), RATE_WINDOW_SECONDS / 2)
         return rate * min(1.0, patience / max(self.silent_seconds(), patience))
+
+    def is_sure(self) -> bool:
+        """Whether it was measured often enough to tell a slow model from one that stood still in between."""
+        return len(self._moves) >= SURE_MOVES or self._known is not None
 
     def silent_seconds(self) -> float:
         """For how long jobs have waited and none was settled."""
@@ -132,5 +141,12 @@ class ServiceRate:
     def _measured(self) -> float | None:
         if len(self._moves) < 2:
             return None
-        (first, served_before), (last, served) = self._moves[0], self._moves[-1]
-        return (served - served_before) / (last - first)
+        # A gap far above the usual one is no work: a model server died in it, say, and was started again.
+        busy_seconds = sum(min(gap, LONG_GAP * self._usual_gap()) for gap in self._gaps())
+        return (self._moves[-1][1] - self._moves[0][1]) / busy_seconds
+
+    def _usual_gap(self) -> float:
+        return statistics.median(self._gaps()) if len(self._moves) > 1 else RATE_WINDOW_SECONDS / LONG_GAP
+
+    def _gaps(self) -> list[float]:
+        return [later - earlier for (earlier, _), (later, _) in itertools.pairwise(self._moves)]

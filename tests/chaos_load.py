@@ -28,7 +28,7 @@ FIRST_LEVEL, LEVELS = 64, 128
 MARKS = {"raise": (255, 0, 1), "die": (255, 0, 2), "hang": (255, 0, 3)}
 AFTER_REFUSAL_SECONDS = 0.2
 # A command to Redis takes 3 s at most, is sent once more when that fails, and may begin just before the deadline.
-GRACE_SECONDS = 7.0
+GRACE_SECONDS = 3.0
 _numbers = itertools.count(1)
 
 

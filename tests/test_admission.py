@@ -52,11 +52,27 @@ def test_the_rate_falls_while_nothing_is_settled_and_rises_again() -> None:
     rate = ServiceRate()
     served = backlog(rate, 20)
     rate.note(1025.0, 100, served)
+    assert rate.per_second() == pytest.approx(20, rel=0.01)
+    rate.note(1030.0, 100, served)
     assert rate.per_second() == pytest.approx(10, rel=0.01)
-    rate.note(1045.0, 100, served)
+    rate.note(1070.0, 100, served)
     assert rate.per_second() == pytest.approx(2, rel=0.01)
-    backlog(rate, 15, since=1046.0, served=served)
+    backlog(rate, 15, since=1071.0, served=served)
     assert rate.per_second() == pytest.approx(20)
+
+
+def test_a_model_server_that_was_started_again_is_not_slow() -> None:
+    rate = ServiceRate()
+    served = backlog(rate, 4.5)
+    assert backlog(rate, 4.5, since=1018.0, served=served + 20)
+    assert rate.per_second() > 12  # over all of the time it were 8
+
+
+def test_two_batches_with_a_death_between_them_refuse_nobody() -> None:
+    admission = Admission(1000, timeout_seconds=30)
+    for clock, served in ((1000.0, 0), (1000.1, 8), (1008.0, 16)):
+        admission.note(clock, 20, served)
+    assert admission.most_waiting() == 64
 
 
 def test_replies_that_crossed_and_another_redis_spoil_nothing() -> None:
@@ -79,7 +95,7 @@ def test_as_many_may_wait_as_are_answered_in_half_the_timeout() -> None:
 
 def test_one_may_always_wait() -> None:
     admission = Admission(1000, timeout_seconds=0.1)
-    backlog(admission._rate, 5, batch=1)
+    backlog(admission._rate, 6, batch=1)
     assert admission.most_waiting() == 1
 
 

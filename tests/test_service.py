@@ -182,7 +182,7 @@ def test_a_model_server_killed_under_load_loses_no_request(
     os.kill(model_server, signal.SIGKILL)
     said, _ = load.communicate(timeout=90)
     assert load.returncode == 0, said.decode()
-    assert json.loads(report.read_text())["outcomes"]["answered"] == 3000
+    assert json.loads(report.read_text())["outcomes"]["answered"] == 3000, said.decode()
     assert "was killed by signal 9; it starts again" in output(service.process)
     assert service.children("run_model_server.py") != [model_server]
 
