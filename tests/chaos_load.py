@@ -27,7 +27,7 @@ SIDE = 32  # pixels, as the tiny model has it
 FIRST_LEVEL, LEVELS = 64, 128
 MARKS = {"raise": (255, 0, 1), "die": (255, 0, 2), "hang": (255, 0, 3)}
 AFTER_REFUSAL_SECONDS = 0.2
-# A command to Redis takes 3 s at most, is sent once more when that fails, and may begin just before the deadline.
+# An answer may come so much later than its deadline: the machine is busy with the faults themselves.
 GRACE_SECONDS = 3.0
 _numbers = itertools.count(1)
 
