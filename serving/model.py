@@ -1,6 +1,6 @@
-"""Architecture + weights + labels -> pixels in, likeliest labels out. The only module that knows Keras.
+"""Architecture + weights + labels -> a model that runs. The only module that knows Keras.
 
-    pixels uint8 -- the model's own normalisation --> layers -- softmax in float32 --> probabilities -- top --> labels
+    pixels uint8 -- the model's own normalisation --> layers -- softmax in float32 --> probabilities
     `-------------------- one graph, on the GPU where there is one ------------------'
 
 Written against Keras 3 alone: KERAS_BACKEND=tensorflow (the default), jax or torch runs the same code.
@@ -9,12 +9,10 @@ Written against Keras 3 alone: KERAS_BACKEND=tensorflow (the default), jax or to
 import contextlib
 import http.client
 import json
-import logging
 import os
 import socket
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read by the frameworks as they are imported, and theirs to be overruled. oneDNN: 107 against 63 images/s in
@@ -27,99 +25,26 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import keras
 import numpy as np
 
-from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory, WeightsDownloadFailed
+from serving.classifier import Way, batch_sizes, translated
+from serving.errors import ModelUnavailable, WeightsDownloadFailed
 
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
 
-log = logging.getLogger(__name__)
 
+class KerasRuntime:
+    """Runs a Keras model (n, height, width, 3) uint8 0..255 -> (n, classes) float32 probabilities."""
 
-class Classifier:
-    """A loaded model with its labels; call it from one thread.
-
-    Args:
-        model: (n, height, width, 3) uint8 0..255 -> (n, classes) float32 probabilities.
-        labels: one for each class.
-        top: how many predictions an answer holds.
-        batch_size: the most images that `predict` is given.
-    """
-
-    def __init__(self, model: keras.Model, labels: Sequence[str], *, top: int, batch_size: int) -> None:
-        classes = model.output_shape[-1]
-        if len(labels) != classes:
-            raise ModelUnavailable(
-                f"There are {len(labels)} labels, but the model tells {classes} classes apart. "
-                "Set MODEL_LABELS to a file with a label for each class, or to numbers."
-            )
+    def __init__(self, model: keras.Model) -> None:
+        self.input_shape = model.input_shape[1:]
+        self.classes = model.output_shape[-1]
         self._model = model
-        self._labels = labels
-        self._top = min(top, classes)
-        # Few sizes, since a framework compiles for each.
-        self._sizes = [size for size in (2**n for n in range(32)) if size < batch_size] + [batch_size]
-        self._plan = _cheapest_sizes(dict.fromkeys(self._sizes, 1.0))
 
-    def warm_up(self) -> float:
-        """Compile for every batch size, check the output, time each; the slowest, in seconds.
-
-        Raises:
-            ModelUnavailable: a batch fails or does not fit, or the output is no probabilities.
-        """
-        seconds = {}
-        for size in self._sizes:
-            log.info("warming up: batches of %d (of at most %d)", size, self._sizes[-1])
-            blank = np.zeros((size, *self._model.input_shape[1:]), dtype=np.uint8)
-            try:
-                probabilities = self._run(blank)
-            except OutOfMemory as error:
-                raise ModelUnavailable(f"A batch of {size} does not fit into memory: set BATCH_SIZE lower.") from error
-            except ModelFailed as error:
-                raise ModelUnavailable(f"The model fails on a blank image: {error.__cause__ or error}") from error
-            if not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01) or probabilities.min() < 0:
-                raise ModelUnavailable("The model's output is no probabilities: it must end in a softmax.")
-            seconds[size] = min(self._time(blank) for _ in range(2))
-        self._plan = _cheapest_sizes(seconds)
-        return max(seconds.values())
-
-    def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
-        """Classify pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`.
-
-        Returns n lists of {"label": str, "probability": float 0..1}, likeliest first.
-
-        Raises:
-            ModelFailed: the framework failed, or a probability is not a number.
-            OutOfMemory: this many images do not fit.
-        """
-        done, rows = 0, []
-        for size in self._plan[len(pixels)]:
-            part = pixels[done : done + size]
-            padding = np.zeros((size - len(part), *pixels.shape[1:]), np.uint8)
-            rows.append(self._run(np.concatenate([part, padding]) if len(padding) else part)[: len(part)])
-            done += size
-        probabilities = np.concatenate(rows)
-        if not np.isfinite(probabilities).all():
-            raise ModelFailed("The model's answer on this image is not a number. It is kept as a dead letter.")
-        return [self._likeliest(row) for row in probabilities]
-
-    def _time(self, batch: np.ndarray) -> float:
-        started = time.perf_counter()
-        self._run(batch)
-        return time.perf_counter() - started
+    def ways(self, batch_size: int) -> list[Way]:
+        return [Way(f"batches of {size}", size, self._run) for size in batch_sizes(batch_size)]
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
-        try:
+        with translated(len(batch)):
             return np.asarray(self._model.predict_on_batch(batch))
-        except Exception as error:
-            # Each framework has an exception of its own for it, and wording in common.
-            if isinstance(error, MemoryError) or _speaks_of_memory(error):
-                raise OutOfMemory(f"A batch of {len(batch)} does not fit into memory.") from error
-            raise ModelFailed(
-                f"The model failed on this image ({type(error).__name__}). It is kept as a dead letter."
-            ) from error
-
-    def _likeliest(self, probabilities: np.ndarray) -> list[dict[str, object]]:
-        top = np.argpartition(-probabilities, self._top - 1)[: self._top]
-        top = top[np.argsort(-probabilities[top], kind="stable")]
-        return [{"label": self._labels[i], "probability": round(float(probabilities[i]), 6)} for i in top]
 
 
 def load_model(name: str, weights: str, *, width: int, height: int, precision: str) -> keras.Model:
@@ -189,20 +114,6 @@ def load_labels(source: str, classes: int) -> list[str]:
         ) from error
 
 
-def _cheapest_sizes(seconds: Mapping[int, float]) -> list[list[int]]:
-    """For each count of images up to the largest size: the batch sizes, largest first, that run it soonest.
-
-    Where a call's time grows with its size, as on a CPU, 24 images go as 16 + 8; where it hardly does, as on a GPU,
-    they are padded to 32.
-    """
-    plan: list[list[int]] = [[]]
-    for count in range(1, max(seconds) + 1):
-        plans = ([size, *plan[max(count - size, 0)]] for size in seconds)
-        best = min(plans, key=lambda sizes: sum(seconds[size] for size in sizes))
-        plan.append(sorted(best, reverse=True))
-    return plan
-
-
 def has_gpu() -> bool:
     """Whether Keras computes on a GPU: asked of a tensor of its own, alike in every framework."""
     device = str(getattr(keras.ops.convert_to_tensor(np.zeros(1, np.float32)), "device", "")).lower()
@@ -242,11 +153,6 @@ def _read_class_index(text: str) -> list[str]:
     index = json.loads(text)
     ordered = [index[str(number)] for number in range(len(index))] if isinstance(index, dict) else index
     return [entry if isinstance(entry, str) else str(entry[1]) for entry in ordered]
-
-
-def _speaks_of_memory(error: Exception) -> bool:
-    text = f"{type(error).__name__} {error}".lower()
-    return any(words in text for words in ("resourceexhausted", "resource_exhausted", "outofmemory", "out of memory"))
 
 
 @contextlib.contextmanager

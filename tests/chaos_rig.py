@@ -44,6 +44,7 @@ SETTINGS = {
     "SERVER_SLEEP": "0.5",
     "WEB_WORKERS": str(WEB_WORKERS),
     "METRICS_PORT": "0",
+    "MODEL_RUNTIME": "keras",  # whose errors the faulty model server raises
 }
 # Nobody here waits longer for what is to become true: a restart of a model server takes some 6 s on two cores.
 PATIENCE_SECONDS = 40.0

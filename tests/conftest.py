@@ -1,5 +1,6 @@
 """What the tests stand on: a real Redis, real processes, real photos. Nothing here pretends."""
 
+import atexit
 import contextlib
 import io
 import os
@@ -27,6 +28,9 @@ from serving.queue_worker import QueueWorker
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
 PATIENCE_SECONDS = 60.0
+# Models that one test had converted are found by the next.
+KERAS_HOME = tempfile.mkdtemp(prefix="test-keras-home-")
+atexit.register(shutil.rmtree, KERAS_HOME, ignore_errors=True)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> object:
@@ -145,7 +149,7 @@ def clean_environment() -> dict[str, str]:
     import settings
 
     names = {name.upper() for name in settings.Settings.model_fields}
-    return {name: value for name, value in os.environ.items() if name not in names}
+    return {name: value for name, value in os.environ.items() if name not in names} | {"KERAS_HOME": KERAS_HOME}
 
 
 def output(process: subprocess.Popen[bytes]) -> str:

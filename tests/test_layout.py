@@ -18,6 +18,7 @@ ONLY_IN = {
     "orjson": "serving/job_queue.py",
     "pybase64": "helpers.py",
     "keras": "serving/model.py",
+    "openvino": "serving/openvino_runtime.py",
     "multipart": "serving/uploads.py",
     "gunicorn": "serving/gunicorn_server.py",
     "flask_cors": "serving/headers.py",
@@ -35,6 +36,8 @@ MAY_IMPORT = {
     "batching": {"predicting", "queue_worker"},
     "dead_letters": {"job_queue"},
     "metrics": {"queue_worker"},
+    "model": {"classifier"},
+    "openvino_runtime": {"classifier"},
     "http": {"job_queue", "metrics", "openapi"},
 }
 

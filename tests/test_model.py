@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import DATA, REAL_MODEL
 
-from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
+from serving.errors import ModelUnavailable
 
 
 @pytest.fixture(scope="module")
@@ -19,65 +19,6 @@ def model() -> ModuleType:
         warnings.simplefilter("ignore")
         from serving import model
     return model
-
-
-@pytest.fixture(scope="module")
-def tiny(model: ModuleType, tiny_model: dict[str, str]):
-    return model.load_model(tiny_model["MODEL"], "imagenet", width=32, height=32, precision="auto")
-
-
-RED_GREEN_BLUE = np.stack(
-    [np.full((32, 32, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
-)
-LABELS = ["red", "green", "blue", "grey"]
-
-
-def test_each_image_of_a_batch_gets_its_own_labels_likeliest_first(model: ModuleType, tiny: object) -> None:
-    classifier = model.Classifier(tiny, LABELS, top=4, batch_size=8)
-    classifier.warm_up()
-    answers = classifier.predict(RED_GREEN_BLUE)
-    assert [answer[0]["label"] for answer in answers] == ["red", "green", "blue"]
-    for answer in answers:
-        probabilities = [prediction["probability"] for prediction in answer]
-        assert probabilities == sorted(probabilities, reverse=True)
-        assert sum(probabilities) == pytest.approx(1, abs=1e-4)
-
-
-@pytest.mark.parametrize("count", range(1, 9))
-def test_padding_changes_no_answer_and_is_never_returned(model: ModuleType, tiny: object, count: int) -> None:
-    classifier = model.Classifier(tiny, LABELS, top=1, batch_size=8)
-    pixels = np.stack([RED_GREEN_BLUE[i % 3] for i in range(count)])
-    before = pixels.copy()
-    labels = [answer[0]["label"] for answer in classifier.predict(pixels)]
-    assert labels == [("red", "green", "blue")[i % 3] for i in range(count)]
-    assert np.array_equal(pixels, before)
-
-
-def test_images_go_in_the_batch_sizes_that_run_them_soonest(model: ModuleType) -> None:
-    on_a_cpu = model._cheapest_sizes({size: size + 0.1 for size in (1, 2, 4, 8, 16, 32)})
-    assert (on_a_cpu[24], on_a_cpu[32], on_a_cpu[3]) == ([16, 8], [32], [2, 1])
-    on_a_gpu = model._cheapest_sizes({size: 5 + size / 100 for size in (1, 2, 4, 8, 16, 32)})
-    assert (on_a_gpu[24], on_a_gpu[17], on_a_gpu[3], on_a_gpu[1]) == ([32], [32], [4], [1])
-    for count, sizes in enumerate(on_a_cpu):
-        assert sum(sizes) >= count
-
-
-@pytest.mark.parametrize("count", range(1, 9))
-def test_a_batch_in_several_parts_is_put_together_in_order(model: ModuleType, tiny: object, count: int) -> None:
-    classifier = model.Classifier(tiny, LABELS, top=1, batch_size=8)
-    classifier._plan = model._cheapest_sizes({1: 1.1, 2: 2.1, 4: 4.1, 8: 8.1})
-    pixels = np.stack([RED_GREEN_BLUE[i % 3] for i in range(count)])
-    labels = [answer[0]["label"] for answer in classifier.predict(pixels)]
-    assert labels == [("red", "green", "blue")[i % 3] for i in range(count)]
-
-
-def test_top_is_limited_by_the_classes_there_are(model: ModuleType, tiny: object) -> None:
-    assert len(model.Classifier(tiny, LABELS, top=100, batch_size=1).predict(RED_GREEN_BLUE[:1])[0]) == 4
-
-
-def test_labels_that_do_not_fit_the_model_are_refused(model: ModuleType, tiny: object) -> None:
-    with pytest.raises(ModelUnavailable, match="3 labels, but the model tells 4 classes"):
-        model.Classifier(tiny, LABELS[:3], top=1, batch_size=1)
 
 
 def test_each_kind_of_label_file_is_read(model: ModuleType, tmp_path: Path) -> None:
@@ -148,52 +89,6 @@ def test_in_mixed_precision_the_softmax_is_still_float32(model: ModuleType, prec
         assert "mixed" in loaded.layers[-2].dtype_policy.name or precision in loaded.layers[-2].compute_dtype
     finally:
         model.keras.config.set_dtype_policy("float32")
-
-
-def test_an_output_that_is_no_probability_is_refused_at_warm_up(model: ModuleType, tmp_path: Path) -> None:
-    keras = model.keras
-    path = tmp_path / "logits.keras"
-    pixels = keras.Input((32, 32, 3))
-    dense = keras.layers.Dense(4, bias_initializer="ones")(keras.layers.GlobalAveragePooling2D()(pixels))
-    keras.Model(pixels, dense).save(path)
-    classifier = model.Classifier(load(model, str(path)), LABELS, top=1, batch_size=1)
-    with pytest.raises(ModelUnavailable, match="softmax"):
-        classifier.warm_up()
-
-
-def test_what_the_framework_raises_is_told_apart(
-    model: ModuleType, tiny: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    classifier = model.Classifier(tiny, LABELS, top=1, batch_size=1)
-
-    class ResourceExhaustedError(Exception):
-        pass
-
-    cases = [
-        (ResourceExhaustedError("OOM when allocating tensor"), OutOfMemory),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), OutOfMemory),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"), OutOfMemory),
-        (MemoryError(), OutOfMemory),
-        (ValueError("bad input"), ModelFailed),
-    ]
-    for raised, expected in cases:
-
-        def fail(_: np.ndarray, raised: Exception = raised) -> None:
-            raise raised
-
-        monkeypatch.setattr(tiny, "predict_on_batch", fail)
-        with pytest.raises(ModelFailed) as caught:
-            classifier.predict(RED_GREEN_BLUE[:1])
-        assert type(caught.value) is expected
-
-
-def test_a_probability_that_is_not_a_number_is_a_failure(
-    model: ModuleType, tiny: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    classifier = model.Classifier(tiny, LABELS, top=1, batch_size=1)
-    monkeypatch.setattr(tiny, "predict_on_batch", lambda batch: np.full((1, 4), np.nan, np.float32))
-    with pytest.raises(ModelFailed, match="not a number"):
-        classifier.predict(RED_GREEN_BLUE[:1])
 
 
 @pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "DenseNet121", "EfficientNetB0"])

@@ -111,10 +111,11 @@ def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.parametrize("runtime", ["keras", "auto"])
 def test_real_photos_get_their_real_labels_and_ctrl_c_leaves_nothing_behind(
-    start: Callable[..., Service], photos: dict[str, bytes], tmp_path: Path
+    start: Callable[..., Service], photos: dict[str, bytes], tmp_path: Path, runtime: str
 ) -> None:
-    service = start(**REAL_MODEL)
+    service = start(**REAL_MODEL, MODEL_RUNTIME=runtime)
     answers = {name: upload(f"{service.url}/predict", photo) for name, photo in photos.items()}
     assert answers["dog"].json["predictions"][0]["label"] == "beagle"
     assert answers["cat"].json["predictions"][0]["label"] == "Egyptian_cat"
@@ -125,8 +126,14 @@ def test_real_photos_get_their_real_labels_and_ctrl_c_leaves_nothing_behind(
     expected = keras_directly(
         "MobileNetV2", "mobilenet_v2", REAL_MODEL["MODEL_WEIGHTS"], [photos["dog"], photos["cat"]], tmp_path
     )
-    same(answers["dog"], expected[0], labels)
-    same(answers["cat"], expected[1], labels)
+    if runtime == "keras":
+        same(answers["dog"], expected[0], labels)
+        same(answers["cat"], expected[1], labels)
+    else:  # on a CPU that has bfloat16 less exact, and the fifth label may be another
+        for name, best in zip(("dog", "cat"), expected, strict=True):
+            first = answers[name].json["predictions"][0]
+            assert first["label"] == labels[int(best[0][0])]
+            assert first["probability"] == pytest.approx(best[0][1], abs=0.02)
 
     said = output(service.process)
     assert f"{service.url}/" in said
@@ -148,6 +155,7 @@ def test_resnet50_over_http_is_keras_resnet50(processes: Processes, raw: redis.R
     subprocess.run([sys.executable, "-c", script, str(weights)], check=True, capture_output=True)
     port = str(local_redis.free_port())
     model = {"MODEL": "ResNet50", "MODEL_WEIGHTS": str(weights), "MODEL_LABELS": "numbers", "BATCH_SIZE": "2"}
+    model["MODEL_RUNTIME"] = "keras"
     processes.start("run_model_server.py", **model)
     processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1")
     url = f"http://127.0.0.1:{port}"

@@ -1,0 +1,212 @@
+"""The model on a CPU by OpenVINO: converted once, kept on disk, checked against Keras. Only here is OpenVINO known.
+
+    Keras model --> converted, together with its answers to golden images --> <folder>/<key>   at the first start
+    <folder>/<key> --> compiled, compared with the golden answers --> runs                     at every start
+
+A kept model starts without Keras, in a second or two: a model server that died is soon back.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.classifier import Way, batch_sizes, soonest_done, time_of, translated
+from serving.errors import RuntimeUnsuitable
+
+FORMAT = 1  # of what is kept; part of its key
+GOLDEN_IMAGES = 8
+MEASURE_SECONDS = 0.25  # each way, at the first start
+# How far a probability may be from Keras's in float32.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02}
+GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+LARGEST_PIECE = 32  # images that one stream runs at once; more is not faster on any CPU we know
+
+log = logging.getLogger(__name__)
+
+
+def is_installed() -> bool:
+    """Whether OpenVINO can be imported."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def sees_a_gpu() -> bool:
+    """Whether this machine seems to have a GPU that Keras could use; told without loading a framework."""
+    return any(Path(device).exists() for device in GPU_DEVICES)
+
+
+def key_of(**parts: object) -> str:
+    """The name under which a model is kept: a digest of all that makes it what it is, files by their content."""
+    said = {name: _digest(Path(str(part))) if Path(str(part)).is_file() else str(part) for name, part in parts.items()}
+    versions = {name: importlib.metadata.version(name) for name in ("keras", "openvino")}
+    return hashlib.sha256(json.dumps([FORMAT, said, versions], sort_keys=True).encode()).hexdigest()[:32]
+
+
+class OpenVinoRuntime:
+    """Runs a kept model.
+
+    Args:
+        folder: what `keep` wrote.
+        precision: float32, bfloat16, or auto: bfloat16 where the CPU has it in hardware.
+        threads: how many CPUs to use.
+
+    Raises:
+        RuntimeUnsuitable: what is kept cannot be read, or its answers are not Keras's.
+    """
+
+    def __init__(self, folder: Path, *, precision: str, threads: int) -> None:
+        self._core = _openvino().Core()
+        try:
+            self._network = self._core.read_model(folder / "model.xml")
+            kept = json.loads((folder / "kept.json").read_text())
+            self._golden_answers = np.load(folder / "golden.npy")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RuntimeUnsuitable(f"what is kept in {folder} cannot be read: {error}") from error
+        self.input_shape, self.classes, self.labels = tuple(kept["input_shape"]), kept["classes"], kept["labels"]
+        has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = "bfloat16" if has_bfloat16 and precision in ("auto", "bfloat16") else "float32"
+        self._folder, self._threads = folder, threads
+
+    def ways(self, batch_size: int) -> list[Way]:
+        """The ways worth having, found by measurement at the first start and kept; each agrees with Keras."""
+        cpu = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        path = self._folder / f"ways-{key_of(cpu=cpu, threads=self._threads, most=batch_size, as_=self.precision)}.json"
+        try:
+            found = [(int(streams), int(size)) for streams, size in json.loads(path.read_text())]
+        except (OSError, ValueError):
+            found = self._measure(batch_size)
+            _write(path, json.dumps(found).encode())
+        ways = [self._way(streams, size) for streams, size in found]
+        for way in ways:
+            self._check(way)
+        return ways
+
+    def _measure(self, batch_size: int) -> list[tuple[int, int]]:
+        """(streams, images for each) of the ways that any count of images would go by."""
+        seconds, of = {}, {}
+        for streams in sorted({1, max(1, self._threads // 4), self._threads}):
+            for size in batch_sizes(min(batch_size, LARGEST_PIECE)):
+                if streams * size <= max(batch_size, streams):
+                    log.info("measuring: %d × batches of %d", streams, size)
+                    way = self._way(streams, size)
+                    bare = Way(way.name, way.capacity, len)  # type: ignore[arg-type]  # lets go of what was compiled
+                    blank = np.zeros((way.capacity, *self.input_shape), np.uint8)
+                    seconds[bare], of[bare] = time_of(way, blank, MEASURE_SECONDS), (streams, size)
+        return sorted({of[way] for ways in soonest_done(seconds, batch_size) for way in ways})
+
+    def _way(self, streams: int, size: int) -> Way:
+        network = self._network.clone()
+        network.reshape([size, *self.input_shape])
+        options = {
+            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[self.precision],
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": streams,
+        }
+        compiled = self._core.compile_model(network, "CPU", options)
+        requests = [compiled.create_infer_request() for _ in range(streams)]
+        return Way(f"{streams} × batches of {size}", streams * size, partial(_run, requests, size))
+
+    def _check(self, way: Way) -> None:
+        golden = golden_images(self.input_shape)
+        which = np.arange(way.capacity) % len(golden)
+        answers, expected = way.run(golden[which]), self._golden_answers[which]
+        tolerance = TOLERANCE[self.precision]
+        difference = float(np.abs(answers - expected).max())
+        # Where Keras itself is undecided, by less than both may be off, either is right.
+        best = answers.argmax(axis=1)
+        loss = float((expected.max(axis=1) - expected[np.arange(len(best)), best]).max())
+        if not difference <= tolerance or loss > 2 * tolerance:
+            raise RuntimeUnsuitable(
+                f"in {self.precision}, {way.name}, a probability is {difference:.3g} from Keras's (at most {tolerance})"
+            )
+
+
+def keep(network: Any, labels: Sequence[str], folder: Path) -> None:
+    """Convert a Keras model (n, height, width, 3) uint8 -> (n, classes) float32 and keep it in `folder`.
+
+    Raises:
+        RuntimeUnsuitable: OpenVINO cannot convert it.
+    """
+    openvino = _openvino()
+    golden = golden_images(network.input_shape[1:])
+    began = time.monotonic()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+    except OSError as error:
+        raise RuntimeUnsuitable(f"the converted model cannot be kept in {folder.parent}: {error}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras's, about how OpenVINO calls it
+            converted = openvino.convert_model(network)
+        openvino.save_model(converted, unfinished / "model.xml", compress_to_fp16=False)
+        np.save(unfinished / "golden.npy", np.asarray(network.predict_on_batch(golden), np.float32))
+        kept = {"input_shape": network.input_shape[1:], "classes": network.output_shape[-1], "labels": list(labels)}
+        (unfinished / "kept.json").write_text(json.dumps(kept))
+        with contextlib.suppress(OSError):  # another model server was faster
+            unfinished.rename(folder)
+    except Exception as error:  # whatever its front end meets
+        raise RuntimeUnsuitable(f"OpenVINO cannot convert the model: {type(error).__name__}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    log.info("converted the model for OpenVINO in %.1f s; it is kept in %s", time.monotonic() - began, folder)
+
+
+def golden_images(shape: tuple[int, ...]) -> np.ndarray:
+    """(GOLDEN_IMAGES, height, width, 3) uint8 0..255 with detail at every scale, the same ones each time."""
+    height, width, channels = shape
+    random = np.random.default_rng(0)
+    images = np.full((GOLDEN_IMAGES, height, width, channels), 128.0)
+    rows, columns = np.arange(height), np.arange(width)
+    for cells in (2, 4, 8, 16, 32, 64):
+        noise = random.normal(0, 60 / np.sqrt(cells), (GOLDEN_IMAGES, cells, cells, channels))
+        images += noise[:, rows * cells // height][:, :, columns * cells // width]
+    golden: np.ndarray = np.clip(images, 0, 255).astype(np.uint8)
+    return golden
+
+
+def _openvino() -> Any:
+    # It tells its makers of each conversion, unless the package that does so is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def _run(requests: list[Any], size: int, batch: np.ndarray) -> np.ndarray:
+    """Each stream runs its piece of the batch, all at the same time."""
+    with translated(len(batch)):
+        batch = np.ascontiguousarray(batch)
+        for place, request in enumerate(requests):
+            request.start_async({0: batch[place * size : (place + 1) * size]}, share_inputs=True)
+        for request in requests:
+            request.wait()
+        answers: np.ndarray = np.concatenate([request.get_output_tensor(0).data for request in requests])
+    return answers
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return str(hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of it or nothing; where it cannot be written, measuring again is the price."""
+    with contextlib.suppress(OSError):
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(content)
+        unfinished.replace(path)

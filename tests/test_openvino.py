@@ -1,0 +1,158 @@
+"""The model by OpenVINO: its answers are Keras's, it is converted once, and where it does not do Keras goes on."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import redis
+from conftest import REAL_MODEL, Processes, new_job, output, wait_for
+
+import helpers
+from serving import openvino_runtime
+from serving.classifier import Classifier
+from serving.errors import RuntimeUnsuitable
+from serving.images import decode_image
+from serving.openvino_runtime import OpenVinoRuntime, golden_images, keep, key_of
+
+pytestmark = pytest.mark.skipif(not openvino_runtime.is_installed(), reason="OpenVINO is not installed")
+LABELS = ["red", "green", "blue", "grey"]
+
+
+@pytest.fixture(scope="module")
+def model() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from serving import model
+    return model
+
+
+@pytest.fixture(scope="module")
+def kept(model: ModuleType, tiny_model: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept") / "tiny"
+    tiny = model.load_model(tiny_model["MODEL"], "imagenet", width=32, height=32, precision="auto")
+    keep(tiny, LABELS, folder)
+    return folder
+
+
+def test_every_size_of_batch_gets_keras_answers(model: ModuleType, kept: Path, tiny_model: dict[str, str]) -> None:
+    runtime = OpenVinoRuntime(kept, precision="float32", threads=2)
+    classifier = Classifier(runtime, runtime.labels, top=4, batch_size=8)
+    classifier.warm_up()
+    keras = model.KerasRuntime(model.load_model(tiny_model["MODEL"], "imagenet", width=32, height=32, precision="auto"))
+    reference = Classifier(keras, LABELS, top=4, batch_size=8)
+    pixels = np.random.default_rng(3).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    pixels[:3] = [[[[255, 0, 0]]], [[[0, 255, 0]]], [[[0, 0, 255]]]]
+    for count in range(1, 9):
+        for ours, keras_own in zip(classifier.predict(pixels[:count]), reference.predict(pixels[:count]), strict=True):
+            assert ours[0]["label"] == keras_own[0]["label"]
+            by_label = {one["label"]: one["probability"] for one in keras_own}
+            assert all(one["probability"] == pytest.approx(by_label[one["label"]], abs=1e-4) for one in ours)
+
+
+def test_real_photos_get_keras_labels_also_in_bfloat16(
+    model: ModuleType, photos: dict[str, bytes], tmp_path: Path
+) -> None:
+    network = model.load_model("MobileNetV2", REAL_MODEL["MODEL_WEIGHTS"], width=224, height=224, precision="auto")
+    labels = model.load_labels(REAL_MODEL["MODEL_LABELS"], 1000)
+    keep(network, labels, tmp_path / "kept")
+    pixels = np.stack([decode_image(photo, 224, 224, 10**9) for photo in photos.values()])
+    expected = network.predict_on_batch(pixels)
+    for precision, tolerance in (("float32", 1e-3), ("bfloat16", 0.02)):  # the latter where the CPU has it
+        runtime = OpenVinoRuntime(tmp_path / "kept", precision=precision, threads=2)
+        answers = Classifier(runtime, runtime.labels, top=1, batch_size=2).predict(pixels)
+        for (answer,), row in zip(answers, expected, strict=True):
+            assert answer["label"] == labels[row.argmax()]
+            assert answer["probability"] == pytest.approx(row.max(), abs=tolerance)
+
+
+def test_answers_that_are_not_keras_own_are_refused(kept: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for file in kept.iterdir():
+        (wrong / file.name).write_bytes(file.read_bytes())
+    answers = np.load(wrong / "golden.npy")
+    np.save(wrong / "golden.npy", answers + 0.002)
+    with pytest.raises(RuntimeUnsuitable, match=r"0\.002 from Keras"):
+        OpenVinoRuntime(wrong, precision="float32", threads=2).ways(4)
+    (wrong / "model.xml").write_text("no model")
+    with pytest.raises(RuntimeUnsuitable, match="cannot be read"):
+        OpenVinoRuntime(wrong, precision="float32", threads=2)
+
+
+def test_a_model_that_cannot_be_converted_leaves_nothing_behind(tmp_path: Path) -> None:
+    class NoModel:
+        input_shape, output_shape = (None, 32, 32, 3), (None, 4)
+
+    with pytest.raises(RuntimeUnsuitable, match="cannot convert"):
+        keep(NoModel(), LABELS, tmp_path / "kept")
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_reported_to_the_makers_of_openvino(kept: Path) -> None:
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_the_golden_images_are_the_same_each_time_and_differ_from_each_other() -> None:
+    images = golden_images((40, 30, 3))
+    assert images.shape == (8, 40, 30, 3)
+    assert np.array_equal(images, golden_images((40, 30, 3)))
+    assert len({image.tobytes() for image in images}) == 8
+
+
+def test_a_model_is_known_by_the_content_of_its_files(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.h5"
+    weights.write_bytes(b"one")
+    first = key_of(model="ResNet50", weights=str(weights), width=224)
+    assert first == key_of(model="ResNet50", weights=str(weights), width=224)
+    assert first != key_of(model="ResNet50", weights=str(weights), width=225)
+    weights.write_bytes(b"two")
+    assert first != key_of(model="ResNet50", weights=str(weights), width=224)
+
+
+def answer_of(raw: redis.Redis) -> str:
+    job = new_job(image=helpers.encode_image(np.full((32, 32, 3), (0, 255, 0), np.uint8), "uint8"))
+    raw.rpush("image_queue", job.to_text())
+    return json.loads(wait_for(lambda: raw.get(job.id)))[0]["label"]
+
+
+def test_a_model_server_converts_once_and_then_starts_without_keras(
+    processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
+) -> None:
+    options = {**tiny_model, "KERAS_HOME": str(tmp_path), "MODEL_RUNTIME": "openvino"}
+    first = processes.start("run_model_server.py", **options)
+    assert answer_of(raw) == "green"
+    first.terminate()
+    assert first.wait(timeout=30) == 0
+    assert "converted the model for OpenVINO" in output(first)
+    (folder,) = (tmp_path / "openvino").iterdir()
+    assert len(list(folder.glob("ways-*.json"))) == 1
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    second = processes.start("run_model_server.py", **options)
+    assert answer_of(raw) == "green"
+    mapped = Path(f"/proc/{second.pid}/maps").read_text()
+    assert "openvino" in mapped
+    assert "libtensorflow" not in mapped
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_where_openvino_does_not_do_keras_goes_on_and_says_so(
+    processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "openvino").write_text("a file where the folder should be")
+    process = processes.start("run_model_server.py", **tiny_model, KERAS_HOME=str(tmp_path), MODEL_RUNTIME="auto")
+    assert answer_of(raw) == "green"
+    assert "not on OpenVINO: the converted model cannot be kept" in output(process)
+    assert "by Keras" in output(process)
+
+
+def test_float16_is_refused_on_a_cpu(processes: Processes, raw: redis.Redis, tiny_model: dict[str, str]) -> None:
+    process = processes.start("run_model_server.py", **tiny_model, MODEL_RUNTIME="openvino", MODEL_PRECISION="float16")
+    assert process.wait(timeout=30) == 2
+    assert "MODEL_PRECISION=float16 is for GPUs" in output(process)
