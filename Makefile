@@ -9,7 +9,7 @@ PIP_AUDIT := pip-audit==2.10.1
 SOURCES := *.py serving tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz chaos lint audit format stress clean
+.PHONY: help run test fuzz chaos lint audit format bench stress clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
@@ -57,8 +57,17 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+$(VENV)-bench/.ready: benchmarks/requirements.txt
+	@command -v wrk >/dev/null || { echo "make bench needs wrk: apt install wrk"; exit 1; }
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
+
+bench: $(VENV)/.dev $(VENV)-bench/.ready ## measure against the best model servers; ARGS="--rounds 1 --only ours"
+	@BENCH_PYTHON=$(VENV)-bench/bin/python $(BIN)/python benchmarks/bench.py $(ARGS)
+
 stress: $(VENV)/.dev ## load a running service; ARGS="--requests 1000 --concurrency 64"
 	@$(BIN)/python stress_test.py $(ARGS)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bench .pytest_cache .mypy_cache .ruff_cache

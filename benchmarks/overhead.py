@@ -77,6 +77,7 @@ def service(name: str) -> Iterator[tuple[str, str, int, float]]:
     settings = {
         "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
         "MODEL": name,
+        "MODEL_RUNTIME": "keras",
         "MODEL_WEIGHTS": "random",
         "MODEL_LABELS": "numbers",
         "WEB_PORT": str(web_port),

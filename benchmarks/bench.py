@@ -1,0 +1,363 @@
+"""This service against the best model servers, with the same model, the same decoder and the same load, in one run.
+
+    make bench                                  # all of it: about half an hour on two cores
+    make bench ARGS="--rounds 1 --only ours --only mosec"
+
+Each system is started in turn on this machine, in every round anew, and loaded by wrk: 16 connections, 64, then one
+after the other. Once with MobileNetV2 on OpenVINO, once with a model that costs nothing, which leaves serving alone. The floor is decoding and the model in one process, without any server. Figures
+are medians of the rounds; CPU time is the operating system's, of all processes of a system.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RIVALS = HERE / "rivals"
+sys.path.insert(0, str(ROOT))
+
+from serving import local_redis  # noqa: E402
+from stress_test import made_photo  # noqa: E402
+
+BOUNDARY = "bench-5d1c"
+RIVAL_PYTHON = Path(os.environ.get("BENCH_PYTHON", ROOT / ".venv-bench" / "bin" / "python"))
+WARM_UP_SECONDS, SATURATED_SECONDS, ALONE_SECONDS = 3, 10, 6
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+CPUS = len(os.sched_getaffinity(0))
+
+
+@dataclass
+class System:
+    """How a system is started, and spoken to."""
+
+    name: str
+    commands: Callable[[int, int], dict[str, list[str]]]  # port, Redis's port -> process name -> command
+    path: str
+    field: str | None = "image"  # of the multipart form; None: the image is the raw body
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    needs_redis: bool = False
+    triton: bool = False
+
+
+def python(script: Path, interpreter: Path = RIVAL_PYTHON) -> list[str]:
+    return [str(interpreter), str(script)]
+
+
+def triton(port: int, _redis_port: int) -> dict[str, list[str]]:
+    wheel = next(RIVAL_PYTHON.parent.parent.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
+    stub = wheel / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
+    models = Path(tempfile.mkdtemp(prefix="bench-triton-"))
+    shutil.copytree(RIVALS / "triton", models, dirs_exist_ok=True)
+    shutil.copy(stub / "triton_python_backend_stub", models / "classify")
+    command = [str(wheel / "bin" / "tritonserver"), f"--model-repository={models}", f"--http-port={port}"]
+    command += [f"--backend-directory={wheel / 'backends'}", "--allow-grpc=0", "--allow-metrics=0"]
+    return {"Triton": [*command, "--http-address=127.0.0.1", f"--http-thread-count={2 * CPUS}", "--log-error=1"]}
+
+
+def tutorial(port: int, _redis_port: int) -> dict[str, list[str]]:
+    gunicorn = [str(RIVAL_PYTHON), "-m", "gunicorn", "--chdir", str(RIVALS), "-b", f"127.0.0.1:{port}"]
+    web = [*gunicorn, "-w", str(CPUS), "--threads", "64", "tutorial_web:app"]
+    return {"web": web, "model": python(RIVALS / "tutorial_model.py")}
+
+
+def tutorial_keras(port: int, redis_port: int) -> dict[str, list[str]]:
+    return {**tutorial(port, redis_port), "model": python(RIVALS / "tutorial_model.py", Path(sys.executable))}
+
+
+def ours(_port: int, _redis_port: int) -> dict[str, list[str]]:
+    here = Path(sys.executable)
+    return {"web": python(ROOT / "run_web_server.py", here), "model": python(RIVALS / "ours_model.py", here)}
+
+
+def one(script: str) -> Callable[[int, int], dict[str, list[str]]]:
+    return lambda _port, _redis_port: {script.partition("_")[0]: python(RIVALS / script)}
+
+
+SYSTEMS = [
+    System("ours", ours, "/predict", needs_redis=True),
+    System("ours, raw body", ours, "/predict", None, needs_redis=True),
+    System("Triton", triton, "/v2/models/classify/infer", None, triton=True),
+    System("Mosec", one("mosec_server.py"), "/inference", None),
+    System("Mosec, one stage", one("mosec_server.py"), "/inference", None, {"BENCH_ONE_STAGE": str(CPUS)}),
+    System("LitServe", one("litserve_server.py"), "/predict", "request"),
+    System("LitServe, 2 workers", one("litserve_server.py"), "/predict", "request", {"BENCH_WORKERS": "2"}),
+    System("tutorial", tutorial, "/predict", needs_redis=True),
+    System("tutorial, model.predict", tutorial_keras, "/predict", needs_redis=True),
+]
+
+
+def bodies(system: System, photos: list[bytes], folder: Path) -> tuple[list[str], list[str]]:
+    """wrk's headers, and the files of the bodies."""
+    headers, files = ["application/octet-stream"], []
+    for place, photo in enumerate(photos):
+        body = photo
+        if system.triton:  # KServe's protocol with binary data
+            data = len(photo).to_bytes(4, "little") + photo
+            parameters = {"binary_data_size": len(data)}
+            inputs = [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": parameters}]
+            head = json.dumps({"inputs": inputs, "outputs": [{"name": "answer"}]}).encode().ljust(300)
+            headers, body = ["application/octet-stream", "Inference-Header-Content-Length=300"], head + data
+        elif system.field:
+            headers = [f"multipart/form-data; boundary={BOUNDARY}"]
+            disposition = f'form-data; name="{system.field}"; filename="photo.jpg"'
+            head = f"--{BOUNDARY}\r\nContent-Disposition: {disposition}\r\nContent-Type: image/jpeg\r\n\r\n"
+            body = head.encode() + photo + f"\r\n--{BOUNDARY}--\r\n".encode()
+        files.append(str(folder / f"body-{place}"))
+        Path(files[-1]).write_bytes(body)
+    return headers, files
+
+
+@contextlib.contextmanager
+def running(system: System, model: str, folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
+    """The system's address once it answers, and its processes."""
+    port, redis_port = local_redis.free_port(), local_redis.free_port()
+    redis_url = f"redis://127.0.0.1:{redis_port}/0"
+    bench = {"BENCH_PORT": str(port), "BENCH_REDIS": redis_url, "BENCH_RIVALS": str(RIVALS), "BENCH_MODEL": model}
+    own = {"WEB_PORT": str(port), "REDIS_URL": redis_url, "METRICS_PORT": "0"}
+    path = {"PATH": f"{RIVAL_PYTHON.parent}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}"}
+    environment = os.environ | bench | own | path | system.environment
+    if not system.environment.get("BENCH_KERAS"):
+        environment.pop("BENCH_KERAS", None)
+    commands = system.commands(port, redis_port)
+    server = local_redis.find_server()
+    if system.needs_redis and server:
+        commands = {"Redis": local_redis.command(server, redis_port, str(folder)), **commands}
+    log = (folder / "log").open("wb")
+    processes = {}
+    try:
+        for name, command in commands.items():
+            processes[name] = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
+            )
+            time.sleep(0.3 if name == "Redis" else 0)
+        yield f"http://127.0.0.1:{port}{system.path}", {name: process.pid for name, process in processes.items()}
+    finally:
+        for process in processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for process in processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.close()
+
+
+def wait_until_it_answers(url: str, headers: list[str], body: bytes, folder: Path) -> None:
+    given = {"Content-Type": headers[0], **dict(header.split("=", 1) for header in headers[1:])}
+    until = time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, body, given), timeout=30) as response:
+                if b"class" in (said := response.read()) or b"label" in said:
+                    return
+        except OSError:
+            pass
+        if time.monotonic() > until:
+            raise SystemExit(f"{url} does not answer:\n{(folder / 'log').read_text(errors='replace')[-3000:]}")
+        time.sleep(0.2)
+
+
+def wrk(url: str, connections: int, seconds: float, headers: list[str], files: list[str]) -> dict[str, float]:
+    options = ["-t", "1", "-c", str(connections), "-d", f"{seconds:g}s", "--timeout", "30s", "-s", HERE / "load.lua"]
+    command = ["wrk", *options, url, "--", *headers, "--", *files]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures: dict[str, float] = json.loads(ended.stdout.split("RESULT ", 1)[1].splitlines()[0])
+    return figures
+
+
+def family(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(pid): int(parent) for pid, parent in (line.split() for line in listed.splitlines())}
+    found = [root]
+    for process in found:
+        found += [pid for pid, parent in parents.items() if parent == process]
+    return found
+
+
+def cpu_seconds(root: int) -> float:
+    ticks = 0
+    for pid in family(root):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS_A_SECOND
+
+
+def memory_mb(root: int) -> float:
+    total = 0
+    for pid in family(root):
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{pid}/smaps_rollup").read_text().split("Pss:")[1].split()[0])
+    return total / 1024
+
+
+def measure(system: System, model: str, photos: list[bytes]) -> dict[str, object]:
+    """One round of one system."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        headers, files = bodies(system, photos, folder)
+        with running(system, model, folder) as (url, processes):
+            wait_until_it_answers(url, headers, Path(files[0]).read_bytes(), folder)
+            load = lambda connections, seconds: wrk(url, connections, seconds, headers, files)  # noqa: E731
+            load(64, WARM_UP_SECONDS)
+            some = load(16, SATURATED_SECONDS)
+            before = {name: cpu_seconds(pid) for name, pid in processes.items()}
+            many = load(64, SATURATED_SECONDS)
+            spent = {name: cpu_seconds(pid) - before[name] for name, pid in processes.items()}
+            memory = sum(memory_mb(pid) for pid in processes.values())
+            alone = load(1, ALONE_SECONDS)
+    return {
+        "16": some["requests"] / some["seconds"],
+        "64": many["requests"] / many["seconds"],
+        "p99_64_ms": many["p99_ms"],
+        "alone_p50_ms": alone["p50_ms"],
+        "alone_p99_ms": alone["p99_ms"],
+        "core_ms": {name: 1000 * seconds / max(1, many["requests"]) for name, seconds in spent.items()},
+        "memory_mb": memory,
+        "failed": some["failed"] + many["failed"] + alone["failed"],
+    }
+
+
+FLOOR = """
+import json, os, sys, time
+sys.path.insert(0, sys.argv[1])
+import numpy as np, shared
+photos = [open(path, "rb").read() for path in sys.argv[2:]]
+model = shared.load()
+def run(seconds, step):
+    step(0)
+    times, cpu, began = [], time.process_time(), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        step(len(times))
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times)), 1000 * (time.process_time() - cpu) / len(times)
+pixels = np.stack([shared.decode(photos[i % len(photos)]) for i in range(shared.BATCH_SIZE)])
+decode, decode_core = run(3, lambda i: shared.decode(photos[i % len(photos)]))
+both, _ = run(3, lambda i: model.predict(shared.decode(photos[i % len(photos)])[np.newaxis]))
+batch, batch_core = run(6, lambda _: model.predict(pixels))
+size = shared.BATCH_SIZE
+print(json.dumps({"decode_ms": decode_core, "model_core_ms": batch_core / size, "model_ms": batch / size,
+    "alone_ms": both, "64": 1000 * shared.CPUS / (decode_core + batch_core / size)}))
+"""
+
+
+def floor(model: str, photos: list[bytes]) -> dict[str, float]:
+    """Decoding and the model in one process; what they would do with all cores and nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / str(place)) for place in range(len(photos))]
+        for file, photo in zip(files, photos, strict=True):
+            Path(file).write_bytes(photo)
+        command = [str(RIVAL_PYTHON), "-c", FLOOR, str(RIVALS), *files]
+        said = subprocess.run(
+            command, env=os.environ | {"BENCH_MODEL": model}, capture_output=True, text=True, check=False
+        )
+    if said.returncode:
+        raise SystemExit(said.stderr)
+    figures: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
+    return figures
+
+
+KEEP = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from serving import model, openvino_runtime
+network = model.load_model("MobileNetV2", sys.argv[2], width=224, height=224, precision="float32")
+openvino_runtime.keep(network, [f"class {i}" for i in range(1000)], Path(sys.argv[3]))
+"""
+
+
+def keep(weights: str) -> str:
+    """The folder of MobileNetV2 as OpenVINO runs it, converted anew; the fastest ways to run it are found there, too."""
+    folder = RIVAL_PYTHON.parent.parent / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-c", KEEP, str(ROOT), weights, str(folder)], check=True, capture_output=True)
+    return str(folder)
+
+
+def middle(rounds: list[dict[str, object]]) -> dict[str, object]:
+    """The medians of each figure."""
+    return {
+        name: middle([one[name] for one in rounds])  # type: ignore[misc]
+        if isinstance(value, dict)
+        else median(one[name] for one in rounds)  # type: ignore[type-var]
+        for name, value in rounds[0].items()
+    }
+
+
+def table(title: str, results: dict[str, dict[str, object]]) -> str:
+    lines = [
+        f"### {title}",
+        "",
+        "| | 16 connections | 64 connections | p99 at 64 | alone, p50 | alone, p99 | core-ms a request | memory |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, one_ in results.items():
+        spent: dict[str, float] = one_["core_ms"]  # type: ignore[assignment]
+        parts = ", ".join(f"{part} {value:.1f}" for part, value in spent.items()) if len(spent) > 1 else ""
+        cost = f"{sum(spent.values()):.1f}" + (f" ({parts})" if parts else "")
+        lines.append(
+            f"| {name} | {one_['16']:.1f}/s | {one_['64']:.1f}/s | {one_['p99_64_ms']:.0f} ms "
+            f"| {one_['alone_p50_ms']:.1f} ms | {one_['alone_p99_ms']:.1f} ms | {cost} | {one_['memory_mb']:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", action="append", metavar="NAME", help="a system; may be given several times")
+    parser.add_argument("--weights", default="random", help="MobileNetV2's (default: %(default)s; they change no time)")
+    parser.add_argument("--photos", type=Path, nargs="*", help="JPEGs (default: made here)")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    for program, how in ((shutil.which("wrk"), "apt install wrk"), (RIVAL_PYTHON.exists(), "make bench")):
+        if not program:
+            parser.error(f"something is missing: {how}")
+    photos = [path.read_bytes() for path in arguments.photos or []] or [made_photo(seed) for seed in range(4)]
+    kept = keep(arguments.weights)
+    chosen = [system for system in SYSTEMS if not arguments.only or system.name in arguments.only]
+    results: dict[str, dict[str, list[dict[str, object]]]] = {"model": {}, "none": {}}
+    floors: dict[str, list[dict[str, object]]] = {"model": [], "none": []}
+    for number in range(arguments.rounds):
+        for kind, model in (("model", kept), ("none", "")):
+            floors[kind].append(floor(model, photos))  # type: ignore[arg-type]
+            for system in chosen:
+                if system.name.endswith("model.predict"):
+                    if kind == "none":
+                        continue
+                    system.environment = {"BENCH_KERAS": arguments.weights}
+                print(f"round {number + 1} of {arguments.rounds}, {kind}: {system.name}", file=sys.stderr, flush=True)
+                results[kind].setdefault(system.name, []).append(measure(system, model, photos))
+                print(json.dumps(results[kind][system.name][-1]), file=sys.stderr, flush=True)
+    middles = {kind: {name: middle(rounds) for name, rounds in of.items()} for kind, of in results.items()}
+    low = {kind: middle(rounds) for kind, rounds in floors.items()}
+    print(table("The same model", middles["model"]), "\n")
+    print(table("No model: serving alone", middles["none"]), "\n")
+    print("floor:", json.dumps(low["model"]))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rounds": results, "floors": floors, "medians": middles, "floor": low}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

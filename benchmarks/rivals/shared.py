@@ -1,0 +1,44 @@
+"""What all systems under test share: the very same function that decodes, the very same model, the same answer."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from serving.classifier import Classifier
+from serving.images import decode_image
+from serving.openvino_runtime import OpenVinoRuntime
+
+SIDE, BATCH_SIZE = 224, 32
+CPUS = len(os.sched_getaffinity(0))
+PORT = int(os.environ.get("BENCH_PORT", "8000"))
+
+
+class NoModel:
+    """Costs nothing: what is left is serving."""
+
+    def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
+        return [[{"label": f"class {place}", "probability": 0.2} for place in range(5)] for _ in pixels]
+
+
+def load(threads: int = CPUS) -> Classifier | NoModel:
+    """The model in the folder BENCH_MODEL, as the service runs it; or, without one, a model that costs nothing."""
+    folder = os.environ.get("BENCH_MODEL")
+    if not folder:
+        return NoModel()
+    runtime = OpenVinoRuntime(Path(folder), precision="auto", threads=threads)
+    classifier = Classifier(runtime, runtime.labels, top=5, batch_size=BATCH_SIZE)
+    classifier.warm_up()
+    return classifier
+
+
+def decode(upload: bytes) -> np.ndarray:
+    return decode_image(upload, SIDE, SIDE, 50_000_000)
+
+
+def answer(predictions: list[dict[str, object]]) -> bytes:
+    return json.dumps({"success": True, "predictions": predictions}).encode()

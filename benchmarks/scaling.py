@@ -1,0 +1,140 @@
+"""How far one Redis goes: jobs a second against the number of model servers, and what Redis itself can do.
+
+    python benchmarks/scaling.py [--sleep-ms 25] [--seconds 10]
+
+Model servers are the real ones, with a model that sleeps instead of computing; the jobs are real ones of 224×224
+pixels, kept coming by this program, which reads no answers. "Redis alone" runs the scripts of submit, take and answer
+one after the other, in batches of 32, without a model server: one core of Redis at its limit.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import helpers  # noqa: E402
+from serving import local_redis  # noqa: E402
+from serving.job_queue import Job, JobQueue  # noqa: E402
+from serving.queue_worker import Outcome, QueueWorker  # noqa: E402
+
+BATCH_SIZE, WAITING, TICKS = 32, 400, os.sysconf("SC_CLK_TCK")
+SLEEPER = """
+import sys, time
+sys.path.insert(0, sys.argv.pop(1))
+seconds = float(sys.argv.pop(1)) / 1000
+import run_model_server
+def load_classifier(config):
+    def predict(pixels):
+        time.sleep(seconds)
+        return ["[]"] * len(pixels)
+    return predict
+run_model_server.load_classifier = load_classifier
+sys.exit(run_model_server.main())
+"""
+
+
+def job_text(image: str) -> str:
+    return Job(str(uuid.uuid4()), image, "uint8", (224, 224, 3)).to_text()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def feed(queue: JobQueue, image: str, stop: threading.Event) -> None:
+    while not stop.is_set():
+        missing = WAITING - queue.waiting()
+        if missing > 0:
+            queue.redis.rpush(queue.name, *[job_text(image) for _ in range(min(missing, 64))])
+        else:
+            time.sleep(0.002)
+
+
+def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: int, options: argparse.Namespace) -> str:
+    environment = os.environ | {"REDIS_URL": url, "METRICS_PORT": "0", "RESULT_TTL_SECONDS": "1"}
+    command = [sys.executable, "-c", SLEEPER, str(ROOT), str(options.sleep_ms)]
+    quiet = subprocess.DEVNULL
+    servers = [subprocess.Popen(command, env=environment, stderr=quiet, stdout=quiet) for _ in range(count)]
+    stop = threading.Event()
+    feeder = threading.Thread(target=feed, args=(queue, image, stop))
+    try:
+        while queue.live_workers() < count:
+            time.sleep(0.1)
+        feeder.start()
+        time.sleep(2)
+        served, spent, began = int(queue.redis.get(queue.served) or 0), cpu_seconds(redis_pid), time.monotonic()
+        time.sleep(options.seconds)
+        seconds = time.monotonic() - began
+        rate = (int(queue.redis.get(queue.served) or 0) - served) / seconds
+        busy = (cpu_seconds(redis_pid) - spent) / seconds
+    finally:
+        stop.set()
+        feeder.join()
+        for server in servers:
+            server.send_signal(signal.SIGTERM)
+        for server in servers:
+            server.wait(timeout=20)
+        queue.redis.flushall()
+    most = count * BATCH_SIZE / options.sleep_ms * 1000
+    return f"| {count} | {most:.0f}/s | {rate:.0f}/s | {busy:.0%} |"
+
+
+def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> str:
+    """Submit, take and answer batches as fast as one client can; what one core of Redis could do at that price."""
+    worker = QueueWorker(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=1)
+    worker.join()
+    texts = [job_text(image) for _ in range(BATCH_SIZE)]
+    jobs, spent, began = 0, cpu_seconds(redis_pid), time.monotonic()
+    while time.monotonic() - began < seconds:
+        for text in texts:
+            queue.run("submit", [queue.name, queue.served], [text, 10_000])
+        taken = worker.take(BATCH_SIZE).jobs
+        worker.answer([Outcome(text, Job.from_text(text).id, answer="[]") for text in taken])
+        jobs += len(taken)
+    core_ms = 1000 * (cpu_seconds(redis_pid) - spent) / jobs
+    worker.leave()
+    return (
+        f"Redis spends {core_ms:.2f} core-ms a job of {len(texts[0]):,} bytes: one core is good for "
+        f"{1000 / core_ms:,.0f} jobs, {2 * len(texts[0]) / core_ms / 1e3:,.0f} MB, a second (in and out)."
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sleep-ms", type=float, default=25, help="a batch (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10)
+    options = parser.parse_args()
+    image = helpers.encode_image(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8), "uint8")
+    server, port = local_redis.find_server(), local_redis.free_port()
+    if server is None:
+        parser.error("no Redis server is installed")
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(local_redis.command(server, port, folder), stdout=subprocess.DEVNULL)
+        try:
+            time.sleep(0.5)
+            url = f"redis://127.0.0.1:{port}/0"
+            queue = JobQueue(url, "image_queue")
+            print(redis_alone(queue, image, process.pid, options.seconds), flush=True)
+            print("\n| model servers | at most | measured | a core of Redis |\n|---|---|---|---|")
+            for count in (1, 2, 4, 8):
+                print(with_servers(count, queue, url, image, process.pid, options), flush=True)
+        finally:
+            process.terminate()
+            process.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
