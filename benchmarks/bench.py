@@ -4,7 +4,8 @@
     make bench ARGS="--rounds 1 --only ours --only mosec"
 
 Each system is started in turn on this machine, in every round anew, and loaded by wrk: 16 connections, 64, then one
-after the other. Once with MobileNetV2 on OpenVINO, once with a model that costs nothing, which leaves serving alone. The floor is decoding and the model in one process, without any server. Figures
+after the other. Once with MobileNetV2 on OpenVINO, once with a model that costs nothing, which leaves serving alone.
+The floor is decoding and the model in one process, without any server. Figures
 are medians of the rounds; CPU time is the operating system's, of all processes of a system.
 """
 
@@ -287,7 +288,7 @@ openvino_runtime.keep(network, [f"class {i}" for i in range(1000)], Path(sys.arg
 
 
 def keep(weights: str) -> str:
-    """The folder of MobileNetV2 as OpenVINO runs it, converted anew; the fastest ways to run it are found there, too."""
+    """The folder of MobileNetV2 for OpenVINO, converted anew; the ways to run it are measured at its first use."""
     folder = RIVAL_PYTHON.parent.parent / "model"
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-c", KEEP, str(ROOT), weights, str(folder)], check=True, capture_output=True)

@@ -94,7 +94,7 @@ class Places:
 class ServiceRate:
     """Jobs a second that all model servers together settle while there is always one waiting.
 
-    Jobs are settled by the batch: the rate is taken between two moments at which the counter moved, so that it counts
+    Jobs are settled by the batch: the rate is taken between moments at which the counter moved, so that it counts
     whole batches.
     """
 
@@ -102,30 +102,31 @@ class ServiceRate:
         self._clock = self._backlog_since = -math.inf
         self._served = 0
         self._moves: deque[tuple[float, int]] = deque(maxlen=MOST_MOVES)  # (clock, served) when the counter had moved
-        self._known: float | None = None  # from an earlier backlog
+        self._usual_gap = RATE_WINDOW_SECONDS / LONG_GAP  # between two moves
+        self._measured: float | None = None  # in this backlog
+        self._known: float | None = None  # from an earlier one
 
     def note(self, clock: float, ahead: int, served: int) -> None:
+        """What was seen of the queue at `clock`; see Admission.note."""
         if clock <= self._clock:  # the replies to two threads crossed
             return
         self._clock = clock
         if ahead == 0 or served < self._served:  # nobody waited; or it is another Redis
-            if self.is_sure():
-                self._known = self._measured() or self._known
-            self._moves.clear()
-            self._backlog_since = clock
+            self._begin_anew()
         elif served > self._served:
             self._moves.append((clock, served))
+            # One move from before the window stays: with batches slower than the window it is needed.
+            while len(self._moves) > 2 and self._moves[1][0] < clock - RATE_WINDOW_SECONDS:
+                self._moves.popleft()
+            self._measure()
         self._served = served
-        # One move from before the window stays: with batches slower than the window it is needed.
-        while len(self._moves) > 2 and self._moves[1][0] < clock - RATE_WINDOW_SECONDS:
-            self._moves.popleft()
 
     def per_second(self) -> float | None:
         """The rate; None when there was never a backlog to measure it. It falls while the counter stands still."""
-        rate = self._measured() or self._known
+        rate = self._measured or self._known
         if rate is None:
             return None
-        patience = max(LONG_GAP * self._usual_gap(), RATE_WINDOW_SECONDS / 2)
+        patience = max(LONG_GAP * self._usual_gap, RATE_WINDOW_SECONDS / 2)
         return rate * min(1.0, patience / max(self.silent_seconds(), patience))
 
     def is_sure(self) -> bool:
@@ -138,15 +139,17 @@ class ServiceRate:
             return 0.0
         return self._clock - max(self._backlog_since, self._moves[-1][0] if self._moves else -math.inf)
 
-    def _measured(self) -> float | None:
-        if len(self._moves) < 2:
-            return None
-        # A gap far above the usual one is no work: a model server died in it, say, and was started again.
-        busy_seconds = sum(min(gap, LONG_GAP * self._usual_gap()) for gap in self._gaps())
-        return (self._moves[-1][1] - self._moves[0][1]) / busy_seconds
+    def _begin_anew(self) -> None:
+        if self.is_sure():
+            self._known = self._measured or self._known
+        self._moves.clear()
+        self._measured, self._usual_gap = None, RATE_WINDOW_SECONDS / LONG_GAP
+        self._backlog_since = self._clock
 
-    def _usual_gap(self) -> float:
-        return statistics.median(self._gaps()) if len(self._moves) > 1 else RATE_WINDOW_SECONDS / LONG_GAP
-
-    def _gaps(self) -> list[float]:
-        return [later - earlier for (earlier, _), (later, _) in itertools.pairwise(self._moves)]
+    def _measure(self) -> None:
+        gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(self._moves)]
+        if gaps:
+            self._usual_gap = statistics.median(gaps)
+            # A gap far above the usual one is no work: a model server died in it, say, and was started again.
+            busy_seconds = sum(min(gap, LONG_GAP * self._usual_gap) for gap in gaps)
+            self._measured = (self._moves[-1][1] - self._moves[0][1]) / busy_seconds
