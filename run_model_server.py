@@ -15,6 +15,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,17 +118,32 @@ def by_openvino(config: settings.Settings, load: Load) -> Classifier | None:
         height=config.image_height,
     )
     try:
-        if not folder.is_dir():
-            openvino_runtime.keep(*load("auto"), folder)  # in float32, as always without a GPU
-        runtime = openvino_runtime.OpenVinoRuntime(
-            folder, precision=config.model_precision, threads=settings.count_cpus()
-        )
-        classifier = Classifier(runtime, runtime.labels, top=config.top, batch_size=config.batch_size)
+        with openvino_runtime.alone(folder):
+            runtime = kept_runtime(config, folder) if folder.is_dir() else None
+            if runtime is None:
+                # Its answers are compared with Keras's in float32; a .keras file has a precision of its own.
+                openvino_runtime.keep(*load("auto" if config.model.endswith(".keras") else "float32"), folder)
+                runtime = open_runtime(config, folder)
+            classifier = Classifier(runtime, runtime.labels, top=config.top, batch_size=config.batch_size)
     except errors.RuntimeUnsuitable as error:
         log.warning("not on OpenVINO: %s. Keras runs the model", error)
         return None
     log.info("loaded %s (%s), on the CPU by OpenVINO, %s", config.model, config.model_weights, runtime.precision)
     return classifier
+
+
+def open_runtime(config: settings.Settings, folder: Path) -> openvino_runtime.OpenVinoRuntime:
+    """The model that is kept in `folder`. Raises RuntimeUnsuitable."""
+    return openvino_runtime.OpenVinoRuntime(folder, precision=config.model_precision, threads=settings.count_cpus())
+
+
+def kept_runtime(config: settings.Settings, folder: Path) -> openvino_runtime.OpenVinoRuntime | None:
+    """The model that is kept in `folder`, or None if it has to be converted again."""
+    try:
+        return open_runtime(config, folder)
+    except errors.RuntimeUnsuitable as error:
+        log.warning("%s; converting it again", error)
+        return None
 
 
 def by_keras(config: settings.Settings, load: Load) -> Classifier:

@@ -7,10 +7,12 @@ settings.py, or the README's table, for what the environment sets.
 """
 
 import argparse
+import functools
 import hmac
 import json
 import sys
 import threading
+import time
 
 from flask import Flask, Response, jsonify, request
 
@@ -61,18 +63,25 @@ def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> N
 
     @app.post("/predict")
     def predict() -> Response:
+        came = time.monotonic()
         check_key(keys)
         upload = read_upload(config.max_upload_bytes)
         client.check_room()
         with places.one():
-            with decoders:
-                pixels = images.decode_image(upload, width, height, config.max_image_pixels)
-            image = helpers.encode_image(pixels, config.image_dtype)
-            environ = request.environ
-            answer = client.ask(
-                image, config.image_dtype, (height, width, 3), lambda: gunicorn_server.has_hung_up(environ)
-            )
+            image, environ = encoded(upload, came), request.environ
+            del upload  # as many may wait as there are places, and an upload is large
+            gone = functools.partial(gunicorn_server.has_hung_up, environ)
+            answer = client.ask(image, config.image_dtype, (height, width, 3), gone, since=came)
         return jsonify(read_answer(answer))
+
+    def encoded(upload: bytes, came: float) -> str:
+        if not decoders.acquire(timeout=max(0.0, came + config.request_timeout_seconds - time.monotonic())):
+            raise client.too_late()
+        try:
+            pixels = images.decode_image(upload, width, height, config.max_image_pixels)
+        finally:
+            decoders.release()
+        return helpers.encode_image(pixels, config.image_dtype)
 
 
 def check_key(keys: list[str]) -> None:

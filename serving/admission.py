@@ -23,6 +23,7 @@ MOST_RETRY_AFTER_SECONDS = 60
 PROMISED_SHARE = 0.5
 # Until the rate has been measured this often, this many may wait in any case.
 SURE_MOVES, UNSURE_LENGTH = 4, 64
+KNOWN_SECONDS = 60.0  # what was measured in an earlier backlog is remembered for so long
 MOST_MOVES = 64  # a shorter window does where batches are fast
 LONG_GAP = 4.0  # times the usual gap
 # How long what was seen of the queue is good for to refuse by, without asking Redis again.
@@ -43,10 +44,13 @@ class Admission:
         self._lock = threading.Lock()
         self._ahead, self._seen_at = 0, -math.inf  # jobs that waited when last seen, and when, monotonic seconds
 
-    def note(self, clock: float, ahead: int, served: int) -> None:
-        """What was seen of the queue: `ahead` jobs waited, `served` were ever settled, at `clock` by Redis."""
+    def note(self, clock: float, ahead: int, served: int, emptied: float = 0.0) -> None:
+        """What was seen of the queue, at `clock` by Redis, seconds.
+
+        `ahead` jobs waited, `served` were ever settled, and no job waited at `emptied`, the last time.
+        """
         with self._lock:
-            self._rate.note(clock, ahead, served)
+            self._rate.note(clock, ahead, served, emptied)
             self._ahead, self._seen_at = ahead, time.monotonic()
 
     def most_waiting(self) -> int:
@@ -104,14 +108,15 @@ class ServiceRate:
         self._moves: deque[tuple[float, int]] = deque(maxlen=MOST_MOVES)  # (clock, served) when the counter had moved
         self._usual_gap = RATE_WINDOW_SECONDS / LONG_GAP  # between two moves
         self._measured: float | None = None  # in this backlog
-        self._known: float | None = None  # from an earlier one
+        self._known: float | None = None  # from an earlier one, which ended at
+        self._known_at = -math.inf
 
-    def note(self, clock: float, ahead: int, served: int) -> None:
-        """What was seen of the queue at `clock`; see Admission.note."""
+    def note(self, clock: float, ahead: int, served: int, emptied: float = 0.0) -> None:
+        """What was seen of the queue; see Admission.note."""
         if clock <= self._clock:  # the replies to two threads crossed
             return
         self._clock = clock
-        if ahead == 0 or served < self._served:  # nobody waited; or it is another Redis
+        if ahead == 0 or emptied > self._backlog_since or served < self._served:  # the last: it is another Redis
             self._begin_anew()
         elif served > self._served:
             self._moves.append((clock, served))
@@ -130,8 +135,8 @@ class ServiceRate:
         return rate * min(1.0, patience / max(self.silent_seconds(), patience))
 
     def is_sure(self) -> bool:
-        """Whether it was measured often enough to tell a slow model from one that stood still in between."""
-        return len(self._moves) >= SURE_MOVES or self._known is not None
+        """Whether it was measured lately, and often enough to tell a slow model from one that stood still between."""
+        return len(self._moves) >= SURE_MOVES
 
     def silent_seconds(self) -> float:
         """For how long jobs have waited and none was settled."""
@@ -141,7 +146,9 @@ class ServiceRate:
 
     def _begin_anew(self) -> None:
         if self.is_sure():
-            self._known = self._measured or self._known
+            self._known, self._known_at = self._measured, self._clock
+        elif self._clock - self._known_at > KNOWN_SECONDS:  # model servers may have come since
+            self._known = None
         self._moves.clear()
         self._measured, self._usual_gap = None, RATE_WINDOW_SECONDS / LONG_GAP
         self._backlog_since = self._clock

@@ -1,5 +1,6 @@
 """Run a WSGI application in several processes with threads each. The only module that knows gunicorn."""
 
+import contextlib
 import errno
 import functools
 import json
@@ -20,7 +21,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.http import wsgi
-from gunicorn.http.errors import InvalidHeader, InvalidRequestLine, ParseException
+from gunicorn.http.errors import InvalidHeader, InvalidHeaderName, InvalidRequestLine, ParseException
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
@@ -34,6 +35,7 @@ KEEP_ALIVE_SECONDS = 75
 # A request has this long to arrive, and longer as long as it comes at this rate: a client that dribbles must not hold
 # a thread for ever.
 ARRIVAL_SECONDS, SLOWEST_BYTES_A_SECOND = 20.0, 10_000
+FULL_PAUSE_SECONDS = 0.1
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 1024 * 1024
 # Beyond the threads that requests may occupy: they refuse what is too much, and answer the health checks.
 SPARE_THREADS = 16
@@ -96,6 +98,7 @@ def serve(
         "workers": processes,
         "worker_class": _Worker,
         "threads": threads + SPARE_THREADS,
+        "worker_connections": max(1000, 4 * threads),  # most of them kept alive, and idle
         "keepalive": KEEP_ALIVE_SECONDS,
         "worker_tmp_dir": SHARED_MEMORY
         if Path(SHARED_MEMORY).is_dir()
@@ -105,7 +108,8 @@ def serve(
         "control_socket_disable": True,  # nobody here speaks to it, and several services would share its path
     }
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # 1,024 are fewer than its connections
+    with contextlib.suppress(ValueError, OSError):  # macOS says that there is no limit, and then refuses that
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # 1,024 are fewer than its connections
     parent = os.getpid()
     try:
         _Server(create_app, options).run()
@@ -172,6 +176,10 @@ class _Worker(ThreadWorker):  # type: ignore[misc]
             client, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # another process was faster; the client has gone
             return
+        except OSError as error:  # out of files: those who are in hand must not suffer
+            self.log.error("no connection can be accepted: %s", error)
+            time.sleep(FULL_PAUSE_SECONDS)
+            return
         self.nr_conns += 1
         self.enqueue_req(_Connection(self.cfg, client, address, listener.getsockname()))
 
@@ -192,7 +200,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         # Logged as it came, a line with a forgotten colon would tell the key: `Authorization Bearer …`.
-        if isinstance(exc, InvalidHeader):
+        if isinstance(exc, InvalidHeader | InvalidHeaderName):
             exc.hdr = "(hidden)"
         if isinstance(exc, InvalidRequestLine):
             exc.req = "(hidden)"

@@ -67,7 +67,7 @@ def add_pages(app: Flask, queue: JobQueue, check_reader: Callable[[], None]) -> 
 
     @app.after_request
     def finish(response: Response) -> Response:
-        if request.path == "/predict":
+        if request.path == "/predict" and request.method != "OPTIONS":
             _count(counts, response.status_code)
         return response
 

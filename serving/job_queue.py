@@ -9,6 +9,7 @@ Every key (Q is the queue's name; the braces put all but the answers into one sl
     {Q}:attempts            HASH    job id -> how often it came back               until settled
     {Q}:dead                LIST    dead letters, JSON, newest at the right        capped at MOST_DEAD_LETTERS
     {Q}:served              STRING  how many jobs were ever settled                for ever
+    {Q}:emptied             STRING  when a model server last left no job waiting   for ever
     <job id>                STRING  the answer, JSON                               read once, or its time to live
     {Q}:answered:<web>      pub/sub answers just set, JSON: job id -> answer       -
 
@@ -127,8 +128,8 @@ class JobQueue:
         self, url: str, name: str, *, resend: bool = False, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS
     ) -> None:
         self.name = name
-        self.workers, self.attempts, self.dead, self.served = (
-            f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead", "served")
+        self.workers, self.attempts, self.dead, self.served, self.emptied = (
+            f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead", "served", "emptied")
         )
         self.redis = open_redis(url, resend=resend, timeout_seconds=timeout_seconds)
         # Redis's clock less this machine's monotonic one, and when that was found, by the latter; seconds.

@@ -7,6 +7,7 @@ A kept model starts without Keras, in a second or two: a model server that died 
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ from typing import Any
 import numpy as np
 
 from serving.classifier import Way, batch_sizes, soonest_done, time_of, translated
-from serving.errors import RuntimeUnsuitable
+from serving.errors import ModelFailed, ModelUnavailable, RuntimeUnsuitable
 
 FORMAT = 1  # of what is kept; part of its key
 GOLDEN_IMAGES = 8
 MEASURE_SECONDS = 0.25  # each way, at the first start
 # How far a probability may be from Keras's in float32.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02}
-GPU_DEVICES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+DEVICES = Path("/dev")
+GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in a container the only one may be nvidia1
 LARGEST_PIECE = 32  # images that one stream runs at once; more is not faster on any CPU we know
 
 log = logging.getLogger(__name__)
@@ -46,11 +48,15 @@ def is_installed() -> bool:
 
 def sees_a_gpu() -> bool:
     """Whether this machine seems to have a GPU that Keras could use; told without loading a framework."""
-    return any(Path(device).exists() for device in GPU_DEVICES)
+    return any(any(DEVICES.glob(device)) for device in GPU_DEVICES)
 
 
 def key_of(**parts: object) -> str:
-    """The name under which a model is kept: a digest of all that makes it what it is, files by their content."""
+    """The name under which a model is kept: a digest of all that makes it what it is, files by their content.
+
+    Raises:
+        ModelUnavailable: a file among them cannot be read.
+    """
     said = {name: _digest(Path(str(part))) if Path(str(part)).is_file() else str(part) for name, part in parts.items()}
     versions = {name: importlib.metadata.version(name) for name in ("keras", "openvino")}
     return hashlib.sha256(json.dumps([FORMAT, said, versions], sort_keys=True).encode()).hexdigest()[:32]
@@ -69,20 +75,34 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, folder: Path, *, precision: str, threads: int) -> None:
-        self._core = _openvino().Core()
+        try:
+            self._core = _openvino().Core()
+            has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        except Exception as error:  # a library that it lacks, a processor that it does not know, …
+            raise RuntimeUnsuitable(f"OpenVINO does not start: {type(error).__name__}: {error}") from error
         try:
             self._network = self._core.read_model(folder / "model.xml")
             kept = json.loads((folder / "kept.json").read_text())
             self._golden_answers = np.load(folder / "golden.npy")
-        except (OSError, RuntimeError, ValueError) as error:
+            self.input_shape, self.classes = tuple(kept["input_shape"]), kept["classes"]
+            self.labels = kept["labels"]
+        except Exception as error:  # whatever half a file may do to its reader
             raise RuntimeUnsuitable(f"what is kept in {folder} cannot be read: {error}") from error
-        self.input_shape, self.classes, self.labels = tuple(kept["input_shape"]), kept["classes"], kept["labels"]
-        has_bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = "bfloat16" if has_bfloat16 and precision in ("auto", "bfloat16") else "float32"
         self._folder, self._threads = folder, threads
 
     def ways(self, batch_size: int) -> list[Way]:
-        """The ways worth having, found by measurement at the first start and kept; each agrees with Keras."""
+        """The ways worth having, found by measurement at the first start and kept; each agrees with Keras.
+
+        Raises:
+            RuntimeUnsuitable: one cannot be compiled, fails, or does not agree.
+        """
+        try:
+            return self._ways(batch_size)
+        except (RuntimeError, ModelFailed) as error:
+            raise RuntimeUnsuitable(f"OpenVINO fails: {error.__cause__ or error}") from error
+
+    def _ways(self, batch_size: int) -> list[Way]:
         cpu = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         path = self._folder / f"ways-{key_of(cpu=cpu, threads=self._threads, most=batch_size, as_=self.precision)}.json"
         try:
@@ -138,6 +158,8 @@ class OpenVinoRuntime:
 def keep(network: Any, labels: Sequence[str], folder: Path) -> None:
     """Convert a Keras model (n, height, width, 3) uint8 -> (n, classes) float32 and keep it in `folder`.
 
+    What is there already is replaced.
+
     Raises:
         RuntimeUnsuitable: OpenVINO cannot convert it.
     """
@@ -145,8 +167,7 @@ def keep(network: Any, labels: Sequence[str], folder: Path) -> None:
     golden = golden_images(network.input_shape[1:])
     began = time.monotonic()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+        unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unfinished-", dir=folder.parent))
     except OSError as error:
         raise RuntimeUnsuitable(f"the converted model cannot be kept in {folder.parent}: {error}") from error
     try:
@@ -157,13 +178,31 @@ def keep(network: Any, labels: Sequence[str], folder: Path) -> None:
         np.save(unfinished / "golden.npy", np.asarray(network.predict_on_batch(golden), np.float32))
         kept = {"input_shape": network.input_shape[1:], "classes": network.output_shape[-1], "labels": list(labels)}
         (unfinished / "kept.json").write_text(json.dumps(kept))
-        with contextlib.suppress(OSError):  # another model server was faster
-            unfinished.rename(folder)
+        for file in unfinished.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
     except Exception as error:  # whatever its front end meets
         raise RuntimeUnsuitable(f"OpenVINO cannot convert the model: {type(error).__name__}: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     log.info("converted the model for OpenVINO in %.1f s; it is kept in %s", time.monotonic() - began, folder)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One model server after the other: who comes second finds what the first one kept, and measures undisturbed."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f"{folder.name}.lock").open("w")
+    except OSError as error:
+        raise RuntimeUnsuitable(f"the converted model cannot be kept in {folder.parent}: {error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for unfinished in folder.parent.glob(f"{folder.name}.unfinished-*"):  # its maker died
+            shutil.rmtree(unfinished, ignore_errors=True)
+        yield
 
 
 def golden_images(shape: tuple[int, ...]) -> np.ndarray:
@@ -200,8 +239,11 @@ def _run(requests: list[Any], size: int, batch: np.ndarray) -> np.ndarray:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return str(hashlib.file_digest(file, "sha256").hexdigest())
+    try:
+        with path.open("rb") as file:
+            return str(hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise ModelUnavailable(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -42,10 +42,11 @@ class QueueClient:
         self._queue = queue
         self._timeout_seconds = timeout_seconds
         self._poll_seconds = poll_seconds
+        self._keys = [queue.name, queue.served, queue.emptied]
         self._channel = queue.channel(uuid.uuid4().hex)
         self._admission = Admission(max_queue_length, timeout_seconds)
         self._waiting: dict[str, _Waiting] = {}
-        self._given_up: SimpleQueue[str] = SimpleQueue()  # jobs, as text, whose request has ended
+        self._given_up: SimpleQueue[Job] = SimpleQueue()  # jobs whose request has ended
 
     def start(self) -> "QueueClient":
         """Start the threads that listen for answers and look for them; without these no request is answered."""
@@ -57,54 +58,65 @@ class QueueClient:
         """Refuse at once what the queue has no room for, before it costs anything. Raises QueueFull, QueueAway."""
         full = self._admission.is_full()
         if full is None:
-            waiting, served, clock = self._queue.run("look", [self._queue.name, self._queue.served], [])
-            self._admission.note(float(clock), waiting, served)
+            waiting, served, emptied, clock = self._queue.run("look", self._keys, [])
+            self._admission.note(float(clock), waiting, served, float(emptied))
             full = self._admission.is_full()
         if full:
             raise self._refusal()
 
     def ask(
-        self, image: str, dtype: str, shape: tuple[int, ...], has_hung_up: Callable[[], bool] = lambda: False
+        self,
+        image: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        has_hung_up: Callable[[], bool] = lambda: False,
+        since: float | None = None,
     ) -> str:
         """Submit an encoded image and wait for its answer, JSON text.
+
+        Args:
+            image, dtype, shape: as in Job.
+            has_hung_up: says whether the client has gone.
+            since: when the request came, monotonic seconds; its deadline counts from there. None: now.
 
         Raises:
             QueueFull: more jobs wait than can be answered in time.
             QueueAway: Redis did not take the job.
             TimedOut: no answer within `timeout_seconds`.
-            ClientGone: `has_hung_up` says that nobody waits for the answer.
+            ClientGone: nobody waits for the answer.
         """
-        until = time.monotonic() + self._timeout_seconds
-        job = Job(
-            id=str(uuid.uuid4()),
-            image=image,
-            dtype=dtype,
-            shape=shape,
-            deadline=self._queue.now(CLOCK_GOOD_FOR_SECONDS) + self._timeout_seconds,
-            reply_to=self._channel,
-        )
-        text = job.to_text()
-        with self._expecting(job.id) as waiting:
-            self.submit(text)
-            while (left := until - time.monotonic()) > 0:
-                if waiting.woken.wait(min(self._poll_seconds, left)):
-                    return waiting.answer
-                if has_hung_up():
-                    self._given_up.put(text)
-                    raise ClientGone("The client hung up.")
-        self._given_up.put(text)
-        raise TimedOut(
+        until = (time.monotonic() if since is None else since) + self._timeout_seconds
+        job_id = str(uuid.uuid4())
+        deadline = self._queue.now(CLOCK_GOOD_FOR_SECONDS) + until - time.monotonic()
+        # Its text is not kept: as many requests may wait as there are places, each with 200 kB.
+        job = Job(job_id, image, dtype, shape, deadline, self._channel)
+        with self._expecting(job_id) as waiting:
+            try:
+                self.submit(job.to_text())
+                while not waiting.woken.wait(max(0.0, min(self._poll_seconds, until - time.monotonic()))):
+                    if has_hung_up():
+                        raise ClientGone("The client hung up.")
+                    if time.monotonic() >= until:
+                        raise self.too_late()
+            except (QueueAway, ClientGone, TimedOut):  # of QueueAway the reply may be all that was lost
+                self._given_up.put(job)
+                raise
+        return waiting.answer
+
+    def too_late(self) -> TimedOut:
+        """The error of a request that has waited for long enough."""
+        return TimedOut(
             f"No answer within {self._timeout_seconds:g} s. The service is busy, or its model server is away: "
             "try again."
         )
 
     def submit(self, job: str) -> None:
         """Put a job, as it travels, at the end of the queue. Raises QueueFull, QueueAway."""
-        accepted, waiting, served, clock = self._queue.run(
-            "submit", [self._queue.name, self._queue.served], [job, self._admission.most_waiting()]
+        accepted, ahead, served, emptied, clock = self._queue.run(
+            "submit", self._keys, [job, self._admission.most_waiting()]
         )
         self._queue.set_clock(float(clock))
-        self._admission.note(float(clock), waiting - accepted, served)
+        self._admission.note(float(clock), ahead, served, float(emptied))
         if not accepted:
             raise self._refusal()
 
@@ -136,7 +148,8 @@ class QueueClient:
     def _cancel_given_up(self) -> None:
         with contextlib.suppress(Empty):
             while True:
-                self._queue.run("cancel", [self._queue.name, self._queue.attempts], [self._given_up.get_nowait()])
+                job = self._given_up.get_nowait()
+                self._queue.run("cancel", [self._queue.name, self._queue.attempts], [job.to_text()])
 
     def _look_up(self) -> None:
         before = time.monotonic() - self._poll_seconds

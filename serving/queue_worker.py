@@ -98,7 +98,7 @@ class QueueWorker:
         queue = self._queue
         state, clock, *jobs = queue.run(
             "take",
-            [queue.name, self._processing, queue.workers, queue.attempts],
+            [queue.name, self._processing, queue.workers, queue.attempts, queue.emptied],
             [self.name, self._lease_seconds, most, len(moved)],
         )
         queue.set_clock(float(clock))

@@ -210,7 +210,12 @@ class Rig:
     def remains(self, *, dead_letters: bool = False) -> list[str]:
         """The keys that should not be in Redis any more; an answer that nobody read may be, for its lifetime."""
         client, found = self.redis.client, []
-        lasting = {self.queue.served, self.queue.workers, *([self.queue.dead] if dead_letters else [])}
+        lasting = {
+            self.queue.served,
+            self.queue.emptied,
+            self.queue.workers,
+            *([self.queue.dead] if dead_letters else []),
+        }
         for key in client.keys("*"):
             is_answer = QUEUE.encode() not in key and 0 < client.ttl(key) <= RESULT_TTL_SECONDS
             if not is_answer and key.decode() not in lasting:

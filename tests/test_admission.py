@@ -27,11 +27,30 @@ def test_nothing_is_known_of_a_model_server_that_was_never_busy() -> None:
     assert rate.per_second() is None
 
 
-def test_a_quiet_hour_does_not_count_as_slow() -> None:
+def test_a_quiet_minute_does_not_count_as_slow_and_then_nothing_is_known() -> None:
     rate = ServiceRate()
     served = backlog(rate, 5)
-    rate.note(4600.0, 0, served + 7)
+    rate.note(1050.0, 0, served + 7)
     assert rate.per_second() == pytest.approx(20)
+    rate.note(1120.0, 0, served + 8)
+    assert rate.per_second() is None
+
+
+def test_bursts_that_were_served_in_between_are_no_backlog() -> None:
+    """Each process sees the queue when it submits, and in a burst somebody has always just submitted before."""
+    rate = ServiceRate()
+    for burst in range(20):
+        rate.note(1000.0 + 2 * burst, 3, 8 * burst, emptied=1000.0 + 2 * burst - 1.9)
+    assert rate.per_second() is None
+
+
+def test_what_was_measured_in_an_earlier_backlog_does_not_starve_the_model_servers() -> None:
+    admission = Admission(1000, timeout_seconds=30)
+    for second in range(10):
+        admission.note(1000.0 + second, 5, second)  # one a second: just one of many model servers was there
+    assert admission.most_waiting() == 15
+    admission.note(1010.0, 0, 10)
+    assert admission.most_waiting() == 64
 
 
 def test_another_speed_is_known_after_the_window() -> None:

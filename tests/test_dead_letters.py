@@ -71,7 +71,7 @@ def waiting(raw: redis.Redis) -> list[Job]:
 
 
 def keys(raw: redis.Redis) -> set[str]:
-    return {key.decode() for key in raw.keys("*")}
+    return {key.decode() for key in raw.keys("*")} - {"{image_queue}:emptied"}
 
 
 def letter(name: str | None, text: bytes = b"") -> Letter:

@@ -44,7 +44,7 @@ def run_out(raw: redis.Redis, worker: QueueWorker) -> None:
 
 
 def keys(raw: redis.Redis) -> set[str]:
-    return {key.decode() for key in raw.keys("*")}
+    return {key.decode() for key in raw.keys("*")} - {"{image_queue}:emptied"}
 
 
 # Take

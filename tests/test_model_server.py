@@ -60,7 +60,8 @@ def test_every_kind_of_job_is_answered_and_only_results_remain(raw: redis.Redis,
     assert [label(raw, job) for job in jobs] == ["green", "red", "red", "blue"]
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
-    assert {key.decode() for key in raw.keys("*")} == {job.id for job in jobs} | {"{image_queue}:served"}
+    lasting = {"{image_queue}:served", "{image_queue}:emptied"}
+    assert {key.decode() for key in raw.keys("*")} == {job.id for job in jobs} | lasting
 
 
 def test_garbage_ends_as_dead_letters_with_reasons_and_stops_nothing(

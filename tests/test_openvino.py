@@ -130,7 +130,7 @@ def test_a_model_server_converts_once_and_then_starts_without_keras(
     first.terminate()
     assert first.wait(timeout=30) == 0
     assert "converted the model for OpenVINO" in output(first)
-    (folder,) = (tmp_path / "openvino").iterdir()
+    (folder,) = [path for path in (tmp_path / "openvino").iterdir() if path.is_dir()]  # and a lock
     assert len(list(folder.glob("ways-*.json"))) == 1
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
@@ -140,6 +140,31 @@ def test_a_model_server_converts_once_and_then_starts_without_keras(
     assert "openvino" in mapped
     assert "libtensorflow" not in mapped
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_what_is_kept_and_damaged_is_converted_again(
+    processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
+) -> None:
+    folder = (
+        tmp_path
+        / "openvino"
+        / key_of(model=tiny_model["MODEL"], weights="imagenet", labels=tiny_model["MODEL_LABELS"], width=32, height=32)
+    )
+    folder.mkdir(parents=True)
+    (folder / "golden.npy").write_bytes(b"")
+    (folder.parent / f"{folder.name}.unfinished-x").mkdir()
+    process = processes.start("run_model_server.py", **tiny_model, KERAS_HOME=str(tmp_path))
+    assert answer_of(raw) == "green"
+    assert "converting it again" in output(process)
+    assert "by OpenVINO" in output(process)
+    assert not (folder.parent / f"{folder.name}.unfinished-x").exists()
+
+
+def test_a_gpu_is_seen_by_its_device_whatever_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runtime, "DEVICES", tmp_path)
+    assert not openvino_runtime.sees_a_gpu()
+    (tmp_path / "nvidia1").touch()
+    assert openvino_runtime.sees_a_gpu()
 
 
 def test_where_openvino_does_not_do_keras_goes_on_and_says_so(

@@ -575,6 +575,7 @@ class Protocol(RuleBasedStateMachine):
         leases = dict(pairs(take_out(queue.workers)))
         self.lease_ends = {self.labels[name.decode()]: float(end) for name, end in leases.items()}
         letters = [json.loads(text) for text in take_out(queue.dead)]
+        take_out(queue.emptied, 0)  # a time, which only admission reads
         state = {
             "waiting": self.jobs(take_out(queue.name)),
             "in_hand": {

@@ -108,7 +108,7 @@ def test_nothing_of_a_request_remains_in_redis(
     for _ in range(3):
         assert upload(f"{url}/predict", PHOTO).status == 200
     answering.stop()
-    wait_for(lambda: raw.keys("*") == [b"{image_queue}:served"])
+    wait_for(lambda: set(raw.keys("*")) == {b"{image_queue}:served", b"{image_queue}:emptied"})
 
 
 def test_many_requests_at_once_each_get_their_own_answer(start: Callable[..., str], answering: Answering) -> None:

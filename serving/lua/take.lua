@@ -1,5 +1,5 @@
 -- Move waiting jobs to a worker's processing list. A worker with empty hands proves by this that it is alive.
--- KEYS: 1 queue  2 processing list  3 workers  4 attempts
+-- KEYS: 1 queue  2 processing list  3 workers  4 attempts  5 emptied
 -- ARGV: 1 worker  2 lease in seconds  3 most jobs to take  4 jobs just moved by BLMOVE: 0 or 1
 -- Returns {state, Redis's clock in seconds, as text, job, …}, without the job that BLMOVE moved; the state is
 --   0  these jobs run together
@@ -45,4 +45,6 @@ while #taken + moved < tonumber(ARGV[3]) do
   if not job then break end
   taken[#taken + 1] = job
 end
+-- Who reads this knows that the model servers kept up with what came.
+if #taken + moved > 0 and redis.call('LLEN', KEYS[1]) == 0 then redis.call('SET', KEYS[5], stamp) end
 return {0, stamp, unpack(taken)}
