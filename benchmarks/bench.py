@@ -36,7 +36,7 @@ from serving import local_redis  # noqa: E402
 from stress_test import made_photo  # noqa: E402
 
 BOUNDARY = "bench-5d1c"
-RIVAL_PYTHON = Path(os.environ.get("BENCH_PYTHON", ROOT / ".venv-bench" / "bin" / "python"))
+RIVAL_PYTHON = Path(os.environ.get("BENCH_PYTHON", ROOT / ".venv-bench" / "bin" / "python")).absolute()
 WARM_UP_SECONDS, SATURATED_SECONDS, ALONE_SECONDS = 3, 10, 6
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 CPUS = len(os.sched_getaffinity(0))

@@ -104,7 +104,8 @@ class OpenVinoRuntime:
 
     def _ways(self, batch_size: int) -> list[Way]:
         cpu = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        path = self._folder / f"ways-{key_of(cpu=cpu, threads=self._threads, most=batch_size, as_=self.precision)}.json"
+        measured_for = f"{cpu}, {self._threads} threads, up to {batch_size}, {self.precision}"
+        path = self._folder / f"ways-{hashlib.sha256(measured_for.encode()).hexdigest()[:16]}.json"
         try:
             found = [(int(streams), int(size)) for streams, size in json.loads(path.read_text())]
         except (OSError, ValueError):
