@@ -62,11 +62,13 @@ def python(script: Path, interpreter: Path = RIVAL_PYTHON) -> list[str]:
 def triton(port: int, _redis_port: int) -> dict[str, list[str]]:
     wheel = next(RIVAL_PYTHON.parent.parent.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
     stub = wheel / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
-    models = Path(tempfile.mkdtemp(prefix="bench-triton-"))
-    shutil.copytree(RIVALS / "triton", models, dirs_exist_ok=True)
-    shutil.copy(stub / "triton_python_backend_stub", models / "classify")
+    folder = Path(tempfile.mkdtemp(prefix="bench-triton-"))
+    models, backends = folder / "models", folder / "backends"
+    shutil.copytree(RIVALS / "triton", models)
+    shutil.copytree(wheel / "backends" / "python", backends / "python")
+    shutil.copy(stub / "triton_python_backend_stub", backends / "python")
     command = [str(wheel / "bin" / "tritonserver"), f"--model-repository={models}", f"--http-port={port}"]
-    command += [f"--backend-directory={wheel / 'backends'}", "--allow-grpc=0", "--allow-metrics=0"]
+    command += [f"--backend-directory={backends}", "--allow-grpc=0", "--allow-metrics=0"]
     return {"Triton": [*command, "--http-address=127.0.0.1", f"--http-thread-count={2 * CPUS}", "--log-error=1"]}
 
 
