@@ -63,7 +63,7 @@ $(VENV)-bench/.ready: benchmarks/requirements.txt
 	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
-bench: $(VENV)/.dev $(VENV)-bench/.ready ## measure against the best model servers; ARGS="--rounds 1 --only ours"
+bench: $(VENV)/.dev $(VENV)-bench/.ready # unfinished, hence not in `make help`
 	@BENCH_PYTHON=$(VENV)-bench/bin/python $(BIN)/python benchmarks/bench.py $(ARGS)
 
 stress: $(VENV)/.dev ## load a running service; ARGS="--requests 1000 --concurrency 64"

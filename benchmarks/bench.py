@@ -1,6 +1,7 @@
 """This service against the best model servers, with the same model, the same decoder and the same load, in one run.
 
     make bench                                  # all of it: about half an hour on two cores
+                                                # unfinished: so far only `ours` and the floor have been run
     make bench ARGS="--rounds 1 --only ours --only mosec"
 
 Each system is started in turn on this machine, in every round anew, and loaded by wrk: 16 connections, 64, then one
