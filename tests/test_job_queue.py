@@ -525,7 +525,7 @@ def test_a_client_finds_an_answer_that_no_message_told_of(raw: redis.Redis, queu
 
     threading.Thread(target=the_tutorials_model_server).start()
     assert client.ask("AAAA", "uint8", SHAPE) == '["polled"]'
-    assert keys(raw) == set()
+    wait_for(lambda: keys(raw) == set())  # the key goes after the request woke
 
 
 def new_client(queue: JobQueue, **changes: object) -> QueueClient:
