@@ -166,7 +166,7 @@ def test_its_metrics_tell_batches_and_ends(raw: redis.Redis, start: Callable[...
         ({"MODEL_LABELS": "/nowhere.txt"}, 2, "MODEL_LABELS=/nowhere.txt"),
         (
             {"MODEL": "ResNet50", "MODEL_WEIGHTS": "random", "MODEL_LABELS": "numbers", "LEASE_SECONDS": "0.5"}
-            | {"IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224", "BATCH_SIZE": "16"},
+            | {"IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224", "BATCH_SIZE": "16", "MODEL_RUNTIME": "keras"},
             2,
             "LEASE_SECONDS: a batch of 16",
         ),
