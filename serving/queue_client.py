@@ -140,8 +140,9 @@ class QueueClient:
             try:
                 self._cancel_given_up()
                 self._look_up()
-            except QueueAway:  # what is not cancelled is dropped when it is met: its deadline has passed
-                continue
+            except QueueAway:
+                # Each request that Redis refuses adds a job here. What is not cancelled ends by its deadline.
+                self._given_up = SimpleQueue()
             except Exception:
                 log.exception("looking for answers failed")
 

@@ -555,6 +555,16 @@ def test_a_job_whose_client_hung_up_is_taken_out_of_the_queue(raw: redis.Redis, 
     assert [Job.from_text(text) for text in raw.lrange("image_queue", 0, -1)] == others
 
 
+def test_while_redis_is_away_nothing_of_what_it_refused_is_kept() -> None:
+    nowhere = JobQueue("redis://127.0.0.1:1/0", "image_queue")
+    nowhere.set_clock(time.time())
+    client = new_client(nowhere)
+    for _ in range(50):
+        with pytest.raises(QueueAway):
+            client.ask("A" * 200_000, "uint8", SHAPE)
+    wait_for(lambda: client._given_up.empty(), seconds=1)
+
+
 def test_a_job_that_came_back_leaves_no_attempts_behind_when_it_is_cancelled(raw: redis.Redis, queue: JobQueue) -> None:
     (job,) = push(raw, 1)
     raw.hset(queue.attempts, job.id, 1)
