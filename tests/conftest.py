@@ -3,12 +3,14 @@
 import atexit
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,7 +25,7 @@ from PIL import Image
 
 from serving import local_redis
 from serving.job_queue import Job, JobQueue
-from serving.queue_worker import QueueWorker
+from serving.queue_worker import Outcome, QueueWorker
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -163,6 +165,48 @@ def processes(redis_server: RedisServer, raw: redis.Redis) -> Iterator[Processes
     started.end()
 
 
+PREDICTIONS = [{"label": "beagle", "probability": 0.75}, {"label": "basset", "probability": 0.125}]
+
+
+class Answering:
+    """Stands at the queue in a model server's place, and answers each job by what `reply` makes of it."""
+
+    def __init__(self, url: str) -> None:
+        self.reply: Callable[[Job], str | None] = lambda job: json.dumps(PREDICTIONS)
+        self.jobs: list[Job] = []
+        self.going = True
+        self.queue = JobQueue(url, "image_queue")
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        worker = QueueWorker(self.queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60)
+        worker.join()
+        while self.going:
+            texts = worker.take(8, wait_seconds=0.1).jobs
+            jobs = [Job.from_text(text) for text in texts]
+            self.jobs += jobs
+            if jobs:
+                worker.answer(
+                    [
+                        Outcome(text, job.id, job.reply_to, self.reply(job))
+                        for text, job in zip(texts, jobs, strict=True)
+                    ]
+                )
+        worker.leave()
+
+    def stop(self) -> None:
+        self.going = False
+        self.thread.join(timeout=5)
+
+
+@pytest.fixture
+def answering(redis_server: RedisServer, raw: redis.Redis) -> Iterator[Answering]:
+    stand_in = Answering(redis_server.url)
+    yield stand_in
+    stand_in.stop()
+
+
 class Answer:
     """An HTTP answer."""
 
@@ -171,8 +215,6 @@ class Answer:
 
     @property
     def json(self) -> dict:
-        import json
-
         return json.loads(self.body)
 
 

@@ -29,9 +29,22 @@ import hypothesis
 import numpy as np
 import pytest
 import redis
-from conftest import ROOT, Processes, RedisServer, as_bytes, http, is_up, new_job, output, some_photo, upload, wait_for
+from conftest import (
+    PREDICTIONS,
+    ROOT,
+    Answering,
+    Processes,
+    RedisServer,
+    as_bytes,
+    http,
+    is_up,
+    new_job,
+    output,
+    some_photo,
+    upload,
+    wait_for,
+)
 from test_batching import Counts
-from test_web_server import PREDICTIONS, Answering
 
 import run_model_server
 from serving import local_redis

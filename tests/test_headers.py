@@ -3,25 +3,17 @@
 import http.client
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis
-from conftest import Answer, Processes, RedisServer, as_bytes, is_up, some_photo, upload, wait_for
+from conftest import Answer, Answering, Processes, as_bytes, is_up, some_photo, upload, wait_for
 from conftest import http as ask
-from test_web_server import Answering
 
 from serving import headers, local_redis
 
 PHOTO = as_bytes(some_photo(), "JPEG")
 Start = Callable[..., str]
-
-
-@pytest.fixture
-def answering(redis_server: RedisServer, raw: redis.Redis) -> Iterator[Answering]:
-    stand_in = Answering(redis_server.url)
-    yield stand_in
-    stand_in.stop()
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ from typing import Any
 import jsonschema
 import pytest
 import redis
-from conftest import Processes, RedisServer, as_bytes, http, is_up, some_photo, upload, wait_for
+from conftest import Answering, Processes, RedisServer, as_bytes, http, is_up, some_photo, upload, wait_for
 from openapi_spec_validator import validate
 from PIL import Image
-from test_web_server import Answering
 
 from serving import local_redis
 from serving.openapi import describe

@@ -9,12 +9,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import redis
-from conftest import ROOT, Processes, RedisServer, as_bytes, http, is_up, new_job, some_photo, upload, wait_for
+from conftest import (
+    PREDICTIONS,
+    ROOT,
+    Answering,
+    Processes,
+    RedisServer,
+    as_bytes,
+    http,
+    is_up,
+    new_job,
+    some_photo,
+    upload,
+    wait_for,
+)
 from flask import Flask
 from PIL import Image
 
@@ -22,50 +35,9 @@ import helpers
 from serving import gunicorn_server, local_redis
 from serving.errors import Forbidden
 from serving.http import check_local
-from serving.job_queue import Job, JobQueue
-from serving.queue_worker import Outcome, QueueWorker
+from serving.job_queue import Job
 
 PHOTO = as_bytes(some_photo(), "JPEG")
-PREDICTIONS = [{"label": "beagle", "probability": 0.75}, {"label": "basset", "probability": 0.125}]
-
-
-class Answering:
-    """Stands at the queue in a model server's place, and answers each job by what `reply` makes of it."""
-
-    def __init__(self, url: str) -> None:
-        self.reply: Callable[[Job], str | None] = lambda job: json.dumps(PREDICTIONS)
-        self.jobs: list[Job] = []
-        self.going = True
-        self.queue = JobQueue(url, "image_queue")
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self) -> None:
-        worker = QueueWorker(self.queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60)
-        worker.join()
-        while self.going:
-            texts = worker.take(8, wait_seconds=0.1).jobs
-            jobs = [Job.from_text(text) for text in texts]
-            self.jobs += jobs
-            if jobs:
-                worker.answer(
-                    [
-                        Outcome(text, job.id, job.reply_to, self.reply(job))
-                        for text, job in zip(texts, jobs, strict=True)
-                    ]
-                )
-        worker.leave()
-
-    def stop(self) -> None:
-        self.going = False
-        self.thread.join(timeout=5)
-
-
-@pytest.fixture
-def answering(redis_server: RedisServer, raw: redis.Redis) -> Iterator[Answering]:
-    stand_in = Answering(redis_server.url)
-    yield stand_in
-    stand_in.stop()
 
 
 @pytest.fixture
