@@ -8,14 +8,17 @@ Every key (Q is the queue's name; the braces put all but the answers into one sl
     {Q}:workers             ZSET    model server -> when its lease runs out        renewed by progress
     {Q}:attempts            HASH    job id -> how often it came back               until settled
     {Q}:dead                LIST    dead letters, JSON, newest at the right        capped at MOST_DEAD_LETTERS
+    {Q}:settled             HASH    model server -> how many jobs it has settled   until it leaves or is given up
     {Q}:served              STRING  how many jobs were ever settled                for ever
     {Q}:emptied             STRING  when a model server last left no job waiting   for ever
     <job id>                STRING  the answer, JSON                               read once, or its time to live
     {Q}:answered:<web>      pub/sub answers just set, JSON: job id -> answer       -
 
 Life of a job: submit -> waiting -- take --> processing -- settle --> answered, dead letter, or dropped.
-If its worker's lease runs out it goes from processing back to the head of the queue. Each verb is one script of
-serving/lua, hence atomic; scripts travel whole (EVAL), so that a Redis that restarted knows them as well.
+If its worker's lease runs out it goes from processing back to the head of the queue. Each verb is atomic: one script
+of serving/lua, or one transaction of a script and plain commands, which move the jobs themselves: a text of 200 kB
+costs Redis a third of a millisecond whenever it enters Lua. Scripts travel whole (EVAL), so that a Redis that
+restarted knows them as well.
 """
 
 import json
@@ -31,7 +34,7 @@ import orjson
 
 from serving.errors import BadJob
 from serving.redis_connection import SOCKET_TIMEOUT_SECONDS as SOCKET_TIMEOUT_SECONDS
-from serving.redis_connection import check, open_redis
+from serving.redis_connection import Command, check, open_redis
 from serving.redis_connection import translated as translated
 
 MOST_DEAD_LETTERS = 200
@@ -42,7 +45,12 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _LUA = Path(__file__).with_name("lua")
 _COMMON = (_LUA / "common.lua").read_text()
-_SCRIPTS = {path.stem: _COMMON + path.read_text() for path in _LUA.glob("*.lua") if path.stem != "common"}
+# Without comments: Redis reads all of it each time.
+_SCRIPTS = {
+    path.stem: re.sub(r"^ *--.*\n|^\n", "", _COMMON + path.read_text(), flags=re.MULTILINE)
+    for path in _LUA.glob("*.lua")
+    if path.stem != "common"
+}
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,8 @@ class JobQueue:
         self, url: str, name: str, *, resend: bool = False, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS
     ) -> None:
         self.name = name
-        self.workers, self.attempts, self.dead, self.served, self.emptied = (
-            f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead", "served", "emptied")
+        self.workers, self.attempts, self.dead, self.settled, self.served, self.emptied = (
+            f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead", "settled", "served", "emptied")
         )
         self.redis = open_redis(url, resend=resend, timeout_seconds=timeout_seconds)
         # Redis's clock less this machine's monotonic one, and when that was found, by the latter; seconds.
@@ -169,11 +177,27 @@ class JobQueue:
         with translated():
             return self.redis.eval(_SCRIPTS[script], len(keys), *keys, *args)
 
-    def move_first(self, processing: str, timeout_seconds: float) -> bytes | None:
-        """Wait for a job and move it to the end of a processing list; None when none came. Raises QueueAway."""
+    def submit(self, job: str, most_waiting: int) -> Any:
+        """Put a job, as it travels, at the end of the queue; what submit.lua returns. Raises QueueAway."""
+        script = _command("submit", [self.name, self.served, self.emptied], [most_waiting])
         with translated():
-            moved: Any = self.redis.blmove(self.name, processing, timeout_seconds, "LEFT", "RIGHT")  # type: ignore[arg-type]
-        return None if moved is None else bytes(moved)
+            _, (_, reply) = self.redis.transact([("RPUSH", self.name, job), script])
+        return reply
+
+    def move(
+        self, processing: str, most: int, keep: Sequence[Any], wait_seconds: float = 0.0
+    ) -> tuple[list[bytes], list[Any]]:
+        """Move up to `most` jobs to the end of a processing list, in one transaction with keep.lua, which may put them
+        back; with `wait_seconds`, wait for a first one.
+
+        Returns the jobs that were moved, and what keep.lua, run with the arguments `keep`, returns. Raises QueueAway.
+        """
+        ahead = ("BLMOVE", self.name, processing, "LEFT", "RIGHT", wait_seconds) if wait_seconds > 0 else None
+        moves = [("LMOVE", self.name, processing, "LEFT", "RIGHT")] * (most - (ahead is not None))
+        keys = [self.name, processing, self.workers, self.attempts, self.emptied, self.settled]
+        with translated():
+            first, (*moved, reply) = self.redis.transact([*moves, _command("keep", keys, keep)], ahead)
+        return [job for job in (first, *moved) if job is not None], reply  # b"" is a job as well, a bad one
 
     def waiting(self) -> int:
         """How many jobs wait. Raises QueueAway."""
@@ -194,3 +218,7 @@ class JobQueue:
 
     def close(self) -> None:
         self.redis.close()
+
+
+def _command(script: str, keys: Sequence[str], args: Sequence[Any]) -> Command:
+    return ("EVAL", _SCRIPTS[script], len(keys), *keys, *args)

@@ -47,6 +47,7 @@ class QueueClient:
         self._admission = Admission(max_queue_length, timeout_seconds)
         self._waiting: dict[str, _Waiting] = {}
         self._given_up: SimpleQueue[Job] = SimpleQueue()  # jobs whose request has ended
+        self._handed_out: list[str] = []  # ids of answers that nobody needs to read any more
 
     def start(self) -> "QueueClient":
         """Start the threads that listen for answers and look for them; without these no request is answered."""
@@ -112,9 +113,7 @@ class QueueClient:
 
     def submit(self, job: str) -> None:
         """Put a job, as it travels, at the end of the queue. Raises QueueFull, QueueAway."""
-        accepted, ahead, served, emptied, clock = self._queue.run(
-            "submit", self._keys, [job, self._admission.most_waiting()]
-        )
+        accepted, ahead, served, emptied, clock = self._queue.submit(job, self._admission.most_waiting())
         self._queue.set_clock(float(clock))
         self._admission.note(float(clock), ahead, served, float(emptied))
         if not accepted:
@@ -134,12 +133,14 @@ class QueueClient:
             del self._waiting[job_id]
 
     def _look_after(self) -> None:
-        """Take jobs for which nobody waits any more out of the queue, and look for answers that no message told of."""
+        """Take jobs for which nobody waits any more out of the queue, look for answers that no message told of, and
+        delete those that were handed out."""
         while True:
             time.sleep(self._poll_seconds)
             try:
                 self._cancel_given_up()
                 self._look_up()
+                self._delete_handed_out()
             except QueueAway:
                 # Each request that Redis refuses adds a job here. What is not cancelled ends by its deadline.
                 self._given_up = SimpleQueue()
@@ -159,6 +160,12 @@ class QueueClient:
             with translated():
                 found: Any = self._queue.redis.mget(ids)
             self._hand_out({job_id: str(text, "utf-8") for job_id, text in zip(ids, found, strict=True) if text})
+
+    def _delete_handed_out(self) -> None:
+        handed_out, self._handed_out = self._handed_out, []  # what Redis does not delete now ends by its time to live
+        if handed_out:
+            with translated():
+                self._queue.redis.unlink(*handed_out)
 
     def _listen(self) -> None:
         away = False
@@ -183,7 +190,7 @@ class QueueClient:
         return self._queue.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
 
     def _hand_out(self, answers: Any) -> None:
-        """Wake who waits for these answers; then delete their keys, which nobody needs to read any more."""
+        """Wake who waits for these answers. Their keys are deleted later, many at once."""
         if not answers or not isinstance(answers, dict):  # not from a model server of ours
             return
         for job_id, answer in answers.items():
@@ -191,8 +198,7 @@ class QueueClient:
             if waiting is not None:
                 waiting.answer = answer
                 waiting.woken.set()
-        with translated():
-            self._queue.redis.unlink(*answers)
+        self._handed_out += answers
 
 
 class _Waiting:

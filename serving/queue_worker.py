@@ -23,7 +23,9 @@ MOST_REASON_CHARACTERS = 500
 MOST_DEAD_LETTER_BYTES = 32 * 1024 * 1024
 LONGEST_BLOCK_SECONDS = SOCKET_TIMEOUT_SECONDS / 2
 
-_LOST, _ALONE_LATER = -2, -1
+FIRST_LOOK = 4  # jobs that are asked for while it is not known how many wait
+
+_ALONE_LATER, _LOST, _LOOK_AT_EACH = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,14 @@ class QueueWorker:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
         self._result_ttl_seconds = result_ttl_seconds
+        self._taken = self._settled = 0  # jobs, so far
+        self._waiting = 0  # jobs left in the queue when last seen
+        self._some_came_back = False
 
     def join(self) -> None:
         """Register: from now on the queue counts on this worker."""
-        self._queue.set_clock(float(self._queue.run("join", [self._queue.workers], [self.name, self._lease_seconds])))
+        queue = self._queue
+        queue.set_clock(float(queue.run("join", [queue.workers, queue.settled], [self.name, self._lease_seconds])))
 
     def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
         """Take up to `most` jobs; with `wait_seconds`, which only empty hands may, wait for a first one.
@@ -81,32 +87,54 @@ class QueueWorker:
         Raises:
             LeaseLost: this worker was taken for dead.
         """
-        taken = self._take(most)
-        if taken.jobs or taken.runs_alone or wait_seconds <= 0:
-            return taken
         # The wait must end well before the lease, which nobody renews meanwhile.
         timeout_seconds = min(wait_seconds, self._lease_seconds / 3, LONGEST_BLOCK_SECONDS)
+        if self._some_came_back:
+            taken = self._look_at_each(most)
+            return taken if taken.jobs or taken.runs_alone else self._move(most, timeout_seconds)
         try:
-            first = self._queue.move_first(self._processing, timeout_seconds)
-        except QueueOutOfMemory:  # refused to block, while what waits can be taken all the same
-            time.sleep(timeout_seconds / 10)
+            return self._move(most, timeout_seconds)
+        except QueueOutOfMemory:  # it refuses to move and to block, while a script can take what waits all the same
+            taken = self._look_at_each(most)
+            if not taken.jobs:
+                time.sleep(max(0.0, timeout_seconds / 10))
             return taken
-        return taken if first is None else self._take(most, first)  # b"" is a job as well, a bad one
 
-    def _take(self, most: int, *moved: bytes) -> Taken:
-        """Run the script; `moved` is the job that a BLMOVE has just put into the processing list, if any."""
+    def _move(self, most: int, wait_seconds: float) -> Taken:
+        """Take jobs by plain commands, unseen, which costs Redis least."""
+        jobs: list[bytes] = []
+        while not jobs or (self._waiting and len(jobs) < most):
+            at_once = min(most - len(jobs), max(self._waiting, FIRST_LOOK))
+            moved, (state, clock, self._waiting) = self._queue.move(
+                self._processing, at_once, [self.name, self._lease_seconds, self._taken], 0.0 if jobs else wait_seconds
+            )
+            self._queue.set_clock(float(clock))
+            self._check(state)
+            if state == _LOOK_AT_EACH:
+                return Taken(jobs) if jobs else self._look_at_each(most)
+            self._taken += len(moved)
+            jobs += moved
+            if not moved:
+                break
+        return Taken(jobs)
+
+    def _look_at_each(self, most: int) -> Taken:
+        """Take jobs by a script that looks for those that came back."""
         queue = self._queue
-        state, clock, *jobs = queue.run(
+        state, clock, came_back, *jobs = queue.run(
             "take",
             [queue.name, self._processing, queue.workers, queue.attempts, queue.emptied],
-            [self.name, self._lease_seconds, most, len(moved)],
+            [self.name, self._lease_seconds, most],
         )
         queue.set_clock(float(clock))
+        self._check(state)
+        self._some_came_back = came_back > 0
+        self._taken += len(jobs)
+        return Taken(jobs, attempts=max(0, state), runs_alone=state == _ALONE_LATER)
+
+    def _check(self, state: int) -> None:
         if state == _LOST:
             raise LeaseLost(f"the lease of {self.name} ran out; its jobs go to others")
-        if state == _ALONE_LATER:
-            return Taken([], runs_alone=True)
-        return Taken([*moved, *jobs], attempts=state)
 
     def answer(self, outcomes: Sequence[Outcome], *, in_hand: bool = True) -> bool:
         """End the oldest jobs in hand, in their order, in one round trip; False if the lease was lost meanwhile.
@@ -120,12 +148,12 @@ class QueueWorker:
         dead_letters = [outcome.to_dead_letter(queue.now()) for outcome in struck_off if outcome.failure is not None]
         settled = queue.run(
             "answer",
-            [self._processing, queue.workers, queue.attempts, queue.dead, queue.served, *replies],
+            [self._processing, queue.workers, queue.attempts, queue.dead, queue.served, queue.settled, *replies],
             [
                 self.name,
                 self._lease_seconds,
                 len(struck_off),
-                *([_marks_of(struck_off[0].text), _marks_of(struck_off[-1].text)] if struck_off else ["", ""]),
+                self._settled,
                 self._result_ttl_seconds,
                 MOST_DEAD_LETTERS,
                 len(dead_letters),
@@ -134,6 +162,7 @@ class QueueWorker:
                 *self._messages(outcomes),
             ],
         )
+        self._settled += len(struck_off)
         return bool(settled)
 
     def return_expired(self) -> int:
@@ -142,7 +171,7 @@ class QueueWorker:
         for name in queue.worker_names(expired=True):
             count, *given_up = queue.run(
                 "return_jobs",
-                [queue.name, queue.processing(name), queue.workers, queue.attempts, queue.dead],
+                [queue.name, queue.processing(name), queue.workers, queue.attempts, queue.dead, queue.settled],
                 [
                     *(name, self._max_attempts, MOST_DEAD_LETTERS, MOST_DEAD_LETTER_BYTES),
                     *(FORGET_WORKER_SECONDS, FORGET_ATTEMPTS_SECONDS),
@@ -159,7 +188,8 @@ class QueueWorker:
         `forget` False: a command of this name may still be under way, so that others go on looking after it.
         """
         queue = self._queue
-        return int(queue.run("leave", [queue.name, self._processing, queue.workers], [self.name, int(forget)]))
+        keys = [queue.name, self._processing, queue.workers, queue.settled]
+        return int(queue.run("leave", keys, [self.name, int(forget)]))
 
     def _given_up(self, text: bytes) -> Outcome:
         failure = f"The model server failed {self._max_attempts} times on this image. It is kept as a dead letter."
@@ -194,11 +224,6 @@ def end_leases(queue: JobQueue, process_id: int) -> None:
         if name.startswith(_process_name(process_id)):
             with translated():
                 queue.redis.zadd(queue.workers, {name: queue.now() - 1})
-
-
-def _marks_of(text: bytes) -> bytes:
-    """As marks_of in serving/lua/common.lua."""
-    return str(len(text)).encode() + b":" + text[:100] + text[-100:]
 
 
 def _process_name(process_id: int | None) -> str:

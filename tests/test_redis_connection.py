@@ -205,7 +205,7 @@ def test_the_documented_rights_name_every_command_of_the_scripts() -> None:
     scripts = "".join(path.read_text() for path in (ROOT / "serving" / "lua").glob("*.lua"))
     commands = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
     # What Python sends by itself.
-    commands |= {"info", "select", "time", "eval", "subscribe", "get", "mget", "unlink"}
+    commands |= {"info", "select", "time", "multi", "exec", "eval", "subscribe", "get", "mget", "unlink"}
     commands |= {"blmove", "llen", "lrange", "lrem", "zrangebyscore", "zadd"}
     assert {right[1:] for right in documented_rights() if right.startswith("+")} == commands
 

@@ -1,14 +1,14 @@
 -- Answer jobs, wake their web servers, and strike the jobs off the worker's processing list, whose oldest they are.
 -- Sent twice, as after a reply that was lost, it does no more than once.
--- KEYS: 1 processing list  2 workers  3 attempts  4 dead  5 served  6… job ids to answer
--- ARGV: 1 worker  2 lease in seconds  3 how many jobs to strike off  4 marks of the first  5 marks of the last of them
---       6 time to live of the answers in seconds  7 most dead letters  8 how many dead letters follow
---       9… the dead letters, an answer for each job id, then channel, message, …
+-- KEYS: 1 processing list  2 workers  3 attempts  4 dead  5 served  6 settled  7… job ids to answer
+-- ARGV: 1 worker  2 lease in seconds  3 how many jobs to strike off  4 how many it had settled before
+--       5 time to live of the answers in seconds  6 most dead letters  7 how many dead letters follow
+--       8… the dead letters, an answer for each job id, then channel, message, …
 -- Returns 1; or 0 when the lease is lost: the answers count, but the list is no longer this worker's to strike off
 allow_out_of_memory(KEYS[2])
-local next_arg = 9 + tonumber(ARGV[8])
-for i = 6, #KEYS do
-  redis.call('SET', KEYS[i], ARGV[next_arg], 'EX', ARGV[6])
+local next_arg = 8 + tonumber(ARGV[7])
+for i = 7, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[next_arg], 'EX', ARGV[5])
   next_arg = next_arg + 1
 end
 for i = next_arg, #ARGV, 2 do
@@ -18,22 +18,19 @@ end
 local clock = now()
 if lost(KEYS[1], KEYS[2], ARGV[1], clock) then return 0 end
 local count = tonumber(ARGV[3])
-local function marks(index)
-  local text = redis.call('LINDEX', KEYS[1], index)
-  return text and marks_of(text)
-end
-if count == 0 or marks(0) ~= ARGV[4] or marks(count - 1) ~= ARGV[5] then return 1 end
+if count == 0 or redis.call('HGET', KEYS[6], ARGV[1]) ~= ARGV[4] then return 1 end
 
 if redis.call('HLEN', KEYS[3]) > 0 then
   for _, text in ipairs(redis.call('LRANGE', KEYS[1], 0, count - 1)) do
     redis.call('HDEL', KEYS[3], job_id(text))
   end
 end
-for i = 9, 8 + tonumber(ARGV[8]) do
+for i = 8, 7 + tonumber(ARGV[7]) do
   redis.call('RPUSH', KEYS[4], ARGV[i])
 end
-redis.call('LTRIM', KEYS[4], -tonumber(ARGV[7]), -1)
+redis.call('LTRIM', KEYS[4], -tonumber(ARGV[6]), -1)
 redis.call('LTRIM', KEYS[1], count, -1)
 redis.call('ZADD', KEYS[2], clock + ARGV[2], ARGV[1])
 redis.call('INCRBY', KEYS[5], count)
+redis.call('HINCRBY', KEYS[6], ARGV[1], count)
 return 1

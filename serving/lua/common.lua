@@ -18,12 +18,6 @@ local function lost(processing, workers, worker, clock)
   return ends <= clock
 end
 
--- By what a text is known again without sending all of it: its length, its first and its last bytes. An id stands
--- at one end or the other.
-local function marks_of(text)
-  return #text .. ':' .. string.sub(text, 1, 100) .. string.sub(text, -100)
-end
-
 -- The id under which a job's attempts are counted. Decoding 270 kB of JSON is what the pattern saves;
 -- what is no job at all is counted too, by its digest, since it may be what kills the model servers.
 local function job_id(text)

@@ -1,8 +1,9 @@
 -- Register a worker: its lease begins.
--- KEYS: 1 workers
+-- KEYS: 1 workers  2 settled
 -- ARGV: 1 worker  2 lease in seconds
 -- Returns Redis's clock in seconds, as text
 allow_out_of_memory(KEYS[1])
 local clock = now()
 redis.call('ZADD', KEYS[1], clock + ARGV[2], ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], 0)
 return string.format('%.6f', clock)

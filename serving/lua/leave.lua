@@ -1,5 +1,5 @@
 -- Give a worker's jobs back to the head of the queue, in their order and with no attempt counted, and end its lease.
--- KEYS: 1 queue  2 processing list  3 workers
+-- KEYS: 1 queue  2 processing list  3 workers  4 settled
 -- ARGV: 1 worker  2 forget its name: 1, or 0 when a command of it may still be under way
 -- Returns how many jobs went back
 allow_out_of_memory(KEYS[3])
@@ -7,6 +7,7 @@ local returned = 0
 while redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') do
   returned = returned + 1
 end
+redis.call('HDEL', KEYS[4], ARGV[1])
 if ARGV[2] == '1' then
   redis.call('ZREM', KEYS[3], ARGV[1])
 else

@@ -1,6 +1,6 @@
 -- Return the jobs of a worker whose lease ran out to the head of the queue, in their order, each with one more
 -- attempt; a job out of attempts becomes a dead letter.
--- KEYS: 1 queue  2 processing list  3 workers  4 attempts  5 dead
+-- KEYS: 1 queue  2 processing list  3 workers  4 attempts  5 dead  6 settled
 -- ARGV: 1 worker  2 most attempts  3 most dead letters  4 most bytes of a job kept in one
 --       5 seconds until the name is forgotten  6 seconds until attempts that nobody clears are
 -- Returns {jobs returned, job given up, …}
@@ -30,6 +30,7 @@ while text do
   text = redis.call('LINDEX', KEYS[2], -1)
 end
 redis.call('LTRIM', KEYS[5], -tonumber(ARGV[3]), -1)
+redis.call('HDEL', KEYS[6], ARGV[1])
 
 -- The name outlives its lease: a BLMOVE of its last moments, cut off from its sender, may still move a job here.
 if returned + #given_up == 0 and ran_out <= clock - ARGV[5] then redis.call('ZREM', KEYS[3], ARGV[1]) end
