@@ -181,8 +181,8 @@ def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None
 def as_answer(predictions: list[dict[str, object]], *, is_random: bool) -> str:
     """A job's answer, JSON: the list of predictions; with random weights, together with a warning."""
     if is_random:
-        return json.dumps({"predictions": predictions, "warning": RANDOM_WARNING})
-    return json.dumps(predictions)
+        return json.dumps({"predictions": predictions, "warning": RANDOM_WARNING}, ensure_ascii=False)
+    return json.dumps(predictions, ensure_ascii=False)
 
 
 def serve(config: settings.Settings, queue: JobQueue, predict) -> None:  # type: ignore[no-untyped-def]

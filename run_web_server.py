@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, request
 
 import helpers
 import settings
@@ -72,7 +72,7 @@ def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> N
             del upload  # as many may wait as there are places, and an upload is large
             gone = functools.partial(gunicorn_server.has_hung_up, environ)
             answer = client.ask(image, config.image_dtype, (height, width, 3), gone, since=came)
-        return jsonify(read_answer(answer))
+        return Response(read_answer(answer), mimetype="application/json")
 
     def encoded(upload: bytes, came: float) -> str:
         if not decoders.acquire(timeout=max(0.0, came + config.request_timeout_seconds - time.monotonic())):
@@ -123,14 +123,14 @@ def read_body(max_bytes: int) -> bytes:
     raise errors.UnsupportedFormat(f"An upload of type {request.mimetype or 'unknown'!r} is not read. {HOW_TO_SEND}")
 
 
-def read_answer(answer: str) -> dict[str, object]:
-    """A model server's answer -> the body of a 200. Raises ModelFailed."""
+def read_answer(answer: str) -> str:
+    """A model server's answer, JSON -> the body of a 200. Raises ModelFailed."""
+    if answer.startswith("["):  # the usual one, which is passed on as it is
+        return f'{{"success": true, "predictions": {answer}}}\n'
     parsed = json.loads(answer)
-    if isinstance(parsed, list):
-        return {"success": True, "predictions": parsed}
     if "error" in parsed:
         raise errors.ModelFailed(parsed["error"])
-    return {"success": True, **parsed}
+    return json.dumps({"success": True, **parsed}, ensure_ascii=False) + "\n"
 
 
 def main() -> int:

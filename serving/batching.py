@@ -57,12 +57,12 @@ class BatchLoop:
         self._join, self._read, self._predictor, self._observer = join, read, predictor, observer
         self._wait_seconds, self._lease_seconds = wait_seconds, lease_seconds
         self._answers: queue.SimpleQueue[tuple[QueueWorker, list[Outcome]] | None] = queue.SimpleQueue()
-        # All below is guarded by `_changed`, which is notified of every change; `_changes` counts them.
+        # All below is guarded by `_changed`, which is notified of every change.
         self._changed = threading.Condition()
-        self._changes = 0
         self._worker: QueueWorker | None = None
         self._lost: QueueWorker | None = None  # a worker whose answer told that its lease is lost
         self._next_batch: list[Item] = []
+        self._last_batch = 0  # its size
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._in_hand = 0  # jobs that `_worker` took and has not struck off
         self._predicting_since: float | None = None  # monotonic seconds
@@ -105,10 +105,6 @@ class BatchLoop:
                 "stopped without the queue, which returns the jobs when the lease runs out: %s", error.__cause__
             )
 
-    def _tell(self) -> None:
-        self._changes += 1
-        self._changed.notify_all()
-
     # Predict: the calling thread.
 
     def _wait_for_batch(self) -> tuple[QueueWorker, list[Item]] | None:
@@ -118,8 +114,8 @@ class BatchLoop:
             if not self._next_batch or self._worker is None or self._stopping:
                 return None
             batch, self._next_batch = self._predictor.split(self._next_batch)
-            self._predicting_since = time.monotonic()
-            self._tell()
+            self._last_batch, self._predicting_since = len(batch), time.monotonic()
+            self._changed.notify_all()
             return self._worker, batch
 
     def _run_batch(self, worker: QueueWorker, batch: list[Item]) -> None:
@@ -129,7 +125,7 @@ class BatchLoop:
                 self._predicting_since = time.monotonic()
         with self._changed:
             self._predicting_since = None
-            self._tell()
+            self._changed.notify_all()
 
     # Fetch: a thread.
 
@@ -139,13 +135,13 @@ class BatchLoop:
             try:
                 worker = self._worker or self._start()
                 away = False
-                room, hands_are_empty, changes = self._wait_for_room()
+                room, hands_are_empty = self._wait_for_room()
                 if room and time.monotonic() - expired_checked >= RETURN_EXPIRED_SECONDS:
                     expired_checked = time.monotonic()
                     if returned := worker.return_expired():
                         log.warning("returned %d jobs of model servers whose lease ran out", returned)
                 if room:
-                    self._top_up(worker, room, hands_are_empty, changes)
+                    self._top_up(worker, room, hands_are_empty)
             except LeaseLost as error:
                 log.warning("%s; starting afresh when the model is free", error)
                 self._drop_worker()
@@ -165,8 +161,8 @@ class BatchLoop:
             self._worker = worker
         return worker
 
-    def _wait_for_room(self) -> tuple[int, bool, int]:
-        """How many jobs the next batch has room for (0: none yet), whether nothing is in hand, and `_changes` then."""
+    def _wait_for_room(self) -> tuple[int, bool]:
+        """How many jobs the next batch has room for (0: none yet), and whether nothing is in hand."""
         with self._changed:
             if self._lost is not None and self._lost is self._worker:
                 raise LeaseLost(f"the lease of {self._lost.name} ran out")
@@ -176,21 +172,29 @@ class BatchLoop:
             room = self._predictor.batch_size - sum(item.pixels is not None for item in self._next_batch)
             if room <= 0:
                 self._changed.wait(0.2)
-            return max(room, 0), self._in_hand == 0, self._changes
+            return max(room, 0), self._in_hand == 0
 
-    def _top_up(self, worker: QueueWorker, room: int, hands_are_empty: bool, changes: int) -> None:
+    def _top_up(self, worker: QueueWorker, room: int, hands_are_empty: bool) -> None:
         taken = worker.take(room, self._wait_seconds if hands_are_empty else 0.0)
         items = [self._read(text, taken.attempts) for text in taken.jobs]
         with self._changed:
             self._in_hand += len(items)
             self._next_batch += items
             if items:
-                self._tell()
-            if items or (hands_are_empty and not taken.runs_alone):
+                self._changed.notify_all()
+            if items:
                 self._pause_seconds = FIRST_PAUSE_SECONDS
-            elif changes == self._changes:  # else the model got free, or the hands empty, while Redis was asked
-                self._changed.wait(self._pause_seconds)
-                self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+            waited_in_vain = hands_are_empty and not items and not taken.runs_alone
+            if waited_in_vain or (items and not taken.all_that_waited):
+                return
+            self._changed.wait_for(self._has_to_look, self._pause_seconds)
+            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+
+    def _has_to_look(self) -> bool:
+        """Whether the queue is to be looked at before the pause is over."""
+        # Where jobs come one at a time, the look is better left until the answer is off: it would find nothing.
+        starves = self._predicting_since is None and not self._next_batch and self._last_batch > 1
+        return self._in_hand == 0 or starves or self._lost is not None
 
     def _drop_worker(self) -> QueueWorker | None:
         """Forget the worker and what it holds but has not begun: the queue has it, or gets it back."""
@@ -232,7 +236,7 @@ class BatchLoop:
                     self._lost = worker
                 elif worker is self._worker:
                     self._in_hand -= len(outcomes)
-                self._tell()
+                self._changed.notify_all()
 
     def _deliver(self, worker: QueueWorker, outcomes: list[Outcome]) -> bool:
         """Answer, however long Redis is away; while stopping, for one lease. False: the worker lost its lease."""

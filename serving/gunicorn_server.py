@@ -36,6 +36,8 @@ KEEP_ALIVE_SECONDS = 75
 # a thread for ever.
 ARRIVAL_SECONDS, SLOWEST_BYTES_A_SECOND = 20.0, 10_000
 FULL_PAUSE_SECONDS = 0.1
+# A thread stays with its connection for so long, to take the next request as well.
+NEXT_REQUEST_SECONDS = 0.05
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 1024 * 1024
 # Beyond the threads that requests may occupy: they refuse what is too much, and answer the health checks.
 SPARE_THREADS = 16
@@ -185,9 +187,18 @@ class _Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: _Connection) -> Any:
         goes_on = super().handle(conn)
+        while goes_on is True and self._next_request_comes(conn):
+            goes_on = super().handle(conn)
         if not goes_on:
             conn.linger()  # here; gunicorn itself would do it where all other connections wait for it
         return goes_on
+
+    def _next_request_comes(self, conn: _Connection) -> bool:
+        """Whether the connection brings another request at once, which this thread then takes, as long as others are
+        free: gunicorn's way, through the selector to another thread, costs half a millisecond."""
+        few_connections = self.nr_conns <= self.cfg.threads - SPARE_THREADS
+        buffered = conn.parser.unreader.buf.getvalue()
+        return self.alive and few_connections and not buffered and _is_readable(conn.sock, NEXT_REQUEST_SECONDS)
 
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled)

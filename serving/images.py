@@ -134,7 +134,8 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         image.close()  # frees its pixels before the resize makes another copy
         small = clear.resize(size, Image.Resampling.BICUBIC)
         return Image.alpha_composite(Image.new("RGBA", size, "white"), small).convert("RGB")
-    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would make a copy
+    return rgb.resize(size, Image.Resampling.BICUBIC)
 
 
 def _to_8_bits(image: Image.Image, size: tuple[int, int]) -> Image.Image:

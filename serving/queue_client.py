@@ -94,7 +94,7 @@ class QueueClient:
         with self._expecting(job_id) as waiting:
             try:
                 self.submit(job.to_text())
-                while not waiting.woken.wait(max(0.0, min(self._poll_seconds, until - time.monotonic()))):
+                while not waiting.wait(max(0.0, min(self._poll_seconds, until - time.monotonic()))):
                     if has_hung_up():
                         raise ClientGone("The client hung up.")
                     if time.monotonic() >= until:
@@ -196,15 +196,24 @@ class QueueClient:
         for job_id, answer in answers.items():
             waiting = self._waiting.get(job_id)
             if waiting is not None:
-                waiting.answer = answer
-                waiting.woken.set()
+                waiting.wake(answer)
         self._handed_out += answers
 
 
 class _Waiting:
-    """One request's place to sleep."""
+    """One request's place to sleep; a bare lock, since an Event makes two of them and more."""
 
     def __init__(self) -> None:
-        self.woken = threading.Event()
         self.since = time.monotonic()
         self.answer = ""
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the answer came within `seconds`."""
+        return self._asleep.acquire(timeout=seconds)
+
+    def wake(self, answer: str) -> None:
+        self.answer = answer
+        with contextlib.suppress(RuntimeError):  # it was awake: the answer came twice, as a message and as found
+            self._asleep.release()

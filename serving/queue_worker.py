@@ -34,6 +34,7 @@ class Taken:
 
     jobs: list[bytes]
     attempts: int = 0
+    all_that_waited: bool = False  # as far as is known
     runs_alone: bool = False  # the next job, or the one in hand, came back once: ask again with empty hands
 
 
@@ -116,7 +117,7 @@ class QueueWorker:
             jobs += moved
             if not moved:
                 break
-        return Taken(jobs)
+        return Taken(jobs, all_that_waited=not self._waiting)
 
     def _look_at_each(self, most: int) -> Taken:
         """Take jobs by a script that looks for those that came back."""

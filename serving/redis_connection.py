@@ -121,6 +121,7 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
     }
     if not url.startswith("unix:"):
         options["socket_keepalive"] = True
+    client: Any
     try:
         if "+sentinel://" in url:
             client = _of_sentinel(url, options)
@@ -131,7 +132,7 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
         _check_files(client.connection_pool.connection_kwargs)
     except (ValueError, TypeError, redis.exceptions.RedisError) as error:
         raise QueueAway(f"REDIS_URL cannot be understood: {error}. {REDIS_URL_HELP}") from error
-    return client
+    return client  # type: ignore[no-any-return]
 
 
 def _of_sentinel(url: str, options: dict[str, Any]) -> Client:
@@ -158,7 +159,7 @@ def _of_sentinel(url: str, options: dict[str, Any]) -> Client:
     to_sentinel["retry"] = Retry(NoBackoff(), 0)
     with_ports = [(host, port or SENTINEL_PORT) for host, port in addresses]
     sentinel = Sentinel(with_ports, sentinel_kwargs=to_sentinel)  # type: ignore[no-untyped-call]
-    client: Client = sentinel.master_for(unquote(service), redis_class=Client, **options)  # type: ignore[assignment,no-untyped-call]
+    client: Client = sentinel.master_for(unquote(service), redis_class=Client, **options)  # type: ignore[no-untyped-call]
     return client
 
 

@@ -362,6 +362,20 @@ def test_a_request_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPa
         assert time.monotonic() - began < 2
 
 
+def test_a_connection_brings_one_request_after_another(start: Callable[..., str], answering: Answering) -> None:
+    """At once, when its thread still waits for the next; later, when the thread has left it; and two in one packet."""
+    with connect(start()) as client:
+        answers = client.makefile("rb")
+        for pause, count in ((0, 1), (0, 1), (2 * gunicorn_server.NEXT_REQUEST_SECONDS, 1), (0, 2), (0, 1)):
+            time.sleep(pause)
+            client.sendall(as_request(PHOTO) * count)
+            for _ in range(count):
+                assert b"200 OK" in answers.readline()
+                head = iter(answers.readline, b"\r\n")
+                (length,) = (int(line[15:]) for line in head if line.lower().startswith(b"content-length:"))
+                assert json.loads(answers.read(length))["success"]
+
+
 def test_clients_that_keep_their_end_open_hold_nobody_up(start: Callable[..., str], answering: Answering) -> None:
     url = start()
     began = time.monotonic()
