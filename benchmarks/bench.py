@@ -26,7 +26,7 @@ from systems import RIVAL_PYTHON, RIVALS, ROOT, SYSTEMS, System, bodies, running
 from stress_test import made_photo
 
 HERE = Path(__file__).parent
-WARM_UP_SECONDS, SATURATED_SECONDS, ALONE_SECONDS = 3, 10, 6
+WARM_UP_SECONDS, SATURATED_SECONDS, ALONE_SECONDS = 3, 8, 5
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -182,6 +182,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", metavar="NAME", help="a system; may be given several times")
+    parser.add_argument("--kind", choices=["model", "none"], help="only with the model, or only without")
     parser.add_argument("--weights", default="random", help="MobileNetV2's (default: %(default)s; they change no time)")
     parser.add_argument("--photos", type=Path, nargs="*", help="JPEGs (default: made here)")
     parser.add_argument("--json", type=Path)
@@ -190,12 +191,13 @@ def main() -> int:
         if not program:
             parser.error(f"something is missing: {how}")
     photos = [path.read_bytes() for path in arguments.photos or []] or [made_photo(seed) for seed in range(4)]
-    kept = keep(arguments.weights)
+    kinds = {"model": keep(arguments.weights), "none": ""}
+    kinds = {kind: model for kind, model in kinds.items() if arguments.kind in (None, kind)}
     chosen = [system for system in SYSTEMS if not arguments.only or system.name in arguments.only]
-    results: dict[str, dict[str, list[dict[str, object]]]] = {"model": {}, "none": {}}
-    floors: dict[str, list[dict[str, object]]] = {"model": [], "none": []}
+    results: dict[str, dict[str, list[dict[str, object]]]] = {kind: {} for kind in kinds}
+    floors: dict[str, list[dict[str, object]]] = {kind: [] for kind in kinds}
     for number in range(arguments.rounds):
-        for kind, model in (("model", kept), ("none", "")):
+        for kind, model in kinds.items():
             floors[kind].append(floor(model, photos))  # type: ignore[arg-type]
             for system in chosen:
                 if system.name.endswith("model.predict"):
@@ -207,9 +209,9 @@ def main() -> int:
                 print(json.dumps(results[kind][system.name][-1]), file=sys.stderr, flush=True)
     middles = {kind: {name: middle(rounds) for name, rounds in of.items()} for kind, of in results.items()}
     low = {kind: middle(rounds) for kind, rounds in floors.items()}
-    print(table("The same model", middles["model"]), "\n")
-    print(table("No model: serving alone", middles["none"]), "\n")
-    print("floor:", json.dumps(low["model"]))
+    for kind, title in (("model", "The same model"), ("none", "No model: serving alone")):
+        if kind in kinds:
+            print(table(title, middles[kind]), "\n\nfloor:", json.dumps(low[kind]), "\n")
     if arguments.json:
         arguments.json.write_text(json.dumps({"rounds": results, "floors": floors, "medians": middles, "floor": low}))
     return 0

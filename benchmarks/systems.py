@@ -44,12 +44,22 @@ def python(script: Path, interpreter: Path = RIVAL_PYTHON) -> list[str]:
     return [str(interpreter), str(script)]
 
 
-def triton(port: int, _redis_port: int) -> dict[str, list[str]]:
-    wheel = next(RIVAL_PYTHON.parent.parent.glob("lib/python3.*/site-packages/pytriton/tritonserver"))
+def rival_packages() -> Path:
+    return next(iter(RIVAL_PYTHON.parent.parent.glob("lib/python3.*/site-packages")), Path())
+
+
+def triton_each_core(port: int, redis_port: int) -> dict[str, list[str]]:
+    return triton(port, redis_port, instances=CPUS)
+
+
+def triton(port: int, _redis_port: int, instances: int = 1) -> dict[str, list[str]]:
+    wheel = rival_packages() / "pytriton" / "tritonserver"
     stub = wheel / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
     folder = Path(tempfile.mkdtemp(prefix="bench-triton-"))
     models, backends = folder / "models", folder / "backends"
     shutil.copytree(RIVALS / "triton", models)
+    config = models / "classify" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", f"count: {instances}"))
     shutil.copytree(wheel / "backends" / "python", backends / "python")
     shutil.copy(stub / "triton_python_backend_stub", backends / "python")
     command = [str(wheel / "bin" / "tritonserver"), f"--model-repository={models}", f"--http-port={port}"]
@@ -76,14 +86,23 @@ def one(script: str) -> Callable[[int, int], dict[str, list[str]]]:
     return lambda _port, _redis_port: {script.partition("_")[0]: python(RIVALS / script)}
 
 
+# Its backend is a program of its own, which looks for its libraries, and for Python's packages, by these.
+TRITON = {
+    "LD_LIBRARY_PATH": f"{rival_packages() / 'nvidia_pytriton.libs'}:{sys.base_prefix}/lib",
+    "PYTHONPATH": f"{ROOT}:{rival_packages()}",
+}
+
+EACH = {"BENCH_WORKERS": str(CPUS)}  # as many of them that decode and predict as there are cores, a core each
+
 SYSTEMS = [
     System("ours", ours, "/predict", needs_redis=True),
     System("ours, raw body", ours, "/predict", None, needs_redis=True),
-    System("Triton", triton, "/v2/models/classify/infer", None, triton=True),
+    System("Triton", triton, "/v2/models/classify/infer", None, TRITON, triton=True),
+    System("Triton, an instance a core", triton_each_core, "/v2/models/classify/infer", None, TRITON | EACH, triton=True),
     System("Mosec", one("mosec_server.py"), "/inference", None),
-    System("Mosec, one stage", one("mosec_server.py"), "/inference", None, {"BENCH_ONE_STAGE": str(CPUS)}),
+    System("Mosec, a worker a core", one("mosec_server.py"), "/inference", None, EACH),
     System("LitServe", one("litserve_server.py"), "/predict", "request"),
-    System("LitServe, 2 workers", one("litserve_server.py"), "/predict", "request", {"BENCH_WORKERS": "2"}),
+    System("LitServe, a worker a core", one("litserve_server.py"), "/predict", "request", EACH),
     System("tutorial", tutorial, "/predict", needs_redis=True),
     System("tutorial, model.predict", tutorial_keras, "/predict", needs_redis=True),
 ]

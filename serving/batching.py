@@ -57,7 +57,7 @@ class BatchLoop:
         self._join, self._read, self._predictor, self._observer = join, read, predictor, observer
         self._wait_seconds, self._lease_seconds = wait_seconds, lease_seconds
         self._answers: queue.SimpleQueue[tuple[QueueWorker, list[Outcome]] | None] = queue.SimpleQueue()
-        # All below is guarded by `_changed`, which is notified of every change.
+        # All below is guarded by `_changed`.
         self._changed = threading.Condition()
         self._worker: QueueWorker | None = None
         self._lost: QueueWorker | None = None  # a worker whose answer told that its lease is lost
@@ -115,7 +115,7 @@ class BatchLoop:
                 return None
             batch, self._next_batch = self._predictor.split(self._next_batch)
             self._last_batch, self._predicting_since = len(batch), time.monotonic()
-            self._changed.notify_all()
+            self._wake_fetcher(there_is_room=len(batch) >= self._predictor.batch_size)
             return self._worker, batch
 
     def _run_batch(self, worker: QueueWorker, batch: list[Item]) -> None:
@@ -125,7 +125,7 @@ class BatchLoop:
                 self._predicting_since = time.monotonic()
         with self._changed:
             self._predicting_since = None
-            self._changed.notify_all()
+            self._wake_fetcher()
 
     # Fetch: a thread.
 
@@ -182,7 +182,6 @@ class BatchLoop:
             self._next_batch += items
             if items:
                 self._changed.notify_all()
-            if items:
                 self._pause_seconds = FIRST_PAUSE_SECONDS
             waited_in_vain = hands_are_empty and not items and not taken.runs_alone
             if waited_in_vain or (items and not taken.all_that_waited):
@@ -195,6 +194,11 @@ class BatchLoop:
         # Where jobs come one at a time, the look is better left until the answer is off: it would find nothing.
         starves = self._predicting_since is None and not self._next_batch and self._last_batch > 1
         return self._in_hand == 0 or starves or self._lost is not None
+
+    def _wake_fetcher(self, *, there_is_room: bool = False) -> None:
+        """If there is something to do for it: each wake-up takes the interpreter from the other threads."""
+        if there_is_room or self._has_to_look() or self._worker is None:
+            self._changed.notify_all()
 
     def _drop_worker(self) -> QueueWorker | None:
         """Forget the worker and what it holds but has not begun: the queue has it, or gets it back."""
@@ -236,7 +240,7 @@ class BatchLoop:
                     self._lost = worker
                 elif worker is self._worker:
                     self._in_hand -= len(outcomes)
-                self._changed.notify_all()
+                self._wake_fetcher()
 
     def _deliver(self, worker: QueueWorker, outcomes: list[Outcome]) -> bool:
         """Answer, however long Redis is away; while stopping, for one lease. False: the worker lost its lease."""

@@ -21,6 +21,8 @@ from serving.errors import QueueAway, QueueOutOfMemory
 # Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 3.0
+# What one call reads at most, into a buffer that each connection keeps. A job has 200 kB.
+SHORT_READ_BYTES, LONG_READ_BYTES = 32 * 1024, 1024 * 1024
 # The next Sentinel is asked after it; together they must not use up a request's deadline.
 SENTINEL_TIMEOUT_SECONDS = 1.0
 SENTINEL_PORT = 26379
@@ -111,11 +113,14 @@ class Client(redis.Redis):
 def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
     """A client, not connected yet; with `resend` a command whose connection broke is sent once more.
 
+    With it, it is for a web server, which has many connections and gets short replies; else for a model server.
+
     Raises:
         QueueAway: `url` cannot be understood.
     """
     options = {
         "socket_timeout": timeout_seconds,
+        "socket_read_size": SHORT_READ_BYTES if resend else LONG_READ_BYTES,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "retry": Retry(NoBackoff(), 1 if resend else 0),
     }

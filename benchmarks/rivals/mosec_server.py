@@ -1,6 +1,6 @@
 """Mosec: as many processes that decode as there are CPUs, one that predicts batches; the image is the raw body.
 
-BENCH_ONE_STAGE=n: n processes that decode and predict, with a share of the CPUs each.
+BENCH_WORKERS=n: n processes that decode and predict, with a share of the CPUs each.
 """
 
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import shared
 from mosec import Server, Worker
 
-ONE_STAGE = int(os.environ.get("BENCH_ONE_STAGE", "0"))
+WORKERS = int(os.environ.get("BENCH_WORKERS", "0"))
 sys.argv += ["--port", str(shared.PORT), "--address", "127.0.0.1", "--timeout", "30000", "--capacity", "4096"]
 
 
@@ -37,7 +37,7 @@ class Predict(Worker):
 class Both(Predict):
     def __init__(self) -> None:
         Worker.__init__(self)
-        self.model = shared.load(max(1, shared.CPUS // ONE_STAGE))
+        self.model = shared.load(max(1, shared.CPUS // WORKERS))
 
     def deserialize(self, data: bytes) -> bytes:
         return data
@@ -48,8 +48,8 @@ class Both(Predict):
 
 if __name__ == "__main__":
     server = Server()
-    if ONE_STAGE:
-        server.append_worker(Both, num=ONE_STAGE, max_batch_size=shared.BATCH_SIZE, max_wait_time=1)
+    if WORKERS:
+        server.append_worker(Both, num=WORKERS, max_batch_size=shared.BATCH_SIZE, max_wait_time=1)
     else:
         server.append_worker(Decode, num=shared.CPUS)
         server.append_worker(Predict, num=1, max_batch_size=shared.BATCH_SIZE, max_wait_time=1)

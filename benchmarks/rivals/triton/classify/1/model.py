@@ -1,4 +1,4 @@
-"""Triton, its native Python backend: one instance that decodes, on as many threads as there are CPUs, and predicts."""
+"""Triton, its native Python backend: each of BENCH_WORKERS instances decodes and predicts, on its share of the CPUs."""
 
 import os
 import sys
@@ -14,8 +14,9 @@ import shared
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:  # noqa: ARG002
-        self.model = shared.load()
-        self.pool = ThreadPoolExecutor(shared.CPUS)
+        threads = max(1, shared.CPUS // int(os.environ.get("BENCH_WORKERS", "1")))
+        self.model = shared.load(threads)
+        self.pool = ThreadPoolExecutor(threads)
 
     def execute(self, requests: list) -> list:
         uploads = [one for request in requests for one in self.images(request)]
