@@ -1,7 +1,7 @@
 """This service against the best model servers, with the same model, the same decoder and the same load, in one run.
 
     make bench                                  # all of it: about half an hour on two cores
-                                                # unfinished: so far only `ours` and the floor have been run
+    make bench ARGS="--write"                   # and its tables and pictures into docs/performance.md
     make bench ARGS="--rounds 1 --only ours --only mosec"
 
 Each system is started in turn on this machine, in every round anew, and loaded by wrk: 16 connections, 64, then one
@@ -18,15 +18,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
+import report
 from systems import RIVAL_PYTHON, RIVALS, ROOT, SYSTEMS, System, bodies, running, wait_until_it_answers
 
 from stress_test import made_photo
 
 HERE = Path(__file__).parent
-WARM_UP_SECONDS, SATURATED_SECONDS, ALONE_SECONDS = 3, 8, 5
+WARM_UP_SECONDS, SATURATED_SECONDS, SETTLE_SECONDS, ALONE_SECONDS = 3, 8, 2, 5
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -79,6 +81,7 @@ def measure(system: System, model: str, photos: list[bytes]) -> dict[str, object
             many = load(64, SATURATED_SECONDS)
             spent = {name: cpu_seconds(pid) - before[name] for name, pid in processes.items()}
             memory = sum(memory_mb(pid) for pid in processes.values())
+            time.sleep(SETTLE_SECONDS)  # what the 64 left behind must not wait in front of the one
             alone = load(1, ALONE_SECONDS)
     return {
         "16": some["requests"] / some["seconds"],
@@ -160,24 +163,6 @@ def middle(rounds: list[dict[str, object]]) -> dict[str, object]:
     }
 
 
-def table(title: str, results: dict[str, dict[str, object]]) -> str:
-    lines = [
-        f"### {title}",
-        "",
-        "| | 16 connections | 64 connections | p99 at 64 | alone, p50 | alone, p99 | core-ms a request | memory |",
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for name, one_ in results.items():
-        spent: dict[str, float] = one_["core_ms"]  # type: ignore[assignment]
-        parts = ", ".join(f"{part} {value:.1f}" for part, value in spent.items()) if len(spent) > 1 else ""
-        cost = f"{sum(spent.values()):.1f}" + (f" ({parts})" if parts else "")
-        lines.append(
-            f"| {name} | {one_['16']:.1f}/s | {one_['64']:.1f}/s | {one_['p99_64_ms']:.0f} ms "
-            f"| {one_['alone_p50_ms']:.1f} ms | {one_['alone_p99_ms']:.1f} ms | {cost} | {one_['memory_mb']:.0f} MB |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -185,7 +170,8 @@ def main() -> int:
     parser.add_argument("--kind", choices=["model", "none"], help="only with the model, or only without")
     parser.add_argument("--weights", default="random", help="MobileNetV2's (default: %(default)s; they change no time)")
     parser.add_argument("--photos", type=Path, nargs="*", help="JPEGs (default: made here)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="keep all figures in this file")
+    parser.add_argument("--write", action="store_true", help="put tables and pictures into docs/performance.md")
     arguments = parser.parse_args()
     for program, how in ((shutil.which("wrk"), "apt install wrk"), (RIVAL_PYTHON.exists(), "make bench")):
         if not program:
@@ -207,13 +193,16 @@ def main() -> int:
                 print(f"round {number + 1} of {arguments.rounds}, {kind}: {system.name}", file=sys.stderr, flush=True)
                 results[kind].setdefault(system.name, []).append(measure(system, model, photos))
                 print(json.dumps(results[kind][system.name][-1]), file=sys.stderr, flush=True)
-    middles = {kind: {name: middle(rounds) for name, rounds in of.items()} for kind, of in results.items()}
+    medians = {kind: {name: middle(rounds) for name, rounds in of.items()} for kind, of in results.items()}
     low = {kind: middle(rounds) for kind, rounds in floors.items()}
-    for kind, title in (("model", "The same model"), ("none", "No model: serving alone")):
-        if kind in kinds:
-            print(table(title, middles[kind]), "\n\nfloor:", json.dumps(low[kind]), "\n")
+    text = report.as_text(medians, low, arguments.rounds)
+    print(text)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rounds": results, "floors": floors, "medians": middles, "floor": low}))
+        each = {"each_round": results, "each_floor": floors}
+        kept = {"medians": medians, "floors": low, "rounds": arguments.rounds, **each}
+        arguments.json.write_text(json.dumps(kept, indent=1))
+    if arguments.write:
+        report.write(text, medians, low)
     return 0
 
 

@@ -99,7 +99,7 @@ def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> 
     jobs, spent, began = 0, cpu_seconds(redis_pid), time.monotonic()
     while time.monotonic() - began < seconds:
         for text in texts:
-            queue.run("submit", [queue.name, queue.served], [text, 10_000])
+            queue.submit(text, 10_000)
         taken = worker.take(BATCH_SIZE).jobs
         worker.answer([Outcome(text, Job.from_text(text).id, answer="[]") for text in taken])
         jobs += len(taken)

@@ -98,7 +98,9 @@ SYSTEMS = [
     System("ours", ours, "/predict", needs_redis=True),
     System("ours, raw body", ours, "/predict", None, needs_redis=True),
     System("Triton", triton, "/v2/models/classify/infer", None, TRITON, triton=True),
-    System("Triton, an instance a core", triton_each_core, "/v2/models/classify/infer", None, TRITON | EACH, triton=True),
+    System(
+        "Triton, an instance a core", triton_each_core, "/v2/models/classify/infer", None, TRITON | EACH, triton=True
+    ),
     System("Mosec", one("mosec_server.py"), "/inference", None),
     System("Mosec, a worker a core", one("mosec_server.py"), "/inference", None, EACH),
     System("LitServe", one("litserve_server.py"), "/predict", "request"),
