@@ -22,7 +22,7 @@ import numpy as np
 
 import helpers
 import settings
-from serving import errors, openvino_runtime
+from serving import errors, gpus, openvino_runtime
 from serving.batching import BatchLoop
 from serving.classifier import Classifier
 from serving.job_queue import Job, JobQueue
@@ -104,7 +104,7 @@ def wants_openvino(config: settings.Settings) -> bool:
             raise errors.ModelUnavailable("MODEL_PRECISION=float16 is for GPUs. Set MODEL_RUNTIME to keras, or auto.")
     if config.model_runtime != "auto":
         return config.model_runtime == "openvino"
-    on_a_gpu = config.model_precision == "float16" or openvino_runtime.sees_a_gpu()
+    on_a_gpu = config.model_precision == "float16" or gpus.is_there_any()
     return openvino_runtime.is_installed() and not on_a_gpu
 
 
@@ -180,9 +180,8 @@ def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None
 
 def as_answer(predictions: list[dict[str, object]], *, is_random: bool) -> str:
     """A job's answer, JSON: the list of predictions; with random weights, together with a warning."""
-    if is_random:
-        return json.dumps({"predictions": predictions, "warning": RANDOM_WARNING}, ensure_ascii=False)
-    return json.dumps(predictions, ensure_ascii=False)
+    answer = {"predictions": predictions, "warning": RANDOM_WARNING} if is_random else predictions
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
 
 
 def serve(config: settings.Settings, queue: JobQueue, predict) -> None:  # type: ignore[no-untyped-def]

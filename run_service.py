@@ -11,6 +11,7 @@ table, for what the environment sets. Exit status: 0 stopped, 2 a wrong setting.
 import argparse
 import contextlib
 import functools
+import os
 import signal
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from rich.text import Text
 
 import settings
 from run_model_server import EXIT_NO_DOWNLOAD
-from serving import errors, local_redis
+from serving import errors, gpus, local_redis
 from serving.gunicorn_server import check_address
 from serving.job_queue import JobQueue
 from serving.queue_worker import end_leases, has_lease
@@ -120,10 +121,10 @@ class Service:
 
     def start_servers(self) -> None:
         common = {"REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
-        for number in range(self.model_servers):
+        for number, gpu in enumerate(gpus.pinned(self.model_servers, os.environ.get(gpus.CHOICE))):
             port = self.config.metrics_port + number if self.config.metrics_port else 0
             name = "model" if self.model_servers == 1 else f"model{number + 1}"
-            self.models.append(self.python(name, "run_model_server.py", common | {"METRICS_PORT": str(port)}))
+            self.models.append(self.python(name, "run_model_server.py", common | gpu | {"METRICS_PORT": str(port)}))
         self.web.append(self.python("web", "run_web_server.py", common))
         for child in self.models + self.web:
             child.start()
@@ -268,11 +269,20 @@ def is_ready(url: str) -> bool:
 def main() -> int:
     """The exit status: 0 stopped, 2 wrong settings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-servers", type=int, default=1, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--model-servers", type=int, metavar="N", help="how many; default: MODEL_SERVERS, else one for each NVIDIA GPU"
+    )
     arguments = parser.parse_args()
-    if arguments.model_servers < 1:
+    if arguments.model_servers is not None and arguments.model_servers < 1:
         parser.error(f"--model-servers {arguments.model_servers}: at least 1 is needed")
-    return Service(settings.load(), arguments.model_servers).run()
+    config = settings.load()
+    return Service(config, arguments.model_servers or how_many_model_servers(config)).run()
+
+
+def how_many_model_servers(config: settings.Settings) -> int:
+    """As MODEL_SERVERS says; else one for each GPU, if GPUs are used, or one."""
+    on_gpus = gpus.nvidia(os.environ.get(gpus.CHOICE)) if config.model_runtime != "openvino" else []
+    return config.model_servers or max(1, len(on_gpus))
 
 
 if __name__ == "__main__":

@@ -126,11 +126,11 @@ def read_body(max_bytes: int) -> bytes:
 def read_answer(answer: str) -> str:
     """A model server's answer, JSON -> the body of a 200. Raises ModelFailed."""
     if answer.startswith("["):  # the usual one, which is passed on as it is
-        return f'{{"success": true, "predictions": {answer}}}\n'
+        return f'{{"success":true,"predictions":{answer}}}\n'
     parsed = json.loads(answer)
     if "error" in parsed:
         raise errors.ModelFailed(parsed["error"])
-    return json.dumps({"success": True, **parsed}, ensure_ascii=False) + "\n"
+    return json.dumps({"success": True, **parsed}, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def main() -> int:

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
         None,
         description="origins whose pages may ask this service: https://app.example.org, comma-separated; * for any",
     )
+    model_servers: int = Field(
+        0, ge=0, le=64, description="model servers that run_service.py starts; 0: one for each NVIDIA GPU, or one"
+    )
     web_host: str = Field("127.0.0.1", min_length=1, description="address the web server listens on")
     web_port: int = Field(5000, ge=1, le=65535, description="port the web server listens on")
     web_workers: int = Field(

@@ -34,8 +34,6 @@ GOLDEN_IMAGES = 8
 MEASURE_SECONDS = 0.25  # each way, at the first start
 # How far a probability may be from Keras's in float32.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02}
-DEVICES = Path("/dev")
-GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # in a container the only one may be nvidia1
 LARGEST_PIECE = 32  # images that one stream runs at once; where it was measured, 1 to 4 were the fastest
 
 log = logging.getLogger(__name__)
@@ -44,11 +42,6 @@ log = logging.getLogger(__name__)
 def is_installed() -> bool:
     """Whether OpenVINO can be imported."""
     return importlib.util.find_spec("openvino") is not None
-
-
-def sees_a_gpu() -> bool:
-    """Whether this machine seems to have a GPU that Keras could use; told without loading a framework."""
-    return any(any(DEVICES.glob(device)) for device in GPU_DEVICES)
 
 
 def key_of(**parts: object) -> str:

@@ -160,13 +160,6 @@ def test_what_is_kept_and_damaged_is_converted_again(
     assert not (folder.parent / f"{folder.name}.unfinished-x").exists()
 
 
-def test_a_gpu_is_seen_by_its_device_whatever_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_runtime, "DEVICES", tmp_path)
-    assert not openvino_runtime.sees_a_gpu()
-    (tmp_path / "nvidia1").touch()
-    assert openvino_runtime.sees_a_gpu()
-
-
 def test_where_openvino_does_not_do_keras_goes_on_and_says_so(
     processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
 ) -> None:
