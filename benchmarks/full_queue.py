@@ -22,9 +22,10 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scaling import feed  # noqa: E402
+
 import helpers  # noqa: E402
 import settings  # noqa: E402
-from scaling import feed  # noqa: E402
 from serving import local_redis  # noqa: E402
 from serving.job_queue import JobQueue  # noqa: E402
 
