@@ -2,13 +2,13 @@
 
     make bench                                  # all of it: about half an hour on two cores
     make bench ARGS="--write"                   # and its tables and pictures into docs/performance.md
-    make bench ARGS="--rounds 2 --only ours --only Mosec"
+    make bench ARGS="--rounds 1 --only ours --only mosec"
 
-All systems are started on this machine and then loaded in turns, a few seconds each, in every round in another order:
-such a machine is slower in some minutes than in others. One that is not loaded waits, which costs next to nothing.
-wrk sends from 16 connections, from 64, then one request after the other. All of it with MobileNetV2 on OpenVINO, then
-with a model that costs nothing, which leaves serving alone. The floor is decoding and the model in one process,
-without any server. Figures are medians of the rounds; CPU time is the operating system's, of all processes of a system.
+Each system is started in turn on this machine, in every round anew (kept standing by, several of them together take a
+third of two cores for nothing, and their memory is swept away meanwhile), and loaded by wrk: 16 connections, 64, then one
+after the other. Once with MobileNetV2 on OpenVINO, once with a model that costs nothing, which leaves serving alone.
+The floor is decoding and the model in one process, without any server. Figures
+are medians of the rounds; CPU time is the operating system's, of all processes of a system.
 """
 
 import argparse
@@ -20,8 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -31,7 +29,7 @@ from systems import RIVAL_PYTHON, RIVALS, ROOT, SYSTEMS, System, bodies, running
 from stress_test import made_photo
 
 HERE = Path(__file__).parent
-WARM_UP_SECONDS, SATURATED_SECONDS, SETTLE_SECONDS, ALONE_SECONDS = 4, 4, 1, 3
+WARM_UP_SECONDS, SATURATED_SECONDS, SETTLE_SECONDS, ALONE_SECONDS = 3, 8, 2, 5
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -70,41 +68,22 @@ def memory_mb(root: int) -> float:
     return total / 1024
 
 
-@dataclass(frozen=True)
-class Running:
-    """A system that answers, and how it is asked."""
-
-    url: str
-    processes: dict[str, int]
-    headers: list[str]
-    files: list[str]
-
-    def load(self, connections: int, seconds: float) -> dict[str, float]:
-        return wrk(self.url, connections, seconds, self.headers, self.files)
-
-
-@contextlib.contextmanager
-def started(system: System, model: str, photos: list[bytes]) -> Iterator[Running]:
-    """The system, warmed up."""
+def measure(system: System, model: str, photos: list[bytes]) -> dict[str, object]:
+    """One round of one system."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         headers, files = bodies(system, photos, folder)
         with running(system, model, folder) as (url, processes):
             wait_until_it_answers(url, headers, Path(files[0]).read_bytes(), folder)
-            ready = Running(url, processes, headers, files)
-            ready.load(64, WARM_UP_SECONDS)
-            yield ready
-
-
-def measure(system: Running) -> dict[str, object]:
-    """One turn of one system."""
-    some = system.load(16, SATURATED_SECONDS)
-    before = {name: cpu_seconds(pid) for name, pid in system.processes.items()}
-    many = system.load(64, SATURATED_SECONDS)
-    spent = {name: cpu_seconds(pid) - before[name] for name, pid in system.processes.items()}
-    memory = sum(memory_mb(pid) for pid in system.processes.values())
-    time.sleep(SETTLE_SECONDS)  # what the 64 left behind must not wait in front of the one
-    alone = system.load(1, ALONE_SECONDS)
+            load = lambda connections, seconds: wrk(url, connections, seconds, headers, files)  # noqa: E731
+            load(64, WARM_UP_SECONDS)
+            some = load(16, SATURATED_SECONDS)
+            before = {name: cpu_seconds(pid) for name, pid in processes.items()}
+            many = load(64, SATURATED_SECONDS)
+            spent = {name: cpu_seconds(pid) - before[name] for name, pid in processes.items()}
+            memory = sum(memory_mb(pid) for pid in processes.values())
+            time.sleep(SETTLE_SECONDS)  # what the 64 left behind must not wait in front of the one
+            alone = load(1, ALONE_SECONDS)
     return {
         "16": some["requests"] / some["seconds"],
         "64": many["requests"] / many["seconds"],
@@ -132,9 +111,9 @@ def run(seconds, step):
         times.append(time.perf_counter() - start)
     return 1000 * float(np.median(times)), 1000 * (time.process_time() - cpu) / len(times)
 pixels = np.stack([shared.decode(photos[i % len(photos)]) for i in range(shared.BATCH_SIZE)])
-decode, decode_core = run(1.5, lambda i: shared.decode(photos[i % len(photos)]))
-both, _ = run(1.5, lambda i: model.predict(shared.decode(photos[i % len(photos)])[np.newaxis]))
-batch, batch_core = run(3, lambda _: model.predict(pixels))
+decode, decode_core = run(3, lambda i: shared.decode(photos[i % len(photos)]))
+both, _ = run(3, lambda i: model.predict(shared.decode(photos[i % len(photos)])[np.newaxis]))
+batch, batch_core = run(6, lambda _: model.predict(pixels))
 size = shared.BATCH_SIZE
 print(json.dumps({"decode_ms": decode_core, "model_core_ms": batch_core / size, "model_ms": batch / size,
     "alone_ms": both, "64": 1000 * shared.CPUS / (decode_core + batch_core / size)}))
@@ -187,7 +166,7 @@ def middle(rounds: list[dict[str, object]]) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", metavar="NAME", help="a system; may be given several times")
     parser.add_argument("--kind", choices=["model", "none"], help="only with the model, or only without")
     parser.add_argument("--weights", default="random", help="MobileNetV2's (default: %(default)s; they change no time)")
@@ -202,27 +181,19 @@ def main() -> int:
     kinds = {"model": keep(arguments.weights), "none": ""}
     kinds = {kind: model for kind, model in kinds.items() if arguments.kind in (None, kind)}
     chosen = [system for system in SYSTEMS if not arguments.only or system.name in arguments.only]
-    results: dict[str, dict[str, list[dict[str, object]]]] = {}
-    floors: dict[str, list[dict[str, float]]] = {}
-    for kind, model in kinds.items():
-        systems = [system for system in chosen if kind == "model" or not system.needs_weights]
-        results[kind], floors[kind] = {system.name: [] for system in systems}, []
-        with contextlib.ExitStack() as stack:
-            ready = {}
-            for system in systems:
-                print(f"{kind}: starting {system.name}", file=sys.stderr, flush=True)
-                if system.needs_weights:
+    results: dict[str, dict[str, list[dict[str, object]]]] = {kind: {} for kind in kinds}
+    floors: dict[str, list[dict[str, object]]] = {kind: [] for kind in kinds}
+    for number in range(arguments.rounds):
+        for kind, model in kinds.items():
+            floors[kind].append(floor(model, photos))  # type: ignore[arg-type]
+            for system in chosen:
+                if system.name.endswith("model.predict"):
+                    if kind == "none":
+                        continue
                     system.environment = {"BENCH_KERAS": arguments.weights}
-                ready[system.name] = stack.enter_context(started(system, model, photos))
-            for number in range(arguments.rounds):
-                floors[kind].append(floor(model, photos))
-                for place in range(len(systems)):
-                    name = systems[(place + number) % len(systems)].name
-                    results[kind][name].append(measure(ready[name]))
-                    said = json.dumps(results[kind][name][-1])
-                    print(
-                        f"{kind}, round {number + 1} of {arguments.rounds}: {name} {said}", file=sys.stderr, flush=True
-                    )
+                print(f"round {number + 1} of {arguments.rounds}, {kind}: {system.name}", file=sys.stderr, flush=True)
+                results[kind].setdefault(system.name, []).append(measure(system, model, photos))
+                print(json.dumps(results[kind][system.name][-1]), file=sys.stderr, flush=True)
     medians = {kind: {name: middle(rounds) for name, rounds in of.items()} for kind, of in results.items()}
     low = {kind: middle(rounds) for kind, rounds in floors.items()}
     text = report.as_text(medians, low, arguments.rounds)

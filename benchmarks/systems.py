@@ -38,7 +38,6 @@ class System:
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     needs_redis: bool = False
     triton: bool = False
-    needs_weights: bool = False  # it has a model of its own
 
 
 def python(script: Path, interpreter: Path = RIVAL_PYTHON) -> list[str]:
@@ -107,7 +106,7 @@ SYSTEMS = [
     System("LitServe", one("litserve_server.py"), "/predict", "request"),
     System("LitServe, a worker a core", one("litserve_server.py"), "/predict", "request", EACH),
     System("tutorial", tutorial, "/predict", needs_redis=True),
-    System("tutorial, model.predict", tutorial_keras, "/predict", needs_redis=True, needs_weights=True),
+    System("tutorial, model.predict", tutorial_keras, "/predict", needs_redis=True),
 ]
 
 
