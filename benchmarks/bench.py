@@ -5,10 +5,10 @@
     make bench ARGS="--rounds 1 --only ours --only mosec"
 
 Each system is started in turn on this machine, in every round anew (kept standing by, several of them together take a
-third of two cores for nothing, and their memory is swept away meanwhile), and loaded by wrk: 16 connections, 64, then one
-after the other. Once with MobileNetV2 on OpenVINO, once with a model that costs nothing, which leaves serving alone.
-The floor is decoding and the model in one process, without any server. Figures
-are medians of the rounds; CPU time is the operating system's, of all processes of a system.
+third of two cores for nothing, and their memory is swept away meanwhile), and loaded by wrk: 16 connections, 64, then
+one after the other. Once with MobileNetV2 on OpenVINO, once with a model that costs nothing, which leaves serving
+alone. The floor is decoding and the model in one process, without any server. Figures are medians of the rounds; CPU
+time is the operating system's, of all processes of a system.
 """
 
 import argparse
