@@ -97,7 +97,7 @@ def draw(systems: dict[str, Figures], low: Figures, title: str, path: Path) -> N
     colours = ["#0072B2" if name.startswith(OURS) else "#999999" for name in names]
     rates.barh(names, [saturated(systems[name]) for name in names], color=colours)
     rates.set(title=f"{title}: requests a second, saturated")
-    times.barh(names, [systems[name]["alone_p50_ms"] for name in names], color=colours)
+    times.scatter([systems[name]["alone_p50_ms"] for name in names], names, color=colours)
     times.set(title="one request alone, p50, ms", xscale="log")
     if "64" in low and "none" not in path.name:
         rates.axvline(low["64"], color="black", ls=":", label="the floor")

@@ -193,7 +193,8 @@ class BatchLoop:
         """Whether the queue is to be looked at before the pause is over."""
         # Where jobs come one at a time, the look is better left until the answer is off: it would find nothing.
         starves = self._predicting_since is None and not self._next_batch and self._last_batch > 1
-        return self._in_hand == 0 or starves or self._lost is not None
+        has_lost = self._lost is not None and self._lost is self._worker
+        return self._in_hand == 0 or starves or has_lost
 
     def _wake_fetcher(self, *, there_is_room: bool = False) -> None:
         """If there is something to do for it: each wake-up takes the interpreter from the other threads."""

@@ -268,6 +268,29 @@ def test_a_hung_model_loses_its_jobs_and_harms_nothing_when_it_goes_on(
     assert {1, 2} <= {value for batch in other.model.batches for value in batch}
 
 
+def test_a_busy_model_server_looks_at_the_queue_now_and_then_also_after_it_lost_a_lease(
+    raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = start(lease_seconds=5)
+    jobs = push(raw, [1])
+    running.model.free.clear()
+    running.model.busy.wait(5)
+    raw.zadd("{image_queue}:workers", {running.names[0]: 1})  # its answer will find the lease lost
+    running.model.free.set()
+    wait_for(lambda: len(running.names) == 2)
+    running.model.free.clear()
+    running.model.busy.clear()
+    jobs += push(raw, [2])
+    assert running.model.busy.wait(5)
+    looks: list[int] = []
+    really_move = JobQueue.move
+    monkeypatch.setattr(JobQueue, "move", lambda *args: (looks.append(1), really_move(*args))[1])
+    time.sleep(0.5)
+    running.model.free.set()
+    wait_for(lambda: all_answered(raw, jobs))
+    assert 10 < len(looks) < 60  # every 20 ms, not all the time
+
+
 def test_an_answer_whose_reply_was_lost_is_sent_again_and_everything_goes_on(
     raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,5 @@
--- Move waiting jobs to a worker's processing list, with a look at each; where no job came back, or memory lacks, and
--- keep.lua cannot do it. A worker with empty hands proves by this that it is alive.
+-- Move waiting jobs to a worker's processing list, with a look at each: while some job came back, or where Redis is out
+-- of memory; else keep.lua does for less. A worker with empty hands proves by this that it is alive.
 -- KEYS: 1 queue  2 processing list  3 workers  4 attempts  5 emptied
 -- ARGV: 1 worker  2 lease in seconds  3 most jobs to take
 -- Returns {state, Redis's clock in seconds, as text, how many jobs came back and have not ended, job, …}; the state is
