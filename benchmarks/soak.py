@@ -32,7 +32,7 @@ import redis  # noqa: E402
 from serving import local_redis  # noqa: E402
 
 KINDS = {"run_web_server.py": "web processes", "run_model_server.py": "model server"}
-LASTING = {"{image_queue}:served", "{image_queue}:emptied", "{image_queue}:workers"}
+LASTING = {f"{{image_queue}}:{key}" for key in ("served", "emptied", "settled", "workers")}
 SAMPLE_SECONDS, MINUTE = 2.0, 60.0
 CAPACITY_REQUESTS = 1500
 MOST_GROWTH = 0.02

@@ -213,6 +213,7 @@ class Rig:
         lasting = {
             self.queue.served,
             self.queue.emptied,
+            self.queue.settled,
             self.queue.workers,
             *([self.queue.dead] if dead_letters else []),
         }

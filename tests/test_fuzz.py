@@ -313,7 +313,7 @@ def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
     assert raw.lrange("precious list", 0, -1) == [b"untouched"]
     assert [foreign.get_message(timeout=0.05) for _ in range(5)] == [None] * 5  # the first two: it has subscribed
     foreign.close()
-    ours = {queue.served, queue.emptied, queue.workers, "precious", "precious list"}
+    ours = {queue.served, queue.emptied, queue.settled, queue.workers, "precious", "precious list"}
     others = [key.decode() for key in raw.keys("*") if key.decode() not in ours]
     assert [key for key in others if not fuzzing.UUID.fullmatch(key)] == []  # hence no queue, no processing list
 
