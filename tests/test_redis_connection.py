@@ -179,8 +179,10 @@ def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
         job = Job.from_text(text)
         worker.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]')])
 
-    threading.Thread(target=serve).start()
+    server = threading.Thread(target=serve)
+    server.start()
     assert client.ask("AAAA", "uint8", (1, 1, 3)) == '["yes"]'
+    server.join()  # the client has its answer before the worker hears that it is off
     assert worker.leave() == 0
 
 
