@@ -17,16 +17,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scaling import feed  # noqa: E402
+from scaling import feed, private_redis, some_image  # noqa: E402
 
-import helpers  # noqa: E402
 import settings  # noqa: E402
-from serving import local_redis  # noqa: E402
 from serving.job_queue import JobQueue  # noqa: E402
 
 START_SECONDS, SETTLE_SECONDS = 180, 3
@@ -57,8 +53,9 @@ def alone(environment: dict[str, str], seconds: float) -> float:
 
 def fed(environment: dict[str, str], queue: JobQueue, image: str, seconds: float) -> float:
     """Images a second that a model server answers while jobs always wait."""
-    quiet = subprocess.DEVNULL
-    server = subprocess.Popen([sys.executable, ROOT / "run_model_server.py"], env=environment, stderr=quiet)
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "run_model_server.py"], env=environment, stderr=subprocess.DEVNULL
+    )
     stop = threading.Event()
     feeder = threading.Thread(target=feed, args=(queue, image, stop))
     try:
@@ -88,26 +85,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15)
     options = parser.parse_args()
-    image = helpers.encode_image(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8), "uint8")
-    server, port = local_redis.find_server(), local_redis.free_port()
-    if server is None:
-        parser.error("no Redis server is installed")
-    with tempfile.TemporaryDirectory() as folder:
-        url = f"redis://127.0.0.1:{port}/0"
+    image, rounds = some_image(), []
+    with tempfile.TemporaryDirectory() as folder, private_redis(folder) as (url, _):
         model = {"MODEL": options.model, "MODEL_WEIGHTS": "random", "MODEL_LABELS": "numbers"}
         rest = {"MODEL_RUNTIME": options.runtime, "KERAS_HOME": folder, "LEASE_SECONDS": "60", "METRICS_PORT": "0"}
         environment = os.environ | model | rest | {"REDIS_URL": url, "RESULT_TTL_SECONDS": "1"}
-        redis = subprocess.Popen(local_redis.command(server, port, folder), stdout=subprocess.DEVNULL)
-        try:
-            time.sleep(0.5)
-            queue = JobQueue(url, settings.Settings().image_queue)
-            rounds = []
-            for number in range(options.rounds):
-                rounds.append((alone(environment, options.seconds), fed(environment, queue, image, options.seconds)))
-                print(f"round {number + 1}: alone {rounds[-1][0]:.1f}/s, fed {rounds[-1][1]:.1f}/s", flush=True)
-        finally:
-            redis.terminate()
-            redis.wait()
+        queue = JobQueue(url, settings.Settings().image_queue)
+        for number in range(options.rounds):
+            rounds.append((alone(environment, options.seconds), fed(environment, queue, image, options.seconds)))
+            print(f"round {number + 1}: alone {rounds[-1][0]:.1f}/s, fed {rounds[-1][1]:.1f}/s", flush=True)
     share = median(served / by_itself for by_itself, served in rounds)
     print(f"a full queue against the model alone: {share:.3f} (median of {options.rounds} rounds)")
     return 0

@@ -8,6 +8,7 @@ one after the other, in batches of 32, without a model server: one core of Redis
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,28 +113,38 @@ def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> 
     )
 
 
+@contextlib.contextmanager
+def private_redis(folder: str) -> Iterator[tuple[str, int]]:
+    """A Redis of its own: its address and its process id."""
+    server, port = local_redis.find_server(), local_redis.free_port()
+    if server is None:
+        raise SystemExit("no Redis server is installed")
+    process = subprocess.Popen(local_redis.command(server, port, folder), stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(0.5)
+        yield f"redis://127.0.0.1:{port}/0", process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def some_image() -> str:
+    """224×224 pixels of noise, as they travel."""
+    return helpers.encode_image(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8), "uint8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sleep-ms", type=float, default=25, help="a batch (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10)
     options = parser.parse_args()
-    image = helpers.encode_image(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8), "uint8")
-    server, port = local_redis.find_server(), local_redis.free_port()
-    if server is None:
-        parser.error("no Redis server is installed")
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(local_redis.command(server, port, folder), stdout=subprocess.DEVNULL)
-        try:
-            time.sleep(0.5)
-            url = f"redis://127.0.0.1:{port}/0"
-            queue = JobQueue(url, "image_queue")
-            print(redis_alone(queue, image, process.pid, options.seconds), flush=True)
-            print("\n| model servers | at most | measured | a core of Redis |\n|---|---|---|---|")
-            for count in (1, 2, 4, 8):
-                print(with_servers(count, queue, url, image, process.pid, options), flush=True)
-        finally:
-            process.terminate()
-            process.wait()
+    image = some_image()
+    with tempfile.TemporaryDirectory() as folder, private_redis(folder) as (url, redis_pid):
+        queue = JobQueue(url, "image_queue")
+        print(redis_alone(queue, image, redis_pid, options.seconds), flush=True)
+        print("\n| model servers | at most | measured | a core of Redis |\n|---|---|---|---|")
+        for count in (1, 2, 4, 8):
+            print(with_servers(count, queue, url, image, redis_pid, options), flush=True)
     return 0
 
 

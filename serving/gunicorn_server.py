@@ -195,7 +195,7 @@ class _Worker(ThreadWorker):  # type: ignore[misc]
 
     def _next_request_comes(self, conn: _Connection) -> bool:
         """Whether the connection brings another request at once, which this thread then takes, as long as others are
-        free: gunicorn's way, through the selector to another thread, costs half a millisecond."""
+        free: gunicorn's way leads through the selector to another thread."""
         few_connections = self.nr_conns <= self.cfg.threads - SPARE_THREADS
         buffered = conn.parser.unreader.buf.getvalue()
         return self.alive and few_connections and not buffered and _is_readable(conn.sock, NEXT_REQUEST_SECONDS)
