@@ -175,7 +175,7 @@ class JobQueue:
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script of serving/lua in one round trip. Raises QueueAway."""
         with translated():
-            return self.redis.eval(_SCRIPTS[script], len(keys), *keys, *args)
+            return self.redis.exchange(_command(script, keys, args))[0]
 
     def submit(self, job: str, most_waiting: int) -> Any:
         """Put a job, as it travels, at the end of the queue; what submit.lua returns. Raises QueueAway."""

@@ -8,7 +8,6 @@ for all requests that wait, not once for each.
 """
 
 import contextlib
-import json
 import logging
 import threading
 import time
@@ -16,6 +15,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any
+
+import orjson
 
 from serving.admission import Admission
 from serving.errors import ClientGone, QueueAway, QueueFull, TimedOut
@@ -171,13 +172,10 @@ class QueueClient:
         away = False
         while True:
             try:
-                with translated(), self._subscription() as pubsub:
-                    pubsub.subscribe(self._channel)
+                with translated(), self._queue.redis.subscribed(self._channel) as messages:
                     away = False
-                    while True:
-                        message = pubsub.get_message(timeout=1.0)
-                        if message is not None:
-                            self._hand_out(json.loads(message["data"]))
+                    for message in messages:
+                        self._hand_out(orjson.loads(message))
             except QueueAway as error:
                 if not away:  # said once, not twice a second
                     log.warning("not listening for answers, requests poll meanwhile: %s", error.__cause__)
@@ -185,9 +183,6 @@ class QueueClient:
             except Exception:
                 log.exception("the listener failed, requests poll meanwhile")
             time.sleep(RECONNECT_SECONDS)
-
-    def _subscription(self) -> Any:
-        return self._queue.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
 
     def _hand_out(self, answers: Any) -> None:
         """Wake who waits for these answers. Their keys are deleted later, many at once."""

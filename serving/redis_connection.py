@@ -1,4 +1,4 @@
-"""The connection to Redis: REDIS_URL -> a client, its errors -> ours. The only module that knows the Redis library.
+"""The connection to Redis: REDIS_URL -> a client, its errors -> ours. With redis_wire alone it knows redis-py.
 
 redis://, rediss://, unix://             a Redis by its address
 redis+sentinel://, rediss+sentinel://    whichever Redis the Sentinels call the primary when a connection is made
@@ -16,7 +16,9 @@ from redis.connection import SSLConnection, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from serving import redis_wire
 from serving.errors import QueueAway, QueueOutOfMemory
+from serving.redis_wire import Command as Command
 
 # Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
 SOCKET_TIMEOUT_SECONDS = 10.0
@@ -56,58 +58,66 @@ HINTS = {
 }
 
 
-Command = Sequence[str | bytes | int | float]
-
-
 class Client(redis.Redis):
     """A client that stays with no replica: where its address leads by now, there is the primary.
 
     A primary that was demoted keeps its connections, and answers each write with an error: for ever, if nobody looks.
     """
 
-    def transact(self, commands: Sequence[Command], ahead: Command | None = None) -> tuple[Any, list[Any]]:
-        """Run `commands` in one transaction, after the command `ahead` if there is one, all in one round trip.
-
-        Returns the reply to `ahead`, which may block, and the replies to `commands`. It is redis-py's pipeline for half
-        of its CPU time, where a command holds 200 kB; and that could not send a command ahead. Raises RedisError.
-        """
+    def exchange(self, *commands: Command) -> list[Any]:
+        """Send commands and read their replies, in one round trip. Raises RedisError: the first error among them."""
         pool = self.connection_pool
         connection: Any = pool.get_connection()
         try:
-            packed = connection.pack_commands([*([ahead] if ahead else []), ("MULTI",), *commands, ("EXEC",)])
             return connection.retry.call_with_retry(  # type: ignore[no-any-return]
-                lambda: self._transact(connection, packed, len(commands), ahead is not None),
-                lambda _error: connection.disconnect(),
+                lambda: self._exchange(connection, commands), lambda _error: connection.disconnect()
             )
         finally:
             pool.release(connection)
 
-    def _transact(self, connection: Any, packed: Sequence[bytes], count: int, is_ahead: bool) -> tuple[Any, list[Any]]:
-        connection.send_packed_command(packed)
-        refused: redis.exceptions.ResponseError | None = None
-        replies = []
-        for _ in range(is_ahead + 1 + count + 1):  # MULTI's, "queued" to each command, EXEC's
-            try:
-                replies.append(self.parse_response(connection, "EXEC"))
-            except redis.exceptions.ResponseError as error:
-                replies.append(error)
-                refused = refused or error  # the first tells why; EXEC's only that it was not done
-        done = replies[-1]
-        refused = refused or next((one for one in done if isinstance(one, redis.exceptions.ResponseError)), None)
-        if refused:
-            raise refused
-        return replies[0] if is_ahead else None, done
+    def transact(self, commands: Sequence[Command], ahead: Command | None = None) -> tuple[Any, list[Any]]:
+        """Run `commands` in one transaction, after the command `ahead` if there is one, all in one round trip.
+
+        Returns the reply to `ahead`, which may block, and the replies to `commands`. redis-py's pipeline could not send
+        a command ahead. Raises RedisError.
+        """
+        replies = self.exchange(*([ahead] if ahead else []), ("MULTI",), *commands, ("EXEC",))
+        return replies[0] if ahead else None, replies[-1]
+
+    @contextlib.contextmanager
+    def subscribed(self, channel: str) -> Iterator[Iterator[bytes]]:
+        """What is published on `channel` meanwhile, without end. Raises RedisError, also as the messages are read."""
+        pool = self.connection_pool
+        connection: Any = pool.get_connection()
+        try:
+            yield redis_wire.subscribe(connection, channel)
+        finally:
+            connection.disconnect()  # nobody else may get it, subscribed as it is
+            pool.release(connection)
+
+    def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
+        replies = redis_wire.exchange(connection, commands)
+        done = replies[-1] if isinstance(replies[-1], list) else []
+        # Of a transaction that was refused the first error tells why; EXEC's only that it was not done.
+        for reply in (*replies, *done):
+            if isinstance(reply, redis.exceptions.RedisError):
+                raise self._of_a_replica(reply) or reply
+        return replies
 
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
         try:
             return super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
         except redis.exceptions.ResponseError as error:
-            # Redis 6.2 says it of a script in the midst of the error's words.
-            if not isinstance(error, _OF_A_REPLICA) and "-READONLY" not in str(error):
-                raise
-            # The idle ones as well: reads would go on being answered there, with what is old.
-            self.connection_pool.disconnect(inuse_connections=False)
-            raise redis.exceptions.ConnectionError("this Redis is a replica by now, and takes no writes") from error
+            raise self._of_a_replica(error) or error from error.__cause__
+
+    def _of_a_replica(self, error: redis.exceptions.RedisError) -> redis.exceptions.ConnectionError | None:
+        """What a replica's error is instead: a connection that is lost."""
+        # Redis 6.2 says it of a script in the midst of the error's words.
+        if not isinstance(error, _OF_A_REPLICA) and "-READONLY" not in str(error):
+            return None
+        # The idle ones as well: reads would go on being answered there, with what is old.
+        self.connection_pool.disconnect(inuse_connections=False)
+        return redis.exceptions.ConnectionError(f"this Redis is a replica by now, and takes no writes ({error})")
 
 
 def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
@@ -122,6 +132,8 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
         "socket_timeout": timeout_seconds,
         "socket_read_size": SHORT_READ_BYTES if resend else LONG_READ_BYTES,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "parser_class": redis_wire.Parser,
+        "protocol": 2,  # with 3 redis-py does more about each reply
         "retry": Retry(NoBackoff(), 1 if resend else 0),
     }
     if not url.startswith("unix:"):

@@ -661,6 +661,7 @@ def test_the_same_on_a_redis_in_python() -> None:
         return None, pipeline.execute()
 
     redis.transact = transact
+    redis.exchange = lambda *commands: [redis.execute_command(*command) for command in commands]
     check(queue, EXAMPLES or 20, garbage=False)
     queue.close()
 
@@ -733,4 +734,6 @@ def test_a_broken_protocol_is_found(real_queue: JobQueue, broken: str, monkeypat
     assert right in text, "the script has changed: break it in another way"
     monkeypatch.setitem(job_queue._SCRIPTS, script, text.replace(right, wrong))
     with pytest.raises((AssertionError, LeaseLost)):
-        check(real_queue, 1000, phases=[Phase.generate], report_multiple_bugs=False)
+        # The rarest is found by one sequence in 200. Not the same ones each time: those depend on which modules the
+        # tests before have imported, and might be the wrong ones for ever.
+        check(real_queue, 4000, phases=[Phase.generate], report_multiple_bugs=False, derandomize=False)

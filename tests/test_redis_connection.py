@@ -2,8 +2,10 @@
 
 import importlib.util
 import re
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,7 +209,7 @@ def test_the_documented_rights_name_every_command_of_the_scripts() -> None:
     scripts = "".join(path.read_text() for path in (ROOT / "serving" / "lua").glob("*.lua"))
     commands = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", scripts)}
     # What Python sends by itself.
-    commands |= {"info", "select", "time", "multi", "exec", "eval", "subscribe", "get", "mget", "unlink"}
+    commands |= {"info", "ping", "select", "time", "multi", "exec", "eval", "subscribe", "get", "mget", "unlink"}
     commands |= {"blmove", "llen", "lrange", "lrem", "zrangebyscore", "zadd"}
     assert {right[1:] for right in documented_rights() if right.startswith("+")} == commands
 
@@ -267,6 +269,55 @@ def test_a_primary_that_was_demoted_is_left_like_a_lost_connection(
         queue.close()
         server.remove()
         other.remove()
+
+
+# Messages
+
+
+def test_a_quiet_redis_is_not_a_dead_one(shared_server: RedisServer) -> None:
+    queue = JobQueue(shared_server.url, "image_queue", timeout_seconds=0.1)
+    with queue.redis.subscribed("channel") as messages:
+        threading.Timer(1.0, shared_server.client.publish, ("channel", "at last")).start()  # after ten timeouts
+        assert next(messages) == b"at last"
+    wait_for(lambda: shared_server.client.pubsub_numsub("channel") == [(b"channel", 0)])
+    assert queue.waiting() == 0  # by another connection
+    queue.close()
+
+
+def test_a_redis_without_a_sign_of_life_is_a_lost_connection() -> None:
+    server = RedisServer()
+    queue = JobQueue(server.url, "image_queue", timeout_seconds=0.2)
+    try:
+        with queue.redis.subscribed("channel") as messages:
+            server.process.send_signal(signal.SIGSTOP)
+            with pytest.raises(redis.exceptions.TimeoutError):
+                next(messages)
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        queue.close()
+        server.remove()
+
+
+def test_a_reply_that_came_too_late_is_not_taken_for_the_next_one(shared_server: RedisServer) -> None:
+    queue = JobQueue(shared_server.url, "image_queue", timeout_seconds=0.2)
+    with pytest.raises(redis.exceptions.TimeoutError):
+        queue.redis.exchange(("BLPOP", "nothing-comes", 0.5))
+    time.sleep(0.6)  # it has come by now
+    assert queue.redis.exchange(("ECHO", "mine"), ("ECHO", "too")) == [b"mine", b"too"]
+    queue.close()
+
+
+def test_of_several_commands_the_first_error_is_raised_and_the_connection_stays_in_step(
+    shared_server: RedisServer,
+) -> None:
+    queue = JobQueue(shared_server.url, "image_queue")
+    with pytest.raises(redis.exceptions.ResponseError, match="unknown command"):
+        queue.redis.exchange(("ECHO", "a"), ("NO-SUCH-COMMAND",), ("LPUSH", "without a value"))
+    assert queue.redis.exchange(("ECHO", "b")) == [b"b"]
+    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+        queue.redis.transact([("SET", "a-string", "x"), ("LPUSH", "a-string", "y")])
+    assert queue.redis.transact([("GET", "a-string")], ahead=("ECHO", "c")) == (b"c", [b"x"])
+    queue.close()
 
 
 # The URL
