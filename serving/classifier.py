@@ -14,6 +14,8 @@ import numpy as np
 
 from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
 
+TIMED_IN_FLIGHT = 4  # times a way's capacity; more would tell the same, and take longer
+
 log = logging.getLogger(__name__)
 
 
@@ -22,12 +24,14 @@ class Way:
     """One way to run a model: a compiled batch size, or several at once.
 
     `run` maps exactly `capacity` images, (capacity, height, width, 3) uint8 0..255, to (capacity, classes) float32
-    probabilities; it raises ModelFailed and OutOfMemory.
+    probabilities, or up to `in_flight` times as many in one call, which then wait for nothing but a free processor; it
+    raises ModelFailed and OutOfMemory.
     """
 
     name: str
     capacity: int
     run: Callable[[np.ndarray], np.ndarray]
+    in_flight: int = 1
 
 
 class Runtime(Protocol):
@@ -81,7 +85,7 @@ class Classifier:
                 raise ModelUnavailable(f"The model fails on a blank image: {error.__cause__ or error}") from error
             if not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01) or probabilities.min() < 0:
                 raise ModelUnavailable("The model's output is no probabilities: it must end in a softmax.")
-            seconds[way] = time_of(way, blank)
+            seconds[way] = time_of(way, self._shape)
         self._plan = soonest_done(seconds, len(self._plan) - 1)
         return max(sum(seconds[way] for way in ways) for ways in self._plan)
 
@@ -94,14 +98,16 @@ class Classifier:
             ModelFailed: the framework failed, or a probability is not a number.
             OutOfMemory: this many images do not fit.
         """
-        done, rows = 0, []
-        for way in self._plan[len(pixels)]:
-            part = pixels[done : done + way.capacity]
-            missing = way.capacity - len(part)
+        done, rows, plan = 0, [], self._plan[len(pixels)]
+        while plan:
+            way = plan[0]
+            times = min(plan.count(way), way.in_flight)  # equal ones stand together
+            part, plan = pixels[done : done + times * way.capacity], plan[times:]
+            missing = times * way.capacity - len(part)
             if missing:
                 part = np.concatenate([part, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
-            rows.append(way.run(part)[: way.capacity - missing])
-            done += way.capacity
+            rows.append(way.run(part)[: len(part) - missing])
+            done += len(part)
         probabilities = np.concatenate(rows)
         if not np.isfinite(probabilities).all():
             raise ModelFailed("The model's answer on this image is not a number. It is kept as a dead letter.")
@@ -118,15 +124,21 @@ def batch_sizes(most: int) -> list[int]:
     return [size for size in (2**n for n in range(32)) if size < most] + [most]
 
 
-def time_of(way: Way, batch: np.ndarray, seconds: float = 0.0) -> float:
-    """The seconds that a way takes once it is warm: the best of two, and of as many more as fit into `seconds`."""
+def time_of(way: Way, shape: tuple[int, int, int], seconds: float = 0.0) -> float:
+    """The seconds that a way takes for its capacity of images of `shape` once it is warm.
+
+    The best of two calls, and of as many more as fit into `seconds`; of several times the capacity where they may be in
+    flight together.
+    """
+    times_capacity = min(way.in_flight, TIMED_IN_FLIGHT)
+    batch = np.zeros((times_capacity * way.capacity, *shape), np.uint8)
     way.run(batch)
     best, until, times = float("inf"), time.perf_counter() + seconds, 0
     while times < 2 or time.perf_counter() < until:
         started = time.perf_counter()
         way.run(batch)
         best, times = min(best, time.perf_counter() - started), times + 1
-    return best
+    return best / times_capacity
 
 
 def soonest_done(seconds: Mapping[Way, float], most: int) -> list[list[Way]]:
@@ -141,7 +153,7 @@ def soonest_done(seconds: Mapping[Way, float], most: int) -> list[list[Way]]:
         best = min(seconds, key=lambda way: seconds[way] + total[max(count - way.capacity, 0)])
         rest = max(count - best.capacity, 0)
         total.append(seconds[best] + total[rest])
-        plan.append(sorted([best, *plan[rest]], key=lambda way: -way.capacity))
+        plan.append(sorted([best, *plan[rest]], key=lambda way: (-way.capacity, way.name)))
     return plan
 
 

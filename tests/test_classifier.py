@@ -78,6 +78,29 @@ def test_a_batch_in_several_parts_is_put_together_in_order(tiny: "KerasRuntime",
     assert labels == [("red", "green", "blue")[i % 3] for i in range(count)]
 
 
+@pytest.mark.parametrize("count", range(1, 9))
+def test_equal_parts_go_in_one_call_where_several_may_be_in_flight(count: int) -> None:
+    calls = []
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        calls.append(len(batch))
+        return np.eye(4, dtype=np.float32)[batch[:, 0, 0, 0]]
+
+    class Runtime:
+        input_shape, classes = (32, 32, 3), 4
+
+        def ways(self, batch_size: int) -> list[Way]:  # noqa: ARG002
+            return [Way("pairs", 2, run, in_flight=3)]
+
+    classifier = Classifier(Runtime(), LABELS, top=1, batch_size=8)
+    classifier.warm_up()
+    calls.clear()
+    kinds = [i % 4 for i in range(count)]
+    pixels = np.stack([np.full((32, 32, 3), kind, np.uint8) for kind in kinds])
+    assert [answer[0]["label"] for answer in classifier.predict(pixels)] == [LABELS[kind] for kind in kinds]
+    assert calls == {1: [2], 2: [2], 3: [4], 4: [4], 5: [6], 6: [6], 7: [6, 2], 8: [6, 2]}[count]
+
+
 def test_top_is_limited_by_the_classes_there_are(tiny: "KerasRuntime") -> None:
     assert len(Classifier(tiny, LABELS, top=100, batch_size=1).predict(RED_GREEN_BLUE[:1])[0]) == 4
 

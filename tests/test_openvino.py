@@ -53,6 +53,22 @@ def test_every_size_of_batch_gets_keras_answers(model: ModuleType, kept: Path, t
             assert all(one["probability"] == pytest.approx(by_label[one["label"]], abs=1e-4) for one in ours)
 
 
+@pytest.mark.parametrize(
+    ("streams", "size", "capacity", "in_flight"), [(1, 1, 1, 8), (2, 1, 2, 4), (3, 2, 6, 1), (8, 4, 8, 1)]
+)
+def test_all_pieces_in_flight_together_get_the_answers_of_each_alone(
+    kept: Path, streams: int, size: int, capacity: int, in_flight: int
+) -> None:
+    runtime = OpenVinoRuntime(kept, precision="float32", threads=2)
+    way, one = runtime._way(streams, size, 8), runtime._way(1, 1, 1)
+    assert (way.capacity, way.in_flight) == (capacity, in_flight)
+    pixels = np.random.default_rng(4).integers(0, 256, (capacity * in_flight, 32, 32, 3), dtype=np.uint8)
+    each = np.concatenate([one.run(pixels[i : i + 1]) for i in range(len(pixels))])
+    for times in range(in_flight, 0, -1):  # fewer than before: what is left over of those must not come along
+        count = times * capacity
+        assert np.allclose(way.run(pixels[:count]), each[:count], atol=1e-6)
+
+
 def test_real_photos_get_keras_labels_also_in_bfloat16(
     model: ModuleType, photos: dict[str, bytes], tmp_path: Path
 ) -> None:
