@@ -77,6 +77,7 @@ class Classifier:
             blank = np.zeros((way.capacity, *self._shape), dtype=np.uint8)
             try:
                 probabilities = way.run(blank)
+                seconds[way] = time_of(way, self._shape)
             except OutOfMemory as error:
                 raise ModelUnavailable(
                     f"A batch of {way.capacity} does not fit into memory: set BATCH_SIZE lower."
@@ -85,7 +86,6 @@ class Classifier:
                 raise ModelUnavailable(f"The model fails on a blank image: {error.__cause__ or error}") from error
             if not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01) or probabilities.min() < 0:
                 raise ModelUnavailable("The model's output is no probabilities: it must end in a softmax.")
-            seconds[way] = time_of(way, self._shape)
         self._plan = soonest_done(seconds, len(self._plan) - 1)
         return max(sum(seconds[way] for way in ways) for ways in self._plan)
 
