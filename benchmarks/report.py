@@ -90,6 +90,7 @@ def ratios(medians: dict[str, dict[str, Figures]], floors: dict[str, Figures]) -
 
 def draw(systems: dict[str, Figures], low: Figures, title: str, path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     names = list(systems)[::-1]
     figure = Figure(figsize=(12, 0.8 + 0.42 * len(names)), layout="constrained")
@@ -99,6 +100,9 @@ def draw(systems: dict[str, Figures], low: Figures, title: str, path: Path) -> N
     rates.set(title=f"{title}: requests a second, saturated")
     times.scatter([systems[name]["alone_p50_ms"] for name in names], names, color=colours)
     times.set(title="one request alone, p50, ms", xscale="log")
+    times.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    times.xaxis.set_major_formatter(ScalarFormatter())
+    times.xaxis.set_minor_formatter(NullFormatter())
     if "64" in low and "none" not in path.name:
         rates.axvline(low["64"], color="black", ls=":", label="the floor")
         times.axvline(low["alone_ms"], color="black", ls=":", label="the floor")
