@@ -232,8 +232,14 @@ def _run(requests: list[Any], size: int, batch: np.ndarray) -> np.ndarray:
             # Its own way to hand over an array looks at it for longer than copying it takes.
             request.get_input_tensor(0).data[:] = batch[place * size : (place + 1) * size]
             request.start_async()
+        failures = []
         for request in requests:
-            request.wait()
+            try:
+                request.wait()
+            except Exception as error:  # the others are in flight yet, and could not be started again before they end
+                failures.append(error)
+        if failures:
+            raise failures[0]
         answers: np.ndarray = np.concatenate([request.get_output_tensor(0).data for request in requests])
     return answers
 

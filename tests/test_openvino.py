@@ -5,6 +5,7 @@ import os
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from conftest import REAL_MODEL, Processes, new_job, output, wait_for
 import helpers
 from serving import openvino_runtime
 from serving.classifier import Classifier
-from serving.errors import RuntimeUnsuitable
+from serving.errors import ModelFailed, RuntimeUnsuitable
 from serving.images import decode_image
 from serving.openvino_runtime import OpenVinoRuntime, golden_images, keep, key_of
 
@@ -67,6 +68,29 @@ def test_all_pieces_in_flight_together_get_the_answers_of_each_alone(
     for times in range(in_flight, 0, -1):  # fewer than before: what is left over of those must not come along
         count = times * capacity
         assert np.allclose(way.run(pixels[:count]), each[:count], atol=1e-6)
+
+
+def test_a_piece_that_fails_leaves_none_in_flight(kept: Path) -> None:
+    way = OpenVinoRuntime(kept, precision="float32", threads=2)._way(1, 1, 4)
+    requests, size = way.run.args  # type: ignore[attr-defined]
+    pixels = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    right = way.run(pixels)
+
+    class Failing:
+        def __init__(self, request: Any) -> None:
+            self._request = request
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._request, name)
+
+        def wait(self) -> None:
+            self._request.wait()
+            raise RuntimeError("the piece failed")
+
+    for _ in range(20):
+        with pytest.raises(ModelFailed):
+            openvino_runtime._run([Failing(requests[0]), *requests[1:]], size, pixels)
+        assert np.array_equal(way.run(pixels), right)  # at once: a request that is busy would refuse
 
 
 def test_real_photos_get_keras_labels_also_in_bfloat16(
