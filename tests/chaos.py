@@ -210,6 +210,12 @@ def redis_full(rig: Rig, seconds: float) -> Result:
 # The web server and its clients.
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs any more after SIGSTOP."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 @scenario("web-process-killed", seconds=6)
 def web_process_killed(rig: Rig, seconds: float) -> Result:
     """A process of the web server is killed (-9)."""
@@ -220,6 +226,7 @@ def web_process_killed(rig: Rig, seconds: float) -> Result:
         def kill() -> None:
             victim = rig.web_workers()[0]
             os.kill(victim, signal.SIGSTOP)  # so that what it has in hand can be counted
+            wait_for(lambda: is_stopped(victim), PATIENCE_SECONDS)  # on a busy machine its threads go on for a while
             excused.update(traffic.of_ports(peer_ports([victim])))
             os.kill(victim, signal.SIGKILL)
             wait_for(lambda: len(set(rig.web_workers()) - {victim}) == 2, PATIENCE_SECONDS)
