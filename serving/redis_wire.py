@@ -3,7 +3,7 @@
     commands -- hiredis packs --> one send … as many replies as there were commands -- hiredis reads --> Python
 
 redis-py makes the connection: address, TLS, login, Sentinel. Its own way of asking over it, through client, connection
-and parser for each reply, takes two to three times the CPU time (docs/decisions/017).
+and parser for each reply, takes four times the CPU time for a short command (docs/decisions/017).
 """
 
 import contextlib
