@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from serving import resampling
 from serving.errors import TooLarge, UndecodableImage, UnsupportedFormat
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -135,7 +136,22 @@ def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         small = clear.resize(size, Image.Resampling.BICUBIC)
         return Image.alpha_composite(Image.new("RGBA", size, "white"), small).convert("RGB")
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would make a copy
-    return rgb.resize(size, Image.Resampling.BICUBIC)
+    return _resize(rgb, size)
+
+
+def _resize(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Pillow's bicubic resize, by whatever does it fastest."""
+    if not resampling.IS_FAST:
+        return rgb.resize(size, Image.Resampling.BICUBIC)
+    # One direction after the other, in the order in which Pillow 13 takes them (found by trying): values are rounded in
+    # between, and in the other order some differ by up to 20.
+    columns_first = rgb.height - size[1] > max(0, 2 * (rgb.width - size[0]))
+    halfway = (rgb.width, size[1]) if columns_first else (size[0], rgb.height)
+    for step in (halfway, size):
+        smaller = Image.new("RGB", step, None)
+        resampling.resize(rgb, smaller)
+        rgb = smaller
+    return rgb
 
 
 def _to_8_bits(image: Image.Image, size: tuple[int, int]) -> Image.Image:

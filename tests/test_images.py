@@ -9,6 +9,7 @@ import pytest
 from conftest import as_bytes, some_photo
 from PIL import Image
 
+from serving import resampling
 from serving.errors import TooLarge, UndecodableImage, UnsupportedFormat
 from serving.images import decode_image
 
@@ -38,10 +39,24 @@ def test_a_jpeg_decoded_at_a_fraction_of_its_size_looks_like_the_whole() -> None
     assert close(decode(as_bytes(photo, "JPEG", quality=95)), np.asarray(photo.resize((64, 64))))
 
 
-def test_without_reduction_the_pixels_are_those_of_pillows_own_resize() -> None:
+def test_without_reduction_the_pixels_are_those_of_pillows_own_resize(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "IS_FAST", False)
     data = as_bytes(PHOTO, "PNG")
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((224, 224)))
     assert np.array_equal(decode(data, 224), expected)
+
+
+@pytest.mark.skipif(not resampling.IS_FAST, reason="there is no wheel of the resizer for this machine")
+@pytest.mark.parametrize(
+    "size", [(500, 375), (100, 90), (1, 1), (224, 700), (300, 352), (300, 353), (3, 2000), (1999, 5), (1600, 1200)]
+)
+def test_the_fast_resize_is_at_most_two_off_pillows_on_the_worst_of_pictures(size: tuple[int, int]) -> None:
+    width, height = size
+    dots = np.random.default_rng(0).integers(0, 2, (height, width, 3)).astype(np.uint8) * 255
+    expected = np.asarray(Image.fromarray(dots).resize((224, 200)))
+    difference = np.abs(decode_image(as_bytes(Image.fromarray(dots), "PNG"), 224, 200, 10**9).astype(int) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.02
 
 
 def test_width_and_height_are_not_mistaken_for_each_other() -> None:

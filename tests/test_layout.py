@@ -14,6 +14,7 @@ OURS = {"settings", "helpers", "serving", *(Path(name).stem for name in STORIES)
 # Outside libraries and the one module (of stories and serving/) that may import each.
 ONLY_IN = {
     "PIL": "serving/images.py",
+    "cykooz_resizer": "serving/resampling.py",
     "redis": "serving/redis_connection.py serving/redis_wire.py",
     "hiredis": "serving/redis_wire.py",
     "orjson": "serving/job_queue.py serving/queue_client.py",
@@ -30,6 +31,7 @@ ONLY_IN = {
 }
 # Modules of serving/ that each may import, besides errors. What is not here imports none.
 MAY_IMPORT = {
+    "images": {"resampling"},
     "redis_connection": {"redis_wire"},
     "job_queue": {"redis_connection"},
     "queue_client": {"admission", "job_queue"},
