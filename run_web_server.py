@@ -18,7 +18,7 @@ from flask import Flask, Response, request
 
 import helpers
 import settings
-from serving import errors, gunicorn_server, headers, http, images, uploads
+from serving import errors, gunicorn_server, gunicorn_worker, headers, http, images, uploads
 from serving.admission import Places
 from serving.job_queue import JobQueue
 from serving.queue_client import QueueClient
@@ -70,7 +70,7 @@ def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> N
         with places.one():
             image, environ = encoded(upload, came), request.environ
             del upload  # as many may wait as there are places, and an upload is large
-            gone = functools.partial(gunicorn_server.has_hung_up, environ)
+            gone = functools.partial(gunicorn_worker.has_hung_up, environ)
             answer = client.ask(image, config.image_dtype, (height, width, 3), gone, since=came)
         return Response(read_answer(answer), mimetype="application/json")
 
@@ -97,7 +97,7 @@ def read_upload(max_bytes: int) -> bytes:
     """The bytes of the uploaded image. Raises NoImage, TooLarge, UnsupportedFormat."""
     try:
         upload = read_body(max_bytes)
-    except gunicorn_server.BROKEN_BODY as error:
+    except gunicorn_worker.BROKEN_BODY as error:
         raise errors.NoImage(f"The body cannot be read: {error}. Send it again.") from error
     if not upload:
         raise errors.NoImage(f"The image is empty (0 bytes). {HOW_TO_SEND}")

@@ -22,7 +22,7 @@ ONLY_IN = {
     "keras": "serving/model.py",
     "openvino": "serving/openvino_runtime.py",
     "multipart": "serving/uploads.py",
-    "gunicorn": "serving/gunicorn_server.py",
+    "gunicorn": "serving/gunicorn_server.py serving/gunicorn_worker.py",
     "flask_cors": "serving/headers.py",
     "prometheus_client": "serving/metrics.py",
     "pydantic": "settings.py",
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "metrics": {"queue_worker"},
     "model": {"classifier"},
     "openvino_runtime": {"classifier"},
+    "gunicorn_server": {"gunicorn_worker"},
     "http": {"job_queue", "metrics", "openapi"},
 }
 

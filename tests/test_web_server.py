@@ -32,7 +32,7 @@ from flask import Flask
 from PIL import Image
 
 import helpers
-from serving import gunicorn_server, local_redis
+from serving import gunicorn_worker, local_redis
 from serving.errors import Forbidden
 from serving.http import check_local
 from serving.job_queue import Job
@@ -345,11 +345,11 @@ def test_who_finds_no_place_is_refused_at_once_and_the_pages_still_answer(
 
 
 def test_a_request_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gunicorn_server, "ARRIVAL_SECONDS", 0.2)
-    monkeypatch.setattr(gunicorn_server, "SLOWEST_BYTES_A_SECOND", 10)
+    monkeypatch.setattr(gunicorn_worker, "ARRIVAL_SECONDS", 0.2)
+    monkeypatch.setattr(gunicorn_worker, "SLOWEST_BYTES_A_SECOND", 10)
     client, server = socket.socketpair()
     with client, server:
-        reader = gunicorn_server._Unreader(server)
+        reader = gunicorn_worker._Unreader(server)
         client.sendall(b"12345678901234567890")  # worth two seconds more
         assert reader.chunk() == b"12345678901234567890"
         time.sleep(0.3)
@@ -366,7 +366,7 @@ def test_a_connection_brings_one_request_after_another(start: Callable[..., str]
     """At once, when its thread still waits for the next; later, when the thread has left it; and two in one packet."""
     with connect(start()) as client:
         answers = client.makefile("rb")
-        for pause, count in ((0, 1), (0, 1), (2 * gunicorn_server.NEXT_REQUEST_SECONDS, 1), (0, 2), (0, 1)):
+        for pause, count in ((0, 1), (0, 1), (2 * gunicorn_worker.NEXT_REQUEST_SECONDS, 1), (0, 2), (0, 1)):
             time.sleep(pause)
             client.sendall(as_request(PHOTO) * count)
             for _ in range(count):
@@ -385,7 +385,7 @@ def test_clients_that_keep_their_end_open_hold_nobody_up(start: Callable[..., st
             client.sendall(as_request(PHOTO, "Connection: close"))
             assert b"200 OK" in client.recv(1000)
         assert upload(f"{url}/predict", PHOTO).status == 200
-        assert time.monotonic() - began < 2 * gunicorn_server.LINGER_SECONDS  # and not ten times that
+        assert time.monotonic() - began < 2 * gunicorn_worker.LINGER_SECONDS  # and not ten times that
 
 
 def test_a_refusal_reaches_a_client_that_is_sending_yet(start: Callable[..., str], raw: redis.Redis) -> None:
