@@ -40,6 +40,7 @@ def create_app(config: settings.Settings) -> Flask:
     app.config["MAX_UPLOAD_BYTES"] = config.max_upload_bytes
     app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
     app.json.sort_keys = app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    app.ensure_sync = lambda function: function  # type: ignore[method-assign, assignment]  # none here is a coroutine, no need to look
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
     client = QueueClient(
         queue,
@@ -48,7 +49,7 @@ def create_app(config: settings.Settings) -> Flask:
         poll_seconds=config.client_sleep,
     ).start()
     keys = config.api_keys()
-    headers.add_headers(app, allowed_origins=config.allowed_origins())
+    headers.share(app, allowed_origins=config.allowed_origins())
     add_predict(app, config, client)
     http.add_pages(app, queue, check_reader=(lambda: check_key(keys)) if keys else http.check_local)
     http.add_openapi(app, max_upload_bytes=config.max_upload_bytes, formats=images.FORMATS, asks_for_key=bool(keys))
@@ -152,7 +153,7 @@ def main() -> int:
         processes=config.web_workers,
         threads=config.web_threads,
         drain_seconds=config.request_timeout_seconds,
-        error_headers=headers.ALWAYS,
+        headers=headers.ALWAYS,
     )
     return 0
 

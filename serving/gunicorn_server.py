@@ -61,15 +61,15 @@ def serve(
     processes: int,
     threads: int,
     drain_seconds: float,
-    error_headers: Mapping[str, str],
+    headers: Mapping[str, str],
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight then have `drain_seconds` to end.
 
     `threads` requests may be in hand in each process; a few more threads are there to refuse others.
     Each process creates an application of its own, after the fork: threads and connections do not survive one.
-    What never reaches it, as a request line that is none does, is refused with `error_headers`.
+    Every answer carries `headers`, unless it brings its own; also where the request never reaches the application.
     """
-    gunicorn_worker.answer_as_the_application_does(error_headers)
+    gunicorn_worker.answer_with(headers)
     # The processes add up their metrics in files, which the library looks for as it is imported.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp(prefix="web-metrics-")
     options = {

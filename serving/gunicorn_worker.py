@@ -9,7 +9,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -87,6 +87,11 @@ class _Connection(TConn):  # type: ignore[misc]
 class Worker(ThreadWorker):  # type: ignore[misc]
     """gthread with requests that must arrive in time; and, once told to stop, it closes the door."""
 
+    def init_process(self) -> None:
+        # It reads its settings two dozen times a request, each through a method that looks it up by name.
+        self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
+        super().init_process()
+
     def accept(self, listener: socket.socket) -> None:
         try:
             client, address = listener.accept()
@@ -132,16 +137,57 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().handle_error(req, client, addr, exc)
 
 
-def answer_as_the_application_does(error_headers: Mapping[str, str]) -> None:
-    """Make gunicorn's own refusals JSON with `error_headers`, and let no answer name it.
+class _Response(wsgi.Response):  # type: ignore[misc]
+    """An answer that does not name its server, carries what every answer does, and is sent at once.
 
-    It has no settings for either; these two functions are where it writes.
+    gunicorn sends head and body apart: another system call, and another time that the client wakes.
     """
-    util.write_error = functools.partial(_write_error, error_headers)
-    default_headers = wsgi.Response.default_headers
-    wsgi.Response.default_headers = lambda response: [
-        line for line in default_headers(response) if not line.startswith("Server:")
-    ]
+
+    always: Sequence[tuple[str, str]] = ()  # name in lower case, line
+    headers_sent: bool
+    _unsent = b""
+
+    def default_headers(self) -> list[str]:
+        lines = [line for line in super().default_headers() if not line.startswith("Server:")]
+        given = {name.lower() for name, _ in self.headers}
+        return lines + [line for name, line in self.always if name not in given]
+
+    def send_headers(self) -> None:
+        if not self.headers_sent:
+            lines = self.default_headers() + [f"{name}: {value}\r\n" for name, value in self.headers]
+            self._unsent = ("".join(lines) + "\r\n").encode("latin-1")
+            self.headers_sent = True
+
+    def _emit_body(self, data: bytes) -> None:
+        if self.chunked:
+            self._send_the_rest()
+            super()._emit_body(data)
+        elif data:
+            self._unsent += data
+            self._send_the_rest()
+
+    def close(self) -> None:
+        self.send_headers()
+        self._send_the_rest()
+        super().close()
+
+    def can_sendfile(self) -> bool:
+        return False
+
+    def _send_the_rest(self) -> None:
+        if self._unsent:
+            self.sock.sendall(self._unsent)
+            self._unsent = b""
+
+
+def answer_with(headers: Mapping[str, str]) -> None:
+    """Put `headers` on every answer that does not bring them itself, and make gunicorn's own refusals JSON.
+
+    It has no settings for either; these two names are where it looks.
+    """
+    util.write_error = functools.partial(_write_error, headers)
+    wsgi.Response = _Response
+    _Response.always = [(name.lower(), f"{name}: {value}\r\n") for name, value in headers.items()]
 
 
 def _write_error(headers: Mapping[str, str], client: socket.socket, status: int, _reason: str, message: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flask import Flask, Response
+from flask import Flask
 from flask_cors import CORS
 
 ALWAYS = {
@@ -21,8 +21,8 @@ SHARED_PATHS = ("/predict", "/healthz", "/readyz", "/openapi.json")
 PREFLIGHT_GOOD_FOR_SECONDS = 600
 
 
-def add_headers(app: Flask, *, allowed_origins: Sequence[str]) -> None:
-    """Put them on every answer, and let pages of `allowed_origins` ask; to be called before the first route is added.
+def share(app: Flask, *, allowed_origins: Sequence[str]) -> None:
+    """Let pages of `allowed_origins` ask; to be called before the first route is added.
 
     Pages of no other origin, with an empty list of none, get leave to read anything: their preflight is a 405.
     """
@@ -41,9 +41,3 @@ def add_headers(app: Flask, *, allowed_origins: Sequence[str]) -> None:
             always_send=False,
             max_age=PREFLIGHT_GOOD_FOR_SECONDS,
         )
-
-    @app.after_request
-    def add(response: Response) -> Response:
-        for name, value in ALWAYS.items():
-            response.headers.setdefault(name, value)
-        return response

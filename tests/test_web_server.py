@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from conftest import (
     wait_for,
 )
 from flask import Flask
+from gunicorn.config import Config
 from PIL import Image
 
 import helpers
@@ -374,6 +376,30 @@ def test_a_connection_brings_one_request_after_another(start: Callable[..., str]
                 head = iter(answers.readline, b"\r\n")
                 (length,) = (int(line[15:]) for line in head if line.lower().startswith(b"content-length:"))
                 assert json.loads(answers.read(length))["success"]
+
+
+@pytest.mark.parametrize(("method", "chunked"), [("GET", False), ("HEAD", False), ("GET", True)])
+def test_head_and_body_of_an_answer_are_sent_together(method: str, chunked: bool) -> None:
+    class Connection:
+        def __init__(self) -> None:
+            self.sent: list[bytes] = []
+
+        def sendall(self, data: bytes) -> None:
+            self.sent.append(data)
+
+    connection = Connection()
+    request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
+    response = gunicorn_worker._Response(request, connection, Config())
+    response.start_response("200 OK", [("Content-Type", "text/plain")] + [("Content-Length", "4")] * (not chunked))
+    for part in (b"", b"ab", b"cd"):
+        response.write(part)
+    response.close()
+    sent = b"".join(connection.sent)
+    assert sent.startswith(b"HTTP/1.1 200 OK\r\n")
+    bodies = {"HEAD": b"\r\n\r\n", "GET": b"\r\n\r\n2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n" if chunked else b"\r\n\r\nabcd"}
+    assert sent.endswith(bodies[method])
+    if not chunked:
+        assert connection.sent[0].endswith(b"\r\n\r\nab" if method == "GET" else b"\r\n\r\n")
 
 
 def test_clients_that_keep_their_end_open_hold_nobody_up(start: Callable[..., str], answering: Answering) -> None:
