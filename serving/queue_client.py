@@ -166,7 +166,7 @@ class QueueClient:
         handed_out, self._handed_out = self._handed_out, []  # what Redis does not delete now ends by its time to live
         if handed_out:
             with translated():
-                self._queue.redis.unlink(*handed_out)
+                self._queue.redis.exchange(("UNLINK", *handed_out))
 
     def _listen(self) -> None:
         away = False
