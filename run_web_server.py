@@ -97,7 +97,7 @@ def check_key(keys: list[str]) -> None:
 def read_upload(max_bytes: int) -> bytes:
     """The bytes of the uploaded image. Raises NoImage, TooLarge, UnsupportedFormat."""
     try:
-        upload = read_body(max_bytes)
+        upload = read_body()
     except gunicorn_worker.BROKEN_BODY as error:
         raise errors.NoImage(f"The body cannot be read: {error}. Send it again.") from error
     if not upload:
@@ -109,11 +109,11 @@ def read_upload(max_bytes: int) -> bytes:
     return upload
 
 
-def read_body(max_bytes: int) -> bytes:
+def read_body() -> bytes:
     """The multipart field `image`, or the raw body. Raises NoImage, UnsupportedFormat, or gunicorn's BROKEN_BODY."""
     if request.mimetype == "multipart/form-data":
         boundary = request.mimetype_params.get("boundary", "")
-        upload = uploads.read_form_file(request.stream, boundary, "image", max_bytes)
+        upload = uploads.read_form_file(request.get_data(cache=False), boundary, "image")
         if upload is None:
             raise errors.NoImage(f"The form has no file field `image`. {HOW_TO_SEND}")
         return upload
