@@ -24,14 +24,16 @@ class Way:
     """One way to run a model: a compiled batch size, or several at once.
 
     `run` maps exactly `capacity` images, (capacity, height, width, 3) uint8 0..255, to (capacity, classes) float32
-    probabilities, or up to `in_flight` times as many in one call, which then wait for nothing but a free processor; it
-    raises ModelFailed and OutOfMemory.
+    probabilities, or up to `in_flight` times as many in one call, which then wait for nothing but a free processor; or
+    fewer, in whole pieces. It raises ModelFailed and OutOfMemory.
     """
 
     name: str
     capacity: int
     run: Callable[[np.ndarray], np.ndarray]
     in_flight: int = 1
+    piece: int | None = None  # images; None: its capacity
+    once: bool = False  # for a batch that it takes at one go, and for no part of a larger one
 
 
 class Runtime(Protocol):
@@ -103,7 +105,7 @@ class Classifier:
             way = plan[0]
             times = min(plan.count(way), way.in_flight)  # equal ones stand together
             part, plan = pixels[done : done + times * way.capacity], plan[times:]
-            missing = times * way.capacity - len(part)
+            missing = -len(part) % (way.piece or way.capacity)
             if missing:
                 part = np.concatenate([part, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
             rows.append(way.run(part)[: len(part) - missing])
@@ -147,13 +149,18 @@ def soonest_done(seconds: Mapping[Way, float], most: int) -> list[list[Way]]:
     Where a call's time grows with its size, as on a CPU, 24 images go as 16 + 8; where it hardly does, as on a GPU,
     they are padded to 32.
     """
+    parts = {way: time for way, time in seconds.items() if not way.once}
     plan: list[list[Way]] = [[]]
     total = [0.0]
     for count in range(1, most + 1):
-        best = min(seconds, key=lambda way: seconds[way] + total[max(count - way.capacity, 0)])
+        best = min(parts, key=lambda way: parts[way] + total[max(count - way.capacity, 0)])
         rest = max(count - best.capacity, 0)
-        total.append(seconds[best] + total[rest])
+        total.append(parts[best] + total[rest])
         plan.append(sorted([best, *plan[rest]], key=lambda way: (-way.capacity, way.name)))
+    for way in sorted((way for way in seconds if way.once), key=lambda way: -seconds[way]):
+        for count in range(1, min(way.capacity, most) + 1):
+            if seconds[way] < total[count]:
+                plan[count] = [way]
     return plan
 
 

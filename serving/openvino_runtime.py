@@ -7,6 +7,7 @@ A kept model starts without Keras, in a second or two: a model server that died 
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -34,9 +35,9 @@ GOLDEN_IMAGES = 8
 MEASURE_SECONDS = 0.25  # each way, at the first start
 # How far a probability may be from Keras's in float32.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02}
-LARGEST_PIECE = 8  # images that one stream runs at once; where it was measured, 1 was the fastest
+LARGEST_PIECE = 8  # images that one thread runs at once; where it was measured, 1 was the fastest
 CHECKED_IN_FLIGHT = 2  # times a way's capacity
-WAYS_FORMAT = 2  # of the ways that are kept, and of how they are measured
+WAYS_FORMAT = 3  # of the ways that are kept, and of how they are measured
 
 log = logging.getLogger(__name__)
 
@@ -113,18 +114,25 @@ class OpenVinoRuntime:
 
     def _measure(self, batch_size: int) -> list[tuple[int, int]]:
         """(streams, images for each) of the ways that any count of images would go by."""
+        few = [(streams, 1) for streams in sorted({1, max(1, self._threads // 4)}) if streams < self._threads]
+        many = [(self._threads, size) for size in batch_sizes(min(batch_size, LARGEST_PIECE))]
         seconds, of = {}, {}
-        for streams in sorted({1, max(1, self._threads // 4), self._threads}):
-            for size in batch_sizes(min(batch_size, LARGEST_PIECE)):
-                if streams * size <= max(batch_size, streams):
-                    log.info("measuring: %d × batches of %d", streams, size)
-                    way = self._way(streams, size, batch_size)
-                    bare = Way(way.name, way.capacity, len)  # type: ignore[arg-type]  # lets go of what was compiled
-                    seconds[bare], of[bare] = time_of(way, self.input_shape, MEASURE_SECONDS), (streams, size)
+        for streams, size in few + [
+            (streams, size) for streams, size in many if size == 1 or streams * size <= batch_size
+        ]:
+            log.info("measuring: %d × batches of %d", streams, size)
+            way = self._way(streams, size, batch_size)
+            bare = dataclasses.replace(way, run=len)  # type: ignore[arg-type]  # lets go of what was compiled
+            seconds[bare], of[bare] = time_of(way, self.input_shape, MEASURE_SECONDS), (streams, size)
         return sorted({of[way] for ways in soonest_done(seconds, batch_size) for way in ways})
 
     def _way(self, streams: int, size: int, batch_size: int) -> Way:
-        """Pieces of `size` images, of which each stream takes the next one as soon as it is free."""
+        """Pieces of `size` images, of which each stream takes the next one as soon as it is free.
+
+        With fewer streams than threads several threads share a piece. That is soonest done while nothing else runs, and
+        is left to batches of few images: under load the web server's processes run on the same processors, and threads
+        that share a piece wait for the one that lost its own to them.
+        """
         network = self._network.clone()
         network.reshape([size, *self.input_shape])
         options = {
@@ -134,9 +142,11 @@ class OpenVinoRuntime:
         }
         compiled = self._core.compile_model(network, "CPU", options)
         capacity = size * min(streams, max(1, batch_size // size))
-        in_flight = max(1, batch_size // capacity)
+        once = streams < self._threads
+        in_flight = 1 if once else max(1, batch_size // capacity)
         requests = [compiled.create_infer_request() for _ in range(in_flight * capacity // size)]
-        return Way(f"{streams} × batches of {size}", capacity, partial(_run, requests, size), in_flight)
+        name = f"{streams} × batches of {size}"
+        return Way(name, capacity, partial(_run, requests, size), in_flight, piece=size, once=once)
 
     def _check(self, way: Way) -> None:
         golden = golden_images(self.input_shape)

@@ -13,7 +13,7 @@ import redis
 from conftest import REAL_MODEL, Processes, new_job, output, wait_for
 
 import helpers
-from serving import openvino_runtime
+from serving import classifier, openvino_runtime
 from serving.classifier import Classifier
 from serving.errors import ModelFailed, RuntimeUnsuitable
 from serving.images import decode_image
@@ -55,7 +55,7 @@ def test_every_size_of_batch_gets_keras_answers(model: ModuleType, kept: Path, t
 
 
 @pytest.mark.parametrize(
-    ("streams", "size", "capacity", "in_flight"), [(1, 1, 1, 8), (2, 1, 2, 4), (3, 2, 6, 1), (8, 4, 8, 1)]
+    ("streams", "size", "capacity", "in_flight"), [(1, 1, 1, 1), (2, 1, 2, 4), (3, 2, 6, 1), (8, 4, 8, 1)]
 )
 def test_all_pieces_in_flight_together_get_the_answers_of_each_alone(
     kept: Path, streams: int, size: int, capacity: int, in_flight: int
@@ -65,9 +65,28 @@ def test_all_pieces_in_flight_together_get_the_answers_of_each_alone(
     assert (way.capacity, way.in_flight) == (capacity, in_flight)
     pixels = np.random.default_rng(4).integers(0, 256, (capacity * in_flight, 32, 32, 3), dtype=np.uint8)
     each = np.concatenate([one.run(pixels[i : i + 1]) for i in range(len(pixels))])
-    for times in range(in_flight, 0, -1):  # fewer than before: what is left over of those must not come along
-        count = times * capacity
+    for count in range(in_flight * capacity, 0, -size):  # fewer than before: nothing left over of those may come along
         assert np.allclose(way.run(pixels[:count]), each[:count], atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_threads_share_a_piece_only_where_a_batch_has_few(
+    kept: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast it looks while nothing else runs: beside the web server's processes it took a fifth more."""
+    monkeypatch.setattr(openvino_runtime, "time_of", lambda way, *_: way.capacity if way.once else 100 * way.capacity)
+    monkeypatch.setattr(classifier, "time_of", openvino_runtime.time_of)
+    runtime = OpenVinoRuntime(kept, precision="float32", threads=threads)
+    found = Classifier(runtime, runtime.labels, top=1, batch_size=16)
+    found.warm_up()
+    most = max(1, threads // 4) if threads > 1 else 0
+    assert [count for count, ways in enumerate(found._plan) if any(way.once for way in ways)] == list(
+        range(1, most + 1)
+    )
+    pixels = np.random.default_rng(6).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    each = [found.predict(pixels[place : place + 1])[0][0]["label"] for place in range(16)]
+    for count in range(1, 17):
+        assert [answer[0]["label"] for answer in found.predict(pixels[:count])] == each[:count]
 
 
 def test_a_piece_that_fails_leaves_none_in_flight(kept: Path) -> None:
