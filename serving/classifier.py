@@ -149,7 +149,7 @@ def soonest_done(seconds: Mapping[Way, float], most: int) -> list[list[Way]]:
     Where a call's time grows with its size, as on a CPU, 24 images go as 16 + 8; where it hardly does, as on a GPU,
     they are padded to 32.
     """
-    parts = {way: time for way, time in seconds.items() if not way.once}
+    parts = {way: time for way, time in seconds.items() if not way.once} or seconds
     plan: list[list[Way]] = [[]]
     total = [0.0]
     for count in range(1, most + 1):

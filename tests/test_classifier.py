@@ -82,6 +82,7 @@ def test_a_way_for_a_batch_at_one_go_is_no_part_of_a_larger_one() -> None:
     few, many = Way("few", 1, np.asarray, once=True), Way("many", 2, np.asarray)
     assert soonest_done({few: 1.0, many: 1.5}, 3) == [[], [few], [many], [many, many]]
     assert soonest_done({few: 1.5, many: 1.0}, 3) == [[], [many], [many], [many, many]]
+    assert soonest_done({few: 1.0}, 1) == [[], [few]]  # BATCH_SIZE=1
 
 
 @pytest.mark.parametrize(("piece", "last"), [(None, 2), (1, 1)])

@@ -69,23 +69,23 @@ def test_all_pieces_in_flight_together_get_the_answers_of_each_alone(
         assert np.allclose(way.run(pixels[:count]), each[:count], atol=1e-6)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize(("threads", "batch_size"), [(1, 16), (2, 16), (8, 16), (2, 1), (8, 1), (8, 3), (16, 3)])
 def test_threads_share_a_piece_only_where_a_batch_has_few(
-    kept: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+    kept: Path, threads: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However fast it looks while nothing else runs: beside the web server's processes it took a fifth more."""
     monkeypatch.setattr(openvino_runtime, "time_of", lambda way, *_: way.capacity if way.once else 100 * way.capacity)
     monkeypatch.setattr(classifier, "time_of", openvino_runtime.time_of)
     runtime = OpenVinoRuntime(kept, precision="float32", threads=threads)
-    found = Classifier(runtime, runtime.labels, top=1, batch_size=16)
+    found = Classifier(runtime, runtime.labels, top=1, batch_size=batch_size)
     found.warm_up()
-    most = max(1, threads // 4) if threads > 1 else 0
+    most = min(batch_size, max(1, threads // 4)) if threads > 1 else 0
     assert [count for count, ways in enumerate(found._plan) if any(way.once for way in ways)] == list(
         range(1, most + 1)
     )
-    pixels = np.random.default_rng(6).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
-    each = [found.predict(pixels[place : place + 1])[0][0]["label"] for place in range(16)]
-    for count in range(1, 17):
+    pixels = np.random.default_rng(6).integers(0, 256, (batch_size, 32, 32, 3), dtype=np.uint8)
+    each = [found.predict(pixels[place : place + 1])[0][0]["label"] for place in range(batch_size)]
+    for count in range(1, batch_size + 1):
         assert [answer[0]["label"] for answer in found.predict(pixels[:count])] == each[:count]
 
 
