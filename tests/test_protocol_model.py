@@ -454,6 +454,9 @@ class Protocol(RuleBasedStateMachine):
             self.expected = True
             self.model.requeue(place)
             self.ended.remove(job)
+            # It travels under a text of its own now, without a deadline. Its client was told that it failed; should it
+            # hang up only now, what the operator wants runs all the same.
+            self.clients.discard(job)
 
     # What must be true after each step
 
