@@ -90,8 +90,9 @@ def test_threads_share_a_piece_only_where_a_batch_has_few(
 
 
 def test_a_piece_that_fails_leaves_none_in_flight(kept: Path) -> None:
-    way = OpenVinoRuntime(kept, precision="float32", threads=2)._way(1, 1, 4)
+    way = OpenVinoRuntime(kept, precision="float32", threads=2)._way(2, 1, 4)
     requests, size = way.run.args  # type: ignore[attr-defined]
+    assert len(requests) == 4
     pixels = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     right = way.run(pixels)
 

@@ -236,6 +236,7 @@ class Protocol(RuleBasedStateMachine):
         self.accepted: set[str] = set()
         self.ended: set[str] = set()  # by a worker that held them, or as a dead letter
         self.clients: set[str] = set()  # jobs whose client waits
+        self.rewritten: set[str] = set()  # jobs that an operator requeued, under a text of their own
         self.refused = 0
         self.numbers = itertools.count(1)
         # Leases run out one after another, all of them lately, by Redis's clock.
@@ -305,7 +306,8 @@ class Protocol(RuleBasedStateMachine):
         queue, text = self.queue, self.texts[job]
         self.clients.remove(job)
         self.real = bool(queue.run("cancel", [queue.name, queue.attempts], [text]))
-        self.expected = self.model.cancel(job)
+        # Told that its job failed, should it hang up only now, what the operator wants runs all the same.
+        self.expected = job not in self.rewritten and self.model.cancel(job)
         if self.expected:
             self.ended.add(job)
 
@@ -454,9 +456,7 @@ class Protocol(RuleBasedStateMachine):
             self.expected = True
             self.model.requeue(place)
             self.ended.remove(job)
-            # It travels under a text of its own now, without a deadline. Its client was told that it failed; should it
-            # hang up only now, what the operator wants runs all the same.
-            self.clients.discard(job)
+            self.rewritten.add(job)
 
     # What must be true after each step
 
