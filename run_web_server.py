@@ -11,7 +11,6 @@ import functools
 import hmac
 import json
 import sys
-import threading
 import time
 
 from flask import Flask, Response, request
@@ -30,8 +29,6 @@ HOW_TO_SEND = (
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 # No command here blocks in Redis, so that one which takes this long has failed.
 REDIS_TIMEOUT_SECONDS = 3.0
-# Images that one process decodes at once: more would not be faster, and each may take hundreds of megabytes.
-DECODERS = 2
 
 
 def create_app(config: settings.Settings) -> Flask:
@@ -61,28 +58,23 @@ def create_app(config: settings.Settings) -> Flask:
 def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> None:
     """POST /predict: the path of an image through this process."""
     width, height, keys = config.image_width, config.image_height, config.api_keys()
-    places, decoders = Places(config.web_threads), threading.BoundedSemaphore(DECODERS)
+    places = Places(config.web_threads)
 
     @app.post("/predict")
     def predict() -> Response:
         came = time.monotonic()
         check_key(keys)
-        upload = read_upload(config.max_upload_bytes)
+        upload = [read_upload(config.max_upload_bytes)]
         client.check_room()
         with places.one():
-            image, environ = encoded(upload, came), request.environ
-            del upload  # as many may wait as there are places, and an upload is large
-            gone = functools.partial(gunicorn_worker.has_hung_up, environ)
-            answer = client.ask(image, config.image_dtype, (height, width, 3), gone, since=came)
+            encode = functools.partial(encoded, upload)
+            gone = functools.partial(gunicorn_worker.has_hung_up, request.environ)
+            answer = client.ask(encode, config.image_dtype, (height, width, 3), gone, since=came)
         return Response(read_answer(answer), mimetype="application/json")
 
-    def encoded(upload: bytes, came: float) -> str:
-        if not decoders.acquire(timeout=max(0.0, came + config.request_timeout_seconds - time.monotonic())):
-            raise client.too_late()
-        try:
-            pixels = images.decode_image(upload, width, height, config.max_image_pixels)
-        finally:
-            decoders.release()
+    def encoded(upload: list[bytes]) -> str:
+        # Taken out of its list, and gone once decoded: as many requests may wait as there are places.
+        pixels = images.decode_image(upload.pop(), width, height, config.max_image_pixels)
         return helpers.encode_image(pixels, config.image_dtype)
 
 

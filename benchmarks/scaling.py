@@ -100,8 +100,8 @@ def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> 
     texts = [job_text(image) for _ in range(BATCH_SIZE)]
     jobs, spent, began = 0, cpu_seconds(redis_pid), time.monotonic()
     while time.monotonic() - began < seconds:
-        for text in texts:
-            queue.submit(text, 10_000)
+        for text in texts:  # one by one, as requests that come singly are
+            queue.submit([text], 10_000)
         taken = worker.take(BATCH_SIZE).jobs
         worker.answer([Outcome(text, Job.from_text(text).id, answer="[]") for text in taken])
         jobs += len(taken)

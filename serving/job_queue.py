@@ -177,12 +177,16 @@ class JobQueue:
         with translated():
             return self.redis.exchange(_command(script, keys, args))[0]
 
-    def submit(self, job: str, most_waiting: int) -> Any:
-        """Put a job, as it travels, at the end of the queue; what submit.lua returns. Raises QueueAway."""
+    def submit(self, jobs: Sequence[str], most_waiting: int) -> list[Any]:
+        """Put jobs, as they travel, at the end of the queue, all in one round trip.
+
+        Returns what submit.lua does, for each of them. Raises QueueAway.
+        """
         script = _command("submit", [self.name, self.served, self.emptied], [most_waiting])
+        pushes: list[Command] = [("RPUSH", self.name, job) for job in jobs]
         with translated():
-            _, (_, reply) = self.redis.transact([("RPUSH", self.name, job), script])
-        return reply
+            _, replies = self.redis.transact([command for push in pushes for command in (push, script)])
+        return replies[1::2]
 
     def move(
         self, processing: str, most: int, keep: Sequence[Any], wait_seconds: float = 0.0

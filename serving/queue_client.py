@@ -1,6 +1,9 @@
 """The web server's side of the queue: submit a job, wait for its answer.
 
-    ask -- submit --> queue … model server … SET <id>, message -- listener --> the waiting request wakes
+    ask -- encode, submit --> queue … model server … SET <id>, message -- listener --> the waiting request wakes
+
+Two threads at most encode images (that is, decode uploads), each for all requests that wait for it by then, and submit
+their jobs in one round trip: a request by itself runs that code with cold caches, and fights for the interpreter.
 
 The message carries the answers, which saves a round trip before the request wakes; the key is what counts. Without a
 message (a lost connection, a model server that sends none) a second thread finds the answer when it next looks: once
@@ -12,17 +15,22 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import orjson
 
 from serving.admission import Admission
+from serving.combining import Combiner
 from serving.errors import ClientGone, QueueAway, QueueFull, TimedOut
 from serving.job_queue import CLOCK_GOOD_FOR_SECONDS, Job, JobQueue, translated
 
 RECONNECT_SECONDS = 0.5
+# Images that one process encodes at once: more would not be faster, and each may take hundreds of megabytes.
+ENCODERS = 2
+MOST_SUBMITTED_TOGETHER = 16
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +54,14 @@ class QueueClient:
         self._keys = [queue.name, queue.served, queue.emptied]
         self._channel = queue.channel(uuid.uuid4().hex)
         self._admission = Admission(max_queue_length, timeout_seconds)
-        self._waiting: dict[str, _Waiting] = {}
+        self._submitting = Combiner(self._encode_and_submit, places=ENCODERS, most=MOST_SUBMITTED_TOGETHER)
+        self._waiting: dict[str, _Request] = {}
         self._given_up: SimpleQueue[Job] = SimpleQueue()  # jobs whose request has ended
         self._handed_out: list[str] = []  # ids of answers that nobody needs to read any more
 
     def start(self) -> "QueueClient":
-        """Start the threads that listen for answers and look for them; without these no request is answered."""
+        """Start the threads that submit, listen for answers and look for them; without these no request is answered."""
+        self._submitting.start()
         for work in (self._listen, self._look_after):
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
         return self
@@ -68,16 +78,17 @@ class QueueClient:
 
     def ask(
         self,
-        image: str,
+        encode: Callable[[], str],
         dtype: str,
         shape: tuple[int, ...],
         has_hung_up: Callable[[], bool] = lambda: False,
         since: float | None = None,
     ) -> str:
-        """Submit an encoded image and wait for its answer, JSON text.
+        """Submit an image and wait for its answer, JSON text.
 
         Args:
-            image, dtype, shape: as in Job.
+            encode: makes the image, as in Job; called at most once, by any thread. What it raises is raised here.
+            dtype, shape: as in Job.
             has_hung_up: says whether the client has gone.
             since: when the request came, monotonic seconds; its deadline counts from there. None: now.
 
@@ -90,46 +101,63 @@ class QueueClient:
         until = (time.monotonic() if since is None else since) + self._timeout_seconds
         job_id = str(uuid.uuid4())
         deadline = self._queue.now(CLOCK_GOOD_FOR_SECONDS) + until - time.monotonic()
-        # Its text is not kept: as many requests may wait as there are places, each with 200 kB.
-        job = Job(job_id, image, dtype, shape, deadline, self._channel)
-        with self._expecting(job_id) as waiting:
-            try:
-                self.submit(job.to_text())
-                while not waiting.wait(max(0.0, min(self._poll_seconds, until - time.monotonic()))):
-                    if has_hung_up():
-                        raise ClientGone("The client hung up.")
-                    if time.monotonic() >= until:
-                        raise self.too_late()
-            except (QueueAway, ClientGone, TimedOut):  # of QueueAway the reply may be all that was lost
-                self._given_up.put(job)
-                raise
-        return waiting.answer
+        make_job = partial(Job, id=job_id, dtype=dtype, shape=shape, deadline=deadline, reply_to=self._channel)
+        request = _Request(encode, make_job)
+        with self._expecting(job_id, request):
+            self._submitting.put(request)
+            while not request.wait(max(0.0, min(self._poll_seconds, until - time.monotonic()))):
+                if has_hung_up():
+                    raise self._given_up_by(request, ClientGone("The client hung up."))
+                if time.monotonic() >= until:
+                    raise self._given_up_by(request, self._too_late())
+        return request.result()
 
-    def too_late(self) -> TimedOut:
-        """The error of a request that has waited for long enough."""
+    def _too_late(self) -> TimedOut:
         return TimedOut(
             f"No answer within {self._timeout_seconds:g} s. The service is busy, or its model server is away: "
             "try again."
         )
 
-    def submit(self, job: str) -> None:
-        """Put a job, as it travels, at the end of the queue. Raises QueueFull, QueueAway."""
-        accepted, ahead, served, emptied, clock = self._queue.submit(job, self._admission.most_waiting())
-        self._queue.set_clock(float(clock))
-        self._admission.note(float(clock), ahead, served, float(emptied))
-        if not accepted:
-            raise self._refusal()
+    def submit(self, jobs: Sequence[str]) -> list[bool]:
+        """Put jobs, as they travel, at the end of the queue; which of them it had room for. Raises QueueAway."""
+        replies = self._queue.submit(jobs, self._admission.most_waiting())
+        for _, ahead, served, emptied, clock in replies:
+            self._queue.set_clock(float(clock))
+            self._admission.note(float(clock), ahead, served, float(emptied))
+        return [bool(accepted) for accepted, *_ in replies]
+
+    def _encode_and_submit(self, requests: list["_Request"]) -> None:
+        requests = [request for request in requests if request.make_job()]
+        jobs = [request.job for request in requests if request.job]
+        try:
+            accepted = self.submit([job.to_text() for job in jobs]) if jobs else []
+        except Exception as error:
+            for request, job in zip(requests, jobs, strict=True):
+                self._given_up.put(job)  # the reply may be all that was lost
+                request.fail(error)
+            return
+        for request, job, is_accepted in zip(requests, jobs, accepted, strict=True):
+            if not is_accepted:
+                request.fail(self._refusal())
+            elif request.has_ended:  # meanwhile
+                self._given_up.put(job)
+
+    def _given_up_by(self, request: "_Request", error: ClientGone | TimedOut) -> ClientGone | TimedOut:
+        request.has_ended = True
+        if request.job:
+            self._given_up.put(request.job)
+        return error
 
     def _refusal(self) -> QueueFull:
         seconds = self._admission.retry_after_seconds()
         return QueueFull(f"Too many images wait already. Try again in {seconds} s.", retry_after_seconds=seconds)
 
     @contextlib.contextmanager
-    def _expecting(self, job_id: str) -> Iterator["_Waiting"]:
+    def _expecting(self, job_id: str, request: "_Request") -> Iterator[None]:
         # Registered before the job is submitted: the answer may be faster than this thread.
-        self._waiting[job_id] = waiting = _Waiting()
+        self._waiting[job_id] = request
         try:
-            yield waiting
+            yield
         finally:
             del self._waiting[job_id]
 
@@ -156,7 +184,7 @@ class QueueClient:
 
     def _look_up(self) -> None:
         before = time.monotonic() - self._poll_seconds
-        ids = [job_id for job_id, waiting in list(self._waiting.items()) if waiting.since < before]
+        ids = [job_id for job_id, request in list(self._waiting.items()) if request.since < before]
         if ids:
             with translated():
                 found: Any = self._queue.redis.mget(ids)
@@ -189,26 +217,53 @@ class QueueClient:
         if not answers or not isinstance(answers, dict):  # not from a model server of ours
             return
         for job_id, answer in answers.items():
-            waiting = self._waiting.get(job_id)
-            if waiting is not None:
-                waiting.wake(answer)
+            request = self._waiting.get(job_id)
+            if request is not None:
+                request.wake(answer)
         self._handed_out += answers
 
 
-class _Waiting:
-    """One request's place to sleep; a bare lock, since an Event makes two of them and more."""
+class _Request:
+    """One request: what its job is made of, then the job, and a place to sleep until it is answered.
 
-    def __init__(self) -> None:
+    The place is a bare lock, since an Event makes two of them and more.
+    """
+
+    def __init__(self, encode: Callable[[], str], make_job: Callable[..., Job]) -> None:
         self.since = time.monotonic()
-        self.answer = ""
+        self.job: Job | None = None  # without its text: as many requests may wait as there are places
+        self.has_ended = False  # nobody waits any more
+        self._encode: Callable[[], str] | None = encode
+        self._make_job = make_job
+        self._answer, self._error = "", None  # type: str, Exception | None
         self._asleep = threading.Lock()
         self._asleep.acquire()
 
+    def make_job(self) -> bool:
+        """Encode the image. Returns whether there is a job now; else the request has ended, or has failed."""
+        encode, self._encode = self._encode, None  # it holds the upload, which is large
+        if not self.has_ended and encode:
+            try:
+                self.job = self._make_job(image=encode())
+            except Exception as error:
+                self.fail(error)
+        return self.job is not None
+
     def wait(self, seconds: float) -> bool:
-        """Whether the answer came within `seconds`."""
+        """Whether the answer came, or the request failed, within `seconds`."""
         return self._asleep.acquire(timeout=seconds)
 
     def wake(self, answer: str) -> None:
-        self.answer = answer
+        self._answer = answer
         with contextlib.suppress(RuntimeError):  # it was awake: the answer came twice, as a message and as found
             self._asleep.release()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self.wake(self._answer)
+
+    def result(self) -> str:
+        """The answer. Raises what the request failed with, unless it was answered all the same."""
+        if self._error and not self._answer:
+            raise self._error
+        return self._answer

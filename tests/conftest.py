@@ -113,6 +113,22 @@ def new_job(**changes: object) -> Job:
     return Job(**({"id": str(uuid.uuid4()), "image": "AAAA"} | changes))  # type: ignore[arg-type]
 
 
+def push(raw: redis.Redis, count: int, **changes: object) -> list[Job]:
+    jobs = [new_job(**changes) for _ in range(count)]
+    for job in jobs:
+        raw.rpush("image_queue", job.to_text())
+    return jobs
+
+
+def answered(text: bytes, answer: str = "[]") -> Outcome:
+    job = Job.from_text(text)
+    return Outcome(text, job.id, job.reply_to, answer)
+
+
+def keys(raw: redis.Redis) -> set[str]:
+    return {key.decode() for key in raw.keys("*")} - {"{image_queue}:emptied"}
+
+
 class Processes:
     """Starts the service's scripts and ends what a test leaves running."""
 

@@ -187,13 +187,13 @@ def test_a_primary_that_hangs_holds_nobody_longer_than_its_deadline(cluster: Clu
     server.start()
     hung = cluster.primary()
     try:
-        assert client.ask("AAAA", "uint8", (1, 1, 3)) == '["yes"]'
+        assert client.ask(lambda: "AAAA", "uint8", (1, 1, 3)) == '["yes"]'
         hung.process.send_signal(signal.SIGSTOP)
         waits, answer = [], ""
         while not answer:
             began = time.monotonic()
             with contextlib.suppress(QueueAway, TimedOut):
-                answer = client.ask("AAAA", "uint8", (1, 1, 3))
+                answer = client.ask(lambda: "AAAA", "uint8", (1, 1, 3))
             waits.append(time.monotonic() - began)
         assert max(waits) < 4 + CONNECT_TIMEOUT_SECONDS
         assert cluster.primary() is not hung
@@ -235,7 +235,7 @@ def test_sentinels_may_have_tls_and_a_password_of_their_own(tmp_path: Path) -> N
         assert PASSWORD not in str(caught.value)
         queue = JobQueue(f"{url}&sentinel_password=another-secret", "image_queue")
         wait_for(lambda: can_connect(queue))
-        QueueClient(queue, max_queue_length=1, poll_seconds=1).submit(new_job().to_text())
+        QueueClient(queue, max_queue_length=1, poll_seconds=1).submit([new_job().to_text()])
         assert queue.waiting() == 1
         queue.close()
         here = JobQueue(server.tls_url().replace("/0?", "/1?"), "image_queue")

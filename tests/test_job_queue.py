@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import pytest
 import redis
-from conftest import RedisServer, new_job, wait_for
+from conftest import RedisServer, answered, keys, new_job, push, wait_for
 
 from serving import queue_worker
-from serving.errors import BadJob, ClientGone, LeaseLost, QueueAway, QueueFull, TimedOut
+from serving.errors import BadJob, LeaseLost, QueueAway
 from serving.job_queue import MOST_DEAD_LETTERS, Job, JobQueue
 from serving.queue_client import QueueClient
 from serving.queue_worker import Outcome, QueueWorker, end_leases, has_lease
@@ -22,29 +22,13 @@ NewWorker = Callable[..., QueueWorker]
 SHAPE = (1, 1, 3)
 
 
-def push(raw: redis.Redis, count: int, **changes: object) -> list[Job]:
-    jobs = [new_job(**changes) for _ in range(count)]
-    for job in jobs:
-        raw.rpush("image_queue", job.to_text())
-    return jobs
-
-
 def ids(texts: list[bytes]) -> list[str]:
     return [Job.from_text(text).id for text in texts]
-
-
-def answered(text: bytes, answer: str = "[]") -> Outcome:
-    job = Job.from_text(text)
-    return Outcome(text, job.id, job.reply_to, answer)
 
 
 def run_out(raw: redis.Redis, worker: QueueWorker) -> None:
     """Let a lease run out without waiting for it."""
     raw.zadd("{image_queue}:workers", {worker.name: 1.0})
-
-
-def keys(raw: redis.Redis) -> set[str]:
-    return {key.decode() for key in raw.keys("*")} - {"{image_queue}:emptied"}
 
 
 # Take
@@ -498,72 +482,7 @@ def test_any_finite_number_is_a_deadline(text: str, deadline: float) -> None:
     assert Job.from_text(job.encode()).deadline == deadline
 
 
-# The web server's side
-
-
-def test_a_client_gets_the_answer_and_the_key_is_gone(raw: redis.Redis, queue: JobQueue, new_worker: NewWorker) -> None:
-    client = QueueClient(queue, max_queue_length=10, poll_seconds=60).start()  # a poll would come too late
-    worker = new_worker()
-
-    def serve() -> None:
-        (text,) = worker.take(1, wait_seconds=5).jobs
-        worker.answer([answered(text, '["yes"]')])
-
-    wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
-    threading.Thread(target=serve).start()
-    assert client.ask("AAAA", "uint8", SHAPE) == '["yes"]'
-    worker.leave()
-    wait_for(lambda: keys(raw) == {"{image_queue}:served"})  # the key goes after the request woke
-
-
-def test_a_client_finds_an_answer_that_no_message_told_of(raw: redis.Redis, queue: JobQueue) -> None:
-    client = QueueClient(queue, max_queue_length=10, poll_seconds=0.05).start()
-
-    def the_tutorials_model_server() -> None:
-        wait_for(lambda: raw.llen("image_queue"))
-        job = json.loads(raw.lpop("image_queue"))
-        raw.set(job["id"], '["polled"]')
-
-    threading.Thread(target=the_tutorials_model_server).start()
-    assert client.ask("AAAA", "uint8", SHAPE) == '["polled"]'
-    wait_for(lambda: keys(raw) == set())  # the key goes after the request woke
-
-
-def new_client(queue: JobQueue, **changes: object) -> QueueClient:
-    options = {"max_queue_length": 10, "poll_seconds": 0.05, "timeout_seconds": 10.0} | changes
-    return QueueClient(queue, **options).start()  # type: ignore[arg-type]
-
-
-def test_without_an_answer_the_deadline_ends_the_wait_and_the_job(queue: JobQueue, raw: redis.Redis) -> None:
-    client = new_client(queue, timeout_seconds=0.3)
-    seen: list[Job] = []
-    watching = threading.Timer(0.1, lambda: seen.append(Job.from_text(raw.lindex("image_queue", 0))))
-    watching.start()
-    with pytest.raises(TimedOut, match="within 0.3 s"):
-        client.ask("AAAA", "uint8", SHAPE)
-    assert abs(seen[0].deadline - time.time()) < 30
-    wait_for(lambda: keys(raw) == set())
-
-
-def test_a_job_whose_client_hung_up_is_taken_out_of_the_queue(raw: redis.Redis, queue: JobQueue) -> None:
-    others = push(raw, 2)
-    client = new_client(queue)
-    gone = threading.Event()
-    threading.Timer(0.2, gone.set).start()
-    with pytest.raises(ClientGone):
-        client.ask("AAAA", "uint8", SHAPE, has_hung_up=gone.is_set)
-    wait_for(lambda: raw.llen("image_queue") == 2)
-    assert [Job.from_text(text) for text in raw.lrange("image_queue", 0, -1)] == others
-
-
-def test_while_redis_is_away_nothing_of_what_it_refused_is_kept() -> None:
-    nowhere = JobQueue("redis://127.0.0.1:1/0", "image_queue")
-    nowhere.set_clock(time.time())
-    client = new_client(nowhere)
-    for _ in range(50):
-        with pytest.raises(QueueAway):
-            client.ask("A" * 200_000, "uint8", SHAPE)
-    wait_for(lambda: client._given_up.empty(), seconds=1)
+# Taking a job back, and reaching Redis
 
 
 def test_a_job_that_came_back_leaves_no_attempts_behind_when_it_is_cancelled(raw: redis.Redis, queue: JobQueue) -> None:
@@ -580,52 +499,6 @@ def test_a_job_that_was_taken_cannot_be_cancelled(raw: redis.Redis, queue: JobQu
     (text,) = worker.take(1).jobs
     assert queue.run("cancel", [queue.name, queue.attempts], [text]) == 0
     assert raw.hget(queue.attempts, job.id) == b"1"
-
-
-def test_a_full_queue_refuses_and_nothing_is_pushed(raw: redis.Redis, queue: JobQueue) -> None:
-    push(raw, 3)
-    client = new_client(queue, max_queue_length=3)
-    for refused in (lambda: client.ask("AAAA", "uint8", SHAPE), client.check_room):
-        with pytest.raises(QueueFull, match="Too many images wait") as caught:
-            refused()
-        assert caught.value.retry_after_seconds >= 1
-    assert raw.llen("image_queue") == 3
-    raw.delete("image_queue")
-    time.sleep(0.1)  # what was seen is good for no longer
-    client.check_room()
-
-
-def test_no_more_jobs_are_let_in_than_are_answered_in_time(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
-) -> None:
-    client = new_client(queue, max_queue_length=1000, timeout_seconds=2.0)
-    worker = new_worker()
-    push(raw, 40)
-    until = time.monotonic() + 3
-    refused = []
-    while time.monotonic() < until:  # 4 jobs each 0.1 s are answered, 8 are offered
-        time.sleep(0.1)
-        worker.answer([answered(text) for text in worker.take(4).jobs])
-        for _ in range(8):
-            try:
-                client.submit(new_job().to_text())
-            except QueueFull as full:
-                refused.append(full.retry_after_seconds)
-    assert max(refused) <= 4
-    assert 20 < raw.llen("image_queue") < 60  # 40 a second are served: 1 of the 2 seconds is promised
-
-
-def test_deadlines_go_by_redis_clock_and_not_by_this_machines(
-    redis_server: RedisServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + 3600)  # this machine's clock is an hour ahead
-    fresh = JobQueue(redis_server.url, "image_queue")
-    client = QueueClient(fresh, max_queue_length=10, poll_seconds=0.05, timeout_seconds=0.2)  # it cancels nothing
-    with pytest.raises(TimedOut):  # the very first request already
-        client.ask("AAAA", "uint8", SHAPE)
-    assert abs(Job.from_text(raw.lindex("image_queue", 0)).deadline - real()) < 5
-    fresh.close()
 
 
 def test_a_redis_that_is_away_says_so(raw: redis.Redis) -> None:
@@ -661,7 +534,7 @@ def test_a_redis_out_of_memory_refuses_new_jobs_and_still_serves_those_it_has() 
         accepted = 0
         with pytest.raises(QueueAway, match="out of memory"):
             while accepted < 1000:
-                client.submit(new_job(image="A" * 200_000).to_text())
+                client.submit([new_job(image="A" * 200_000).to_text()])
                 accepted += 1
         assert accepted > 3
         worker = QueueWorker(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60)

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "images": {"resampling"},
     "redis_connection": {"redis_wire"},
     "job_queue": {"redis_connection"},
-    "queue_client": {"admission", "job_queue"},
+    "queue_client": {"admission", "combining", "job_queue"},
     "queue_worker": {"job_queue"},
     "predicting": {"queue_worker"},
     "batching": {"predicting", "queue_worker"},

@@ -38,9 +38,9 @@ from hypothesis.stateful import (
 )
 
 from serving import dead_letters, job_queue
-from serving.errors import LeaseLost, QueueFull
+from serving.errors import LeaseLost
 from serving.job_queue import Job, JobQueue
-from serving.queue_client import QueueClient
+from serving.queue_client import QueueClient, _Request
 from serving.queue_worker import FORGET_WORKER_SECONDS, Outcome, QueueWorker, Taken
 
 EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
@@ -258,18 +258,17 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model.waiting) < MOST_WAITING or self.refused < 2)
     @rule(count=st.integers(1, 4))
     def submit(self, count: int) -> None:
-        self.real = []
         jobs = [self.new_job(str(uuid.UUID(int=len(self.labels) + 1))) for _ in range(count)]
         for job in jobs:
-            try:
-                self.texts[job] = Job(self.ids[job], "AAAA").to_text()
-                self.client.submit(self.texts[job])
+            # With a channel, as a web server's have it, which an operator's requeue leaves out.
+            self.texts[job] = Job(self.ids[job], "AAAA", reply_to="nobody").to_text()
+        self.real = self.client.submit([self.texts[job] for job in jobs])
+        for job, is_accepted in zip(jobs, self.real, strict=True):
+            if is_accepted:
                 self.accepted.add(job)
                 self.clients.add(job)
-                self.real.append(True)
-            except QueueFull:
+            else:
                 self.refused += 1
-                self.real.append(False)
         self.expected = [self.model.submit(job) for job in jobs]
 
     @precondition(lambda self: len(self.model.waiting) < MOST_WAITING + 2)
@@ -520,11 +519,12 @@ class Protocol(RuleBasedStateMachine):
 
     def look_up(self, job_id: str) -> str | None:
         """What a request that waits for this answer finds."""
-        with self.client._expecting(job_id) as waiting:
-            waiting.since = -math.inf
+        request = _Request(lambda: "AAAA", Job)
+        request.since = -math.inf
+        with self.client._expecting(job_id, request):
             self.client._look_up()
             self.client._delete_handed_out()
-            return waiting.answer or None
+        return request.result() or None
 
     def has_to_take(self, server: Server) -> bool:
         return server.runs and bool(self.model.waiting or server.moved or not self.model.lives(server.label))

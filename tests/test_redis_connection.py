@@ -183,13 +183,13 @@ def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
 
     server = threading.Thread(target=serve)
     server.start()
-    assert client.ask("AAAA", "uint8", (1, 1, 3)) == '["yes"]'
+    assert client.ask(lambda: "AAAA", "uint8", (1, 1, 3)) == '["yes"]'
     server.join()  # the client has its answer before the worker hears that it is off
     assert worker.leave() == 0
 
 
 def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_letters(as_user: JobQueue) -> None:
-    QueueClient(as_user, max_queue_length=10, poll_seconds=1).submit(new_job().to_text())
+    QueueClient(as_user, max_queue_length=10, poll_seconds=1).submit([new_job().to_text()])
     worker = worker_of(as_user, max_attempts=2)
     for _ in range(2):  # the second time it comes back once, and runs alone
         dead = worker_of(as_user, max_attempts=2)
@@ -256,13 +256,13 @@ def test_a_primary_that_was_demoted_is_left_like_a_lost_connection(
         connection = queue.redis.client_id()
         server.client.replicaof("127.0.0.1", other.port)
         with pytest.raises(QueueAway) as caught:
-            client.submit(new_job().to_text())
+            client.submit([new_job().to_text()])
         assert "is a replica by now" in str(caught.value.__cause__)
         assert queue.redis.client_id() != connection
         with pytest.raises(QueueAway):
             worker.take(1)
         server.client.replicaof("NO", "ONE")
-        client.submit(new_job().to_text())
+        client.submit([new_job().to_text()])
         worker.join()
         assert len(worker.take(1).jobs) == 1
     finally:
