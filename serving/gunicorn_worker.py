@@ -3,6 +3,7 @@
 accept --> connection -- a thread --> request, in time? --> the application --> answer --> the next request, or linger
 """
 
+import contextlib
 import errno
 import functools
 import json
@@ -15,6 +16,7 @@ from typing import Any
 
 from gunicorn import util
 from gunicorn.http import wsgi
+from gunicorn.http.body import LengthReader
 from gunicorn.http.errors import InvalidHeader, InvalidHeaderName, InvalidRequestLine, ParseException
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn, ThreadWorker
@@ -24,6 +26,7 @@ BROKEN_BODY = (ParseException, OSError)
 # A request has this long to arrive, and longer as long as it comes at this rate: a client that dribbles must not hold
 # a thread for ever.
 ARRIVAL_SECONDS, SLOWEST_BYTES_A_SECOND = 20.0, 10_000
+READ_BYTES = 64 * 1024  # at once: most photos in one or two calls, each of which lets go of the interpreter
 FULL_PAUSE_SECONDS = 0.1
 # A thread stays with its connection for so long, to take the next request as well.
 NEXT_REQUEST_SECONDS = 0.05
@@ -51,20 +54,37 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]
     """Reads a request from its connection for as long as it may take to arrive."""
 
     def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
+        super().__init__(sock, max_chunk=READ_BYTES)
         self.begin()
 
     def begin(self) -> None:
         self._until = time.monotonic() + ARRIVAL_SECONDS
 
     def chunk(self, size_hint: int | None = None) -> bytes:
+        size = min(max(size_hint or 0, self.mxchunk), self.max_body_chunk)
         left = self._until - time.monotonic()
-        if left <= 0 or not _is_readable(self.sock, left):
-            # As if the client had reset the connection: gunicorn makes no fuss about that.
-            raise OSError(errno.ECONNRESET, "it did not arrive in time")
-        data: bytes = super().chunk(size_hint)
+        if left > 0:
+            with contextlib.suppress(BlockingIOError):  # most of the time it is there already
+                return self._received(self.sock.recv(size, socket.MSG_DONTWAIT))
+            if _is_readable(self.sock, left):
+                return self._received(self.sock.recv(size))
+        # As if the client had reset the connection: gunicorn makes no fuss about that.
+        raise OSError(errno.ECONNRESET, "it did not arrive in time")
+
+    def _received(self, data: bytes) -> bytes:
         self._until += len(data) / SLOWEST_BYTES_A_SECOND
         return data
+
+
+class _Socket(socket.socket):
+    """A client's, told how to block only where it does otherwise: gunicorn tells it several times a request."""
+
+    def setblocking(self, flag: bool) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def settimeout(self, value: float | None) -> None:
+        if value != self.gettimeout():
+            super().settimeout(value)
 
 
 class _Connection(TConn):  # type: ignore[misc]
@@ -102,7 +122,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             time.sleep(FULL_PAUSE_SECONDS)
             return
         self.nr_conns += 1
-        self.enqueue_req(_Connection(self.cfg, client, address, listener.getsockname()))
+        self.enqueue_req(_Connection(self.cfg, _Socket(fileno=client.detach()), address, listener.getsockname()))
 
     def handle(self, conn: _Connection) -> Any:
         goes_on = super().handle(conn)
@@ -111,6 +131,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if not goes_on:
             conn.linger()  # here; gunicorn itself would do it where all other connections wait for it
         return goes_on
+
+    def _keepalive_after(self, conn: _Connection, keepalive: bool) -> bool:
+        # A body that was read to its end leaves nothing to wait for.
+        is_read = isinstance(conn.parser.mesg.body.reader, LengthReader) and conn.parser.mesg.body.reader.length == 0
+        return keepalive and (is_read or super()._keepalive_after(conn, keepalive))
 
     def _next_request_comes(self, conn: _Connection) -> bool:
         """Whether the connection brings another request at once, which this thread then takes, as long as others are
