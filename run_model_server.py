@@ -10,6 +10,7 @@ weights cannot be downloaded, 70 the model hung. `--check-health` starts none bu
 
 import argparse
 import functools
+import gc
 import json
 import logging
 import signal
@@ -202,6 +203,8 @@ def serve(config: settings.Settings, queue: JobQueue, predict) -> None:  # type:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
+    gc.collect()
+    gc.freeze()  # the model and its libraries stay: no collection need look at them again
     log.info("ready")
     loop.run()
 

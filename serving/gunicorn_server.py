@@ -1,6 +1,7 @@
 """Run a WSGI application in several processes with threads each. It and gunicorn_worker alone know gunicorn."""
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -108,4 +109,9 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        return self._create_app()
+        application = self._create_app()
+        # What is there now stays. Each full collection would look at all of it, which costs less than what it drives
+        # out of the caches.
+        gc.collect()
+        gc.freeze()
+        return application
