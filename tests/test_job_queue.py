@@ -1,5 +1,6 @@
 """The protocol, on a real Redis: who takes what, what is left where, which keys remain."""
 
+import contextlib
 import json
 import math
 import threading
@@ -12,7 +13,7 @@ import pytest
 import redis
 from conftest import RedisServer, answered, keys, new_job, push, wait_for
 
-from serving import queue_worker
+from serving import job_queue, queue_worker
 from serving.errors import BadJob, LeaseLost, QueueAway
 from serving.job_queue import MOST_DEAD_LETTERS, Job, JobQueue
 from serving.queue_client import QueueClient
@@ -474,6 +475,41 @@ def test_a_deadline_is_a_finite_number_and_a_shape_a_list_of_lengths(field: str,
     head = '{"id": "11111111-1111-1111-1111-111111111111", "image": "A", '
     with pytest.raises(BadJob, match=field):
         Job.from_text(f'{head}"{field}": {value}}}'.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id": "x", "image": "AAAA"}',
+        '{"id": "x", "deadline": 1.5, "shape": [1, 2, 3], "image": ""}',
+        '{"id": "x", "image": 5, "image": "AAAA"}',
+        '{"id": "x", "image": "AA\\u0041A"}',
+        '{"id": "x", "image": "\u00e9"}',
+        '{"id": "x", "image": "AAAA", "more": "B"}',
+        '{"id": "x", "more": {"a": 1, "image": "AAAA"}}',
+        '{"id": "x", "more": {"a": 1, "image": "AAAA"}',
+        '{"id": "x", "more": ", \\"image\\": \\"AAAA"}',
+        '{"a\\", "image": "AAAA"}',
+        '["id", "image": "AAAA"}',
+        '["id", {"a": 1, "image": "AAAA"}',
+        '{"id": "x",, "image": "AAAA"}',
+        '{"id": "x", "image": "AAAA"}}',
+        '{"id": "x", "image": "',
+        '{"id": "x", "image": "}',
+        ', "image": "AAAA"}',
+    ],
+)
+def test_the_short_way_to_read_a_job_reads_what_a_json_parser_does(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        expected = json.loads(text)
+        assert job_queue._read_ours(text.encode()) in (None, expected)
+        return
+    assert job_queue._read_ours(text.encode()) is None
+
+
+def test_what_we_write_is_read_the_short_way() -> None:
+    text = new_job(shape=SHAPE, dtype="uint8", deadline=1e9, reply_to="web").to_text()
+    assert job_queue._read_ours(text.encode()) == json.loads(text)
 
 
 @pytest.mark.parametrize(("text", "deadline"), [("null", math.inf), ("-1", -1.0), ("1e308", 1e308), ("7", 7.0)])
