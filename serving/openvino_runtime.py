@@ -63,7 +63,8 @@ class OpenVinoRuntime:
 
     Args:
         folder: what `keep` wrote.
-        precision: float32, bfloat16, or auto: bfloat16 where the CPU has it in hardware.
+        precision: float32, bfloat16 (where the CPU has it in hardware, else float32), or auto: bfloat16 where its
+            answers are close enough to Keras's, which `ways` finds out.
         threads: how many CPUs to use.
 
     Raises:
@@ -85,6 +86,7 @@ class OpenVinoRuntime:
         except Exception as error:  # whatever half a file may do to its reader
             raise RuntimeUnsuitable(f"what is kept in {folder} cannot be read: {error}") from error
         self.precision = "bfloat16" if has_bfloat16 and precision in ("auto", "bfloat16") else "float32"
+        self._chooses_precision = precision == "auto"
         self._folder, self._threads = folder, threads
 
     def ways(self, batch_size: int) -> list[Way]:
@@ -94,7 +96,14 @@ class OpenVinoRuntime:
             RuntimeUnsuitable: one cannot be compiled, fails, or does not agree.
         """
         try:
-            return self._ways(batch_size)
+            try:
+                return self._ways(batch_size)
+            except RuntimeUnsuitable as error:
+                if not (self._chooses_precision and self.precision == "bfloat16"):
+                    raise
+                log.info("%s: float32 instead", error)
+                self.precision = "float32"
+                return self._ways(batch_size)
         except (RuntimeError, ModelFailed) as error:
             raise RuntimeUnsuitable(f"OpenVINO fails: {error.__cause__ or error}") from error
 
@@ -107,9 +116,10 @@ class OpenVinoRuntime:
         except (OSError, ValueError):
             found = self._measure(batch_size)
             _write(path, json.dumps(found).encode())
-        ways = [self._way(streams, size, batch_size) for streams, size in found]
-        for way in ways:
-            self._check(way)
+        ways = []
+        for streams, size in found:
+            ways.append(self._way(streams, size, batch_size))
+            self._check(ways[-1])  # before the next is compiled, which takes a while
         return ways
 
     def _measure(self, batch_size: int) -> list[tuple[int, int]]:
