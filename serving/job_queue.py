@@ -196,16 +196,15 @@ class JobQueue:
         with translated():
             return self.redis.exchange(_command(script, keys, args))[0]
 
-    def submit(self, jobs: Sequence[str], most_waiting: int) -> list[Any]:
-        """Put jobs, as they travel, at the end of the queue, all in one round trip.
+    def submit(self, jobs: Sequence[str], most_waiting: int) -> Any:
+        """Put jobs, as they travel, at the end of the queue, all in one round trip; what submit.lua returns.
 
-        Returns what submit.lua does, for each of them. Raises QueueAway.
+        Where there is no room for all of them, the first ones are accepted. Raises QueueAway.
         """
-        script = _command("submit", [self.name, self.served, self.emptied], [most_waiting])
-        pushes: list[Command] = [("RPUSH", self.name, job) for job in jobs]
+        script = _command("submit", [self.name, self.served, self.emptied], [len(jobs), most_waiting])
         with translated():
-            _, replies = self.redis.transact([command for push in pushes for command in (push, script)])
-        return replies[1::2]
+            _, (_, reply) = self.redis.transact([("RPUSH", self.name, *jobs), script])
+        return reply
 
     def move(
         self, processing: str, most: int, keep: Sequence[Any], wait_seconds: float = 0.0

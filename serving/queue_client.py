@@ -118,28 +118,30 @@ class QueueClient:
             "try again."
         )
 
-    def submit(self, jobs: Sequence[str]) -> list[bool]:
-        """Put jobs, as they travel, at the end of the queue; which of them it had room for. Raises QueueAway."""
-        replies = self._queue.submit(jobs, self._admission.most_waiting())
-        for _, ahead, served, emptied, clock in replies:
-            self._queue.set_clock(float(clock))
-            self._admission.note(float(clock), ahead, served, float(emptied))
-        return [bool(accepted) for accepted, *_ in replies]
+    def submit(self, jobs: Sequence[str]) -> int:
+        """Put jobs, as they travel, at the end of the queue. Returns how many, of the first, it had room for.
+
+        Raises QueueAway.
+        """
+        accepted, ahead, served, emptied, clock = self._queue.submit(jobs, self._admission.most_waiting())
+        self._queue.set_clock(float(clock))
+        self._admission.note(float(clock), ahead, served, float(emptied))
+        return int(accepted)
 
     def _encode_and_submit(self, requests: list["_Request"]) -> None:
         requests = [request for request in requests if request.make_job()]
         jobs = [request.job for request in requests if request.job]
         try:
-            accepted = self.submit([job.to_text() for job in jobs]) if jobs else []
+            accepted = self.submit([job.to_text() for job in jobs]) if jobs else 0
         except Exception as error:
             for request, job in zip(requests, jobs, strict=True):
                 self._given_up.put(job)  # the reply may be all that was lost
                 request.fail(error)
             return
-        for request, job, is_accepted in zip(requests, jobs, accepted, strict=True):
-            if not is_accepted:
-                request.fail(self._refusal())
-            elif request.has_ended:  # meanwhile
+        for request in requests[accepted:]:
+            request.fail(self._refusal())
+        for request, job in zip(requests[:accepted], jobs, strict=False):
+            if request.has_ended:  # meanwhile
                 self._given_up.put(job)
 
     def _given_up_by(self, request: "_Request", error: ClientGone | TimedOut) -> ClientGone | TimedOut:

@@ -197,7 +197,7 @@ def test_no_more_jobs_are_let_in_than_are_answered_in_time(
         time.sleep(0.1)
         worker.answer([answered(text) for text in worker.take(4).jobs])
         for _ in range(8):
-            if client.submit([new_job().to_text()]) == [False]:
+            if not client.submit([new_job().to_text()]):
                 refused.append(client._refusal().retry_after_seconds)
     assert max(refused) <= 4
     assert 20 < raw.llen("image_queue") < 60  # 40 a second are served: 1 of the 2 seconds is promised

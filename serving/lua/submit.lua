@@ -1,13 +1,14 @@
--- Let a job into the queue, at whose end it has just been put in the same transaction; or take it out again: it is full.
+-- Let jobs into the queue, at whose end they have just been put in the same transaction; or take those out again that
+-- it has no room for, the last ones.
 -- KEYS: 1 queue  2 served  3 emptied
--- ARGV: 1 most jobs that may wait
--- Returns {accepted: 1 or 0, jobs that waited before, jobs served so far, and in seconds, as text: when the queue was
--- last emptied, Redis's clock}
-local waiting = redis.call('LLEN', KEYS[1]) - 1
-local accepted = 1
-if waiting >= tonumber(ARGV[1]) then
-  redis.call('LTRIM', KEYS[1], 0, -2)
-  accepted = 0
+-- ARGV: 1 how many jobs were put there  2 most jobs that may wait
+-- Returns {how many are accepted, jobs that waited before, jobs served so far, and in seconds, as text: when the queue
+-- was last emptied, Redis's clock}
+local count = tonumber(ARGV[1])
+local waiting = redis.call('LLEN', KEYS[1]) - count
+local accepted = math.max(0, math.min(count, ARGV[2] - waiting))
+if accepted < count then
+  redis.call('LTRIM', KEYS[1], 0, accepted - count - 1)
 end
 return {accepted, waiting, tonumber(redis.call('GET', KEYS[2]) or '0'), redis.call('GET', KEYS[3]) or '0',
   string.format('%.6f', now())}
