@@ -122,7 +122,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             time.sleep(FULL_PAUSE_SECONDS)
             return
         self.nr_conns += 1
-        self.enqueue_req(_Connection(self.cfg, _Socket(fileno=client.detach()), address, listener.getsockname()))
+        client = _Socket(client.family, client.type, client.proto, fileno=client.detach())
+        self.enqueue_req(_Connection(self.cfg, client, address, listener.getsockname()))
 
     def handle(self, conn: _Connection) -> Any:
         goes_on = super().handle(conn)

@@ -114,11 +114,12 @@ def _read_ours(text: bytes) -> Any:
     """The fields of a job as `to_text` writes it; None for any other text, be it a job or not.
 
     The image need not go through a JSON parser, which looks at each of its characters: between its quotes nothing is
-    escaped, and nothing follows it.
+    escaped, and nothing follows it. (A line break in it, which JSON forbids, base64 forbids as well.)
     """
     start = text.find(_IMAGE)
     image = memoryview(text)[start + len(_IMAGE) : -2]
-    if start < 0 or not text.endswith(b'"}') or text.find(b'"', start + len(_IMAGE)) != len(text) - 2 or b"\\" in text:
+    is_last = text.endswith(b'"}') and text.find(b'"', start + len(_IMAGE)) == len(text) - 2
+    if start < 0 or not is_last or b"\\" in text or text[:start].rstrip() == b"{":
         return None
     try:
         fields = orjson.loads(text[:start] + b"}")

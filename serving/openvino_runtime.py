@@ -95,15 +95,17 @@ class OpenVinoRuntime:
         Raises:
             RuntimeUnsuitable: one cannot be compiled, fails, or does not agree.
         """
-        try:
+        if self._chooses_precision and self.precision == "bfloat16":
             try:
-                return self._ways(batch_size)
+                return self._translated_ways(batch_size)
             except RuntimeUnsuitable as error:
-                if not (self._chooses_precision and self.precision == "bfloat16"):
-                    raise
                 log.info("%s: float32 instead", error)
-                self.precision = "float32"
-                return self._ways(batch_size)
+            self.precision = "float32"  # only here, where what was compiled in bfloat16 is gone
+        return self._translated_ways(batch_size)
+
+    def _translated_ways(self, batch_size: int) -> list[Way]:
+        try:
+            return self._ways(batch_size)
         except (RuntimeError, ModelFailed) as error:
             raise RuntimeUnsuitable(f"OpenVINO fails: {error.__cause__ or error}") from error
 

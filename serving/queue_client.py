@@ -2,8 +2,9 @@
 
     ask -- encode, submit --> queue … model server … SET <id>, message -- listener --> the waiting request wakes
 
-Two threads at most encode images (that is, decode uploads), each for all requests that wait for it by then, and submit
-their jobs in one round trip: a request by itself runs that code with cold caches, and fights for the interpreter.
+Two threads at a time encode images (that is, decode uploads), and submit their jobs: a request's own while there is a
+place, else one that does so for several of those that wait, in one round trip. A request by itself runs that code with
+cold caches, and fights for the interpreter (docs/decisions/023).
 
 The message carries the answers, which saves a round trip before the request wakes; the key is what counts. Without a
 message (a lost connection, a model server that sends none) a second thread finds the answer when it next looks: once
@@ -15,6 +16,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -26,11 +28,14 @@ from serving.admission import Admission
 from serving.combining import Combiner
 from serving.errors import ClientGone, QueueAway, QueueFull, TimedOut
 from serving.job_queue import CLOCK_GOOD_FOR_SECONDS, Job, JobQueue, translated
+from serving.pending import PendingRequest
 
 RECONNECT_SECONDS = 0.5
 # Images that one process encodes at once: more would not be faster, and each may take hundreds of megabytes.
 ENCODERS = 2
 MOST_SUBMITTED_TOGETHER = 16
+# What is encoded waits for no others once they have taken so long: a small image must not wait for large ones.
+LONGEST_LOT_SECONDS = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +60,7 @@ class QueueClient:
         self._channel = queue.channel(uuid.uuid4().hex)
         self._admission = Admission(max_queue_length, timeout_seconds)
         self._submitting = Combiner(self._encode_and_submit, places=ENCODERS, most=MOST_SUBMITTED_TOGETHER)
-        self._waiting: dict[str, _Request] = {}
+        self._waiting: dict[str, PendingRequest] = {}
         self._given_up: SimpleQueue[Job] = SimpleQueue()  # jobs whose request has ended
         self._handed_out: list[str] = []  # ids of answers that nobody needs to read any more
 
@@ -102,14 +107,16 @@ class QueueClient:
         job_id = str(uuid.uuid4())
         deadline = self._queue.now(CLOCK_GOOD_FOR_SECONDS) + until - time.monotonic()
         make_job = partial(Job, id=job_id, dtype=dtype, shape=shape, deadline=deadline, reply_to=self._channel)
-        request = _Request(encode, make_job)
+        request = PendingRequest(encode, make_job)
         with self._expecting(job_id, request):
             self._submitting.put(request)
             while not request.wait(max(0.0, min(self._poll_seconds, until - time.monotonic()))):
                 if has_hung_up():
-                    raise self._given_up_by(request, ClientGone("The client hung up."))
+                    self._give_up(request)
+                    raise ClientGone("The client hung up.")
                 if time.monotonic() >= until:
-                    raise self._given_up_by(request, self._too_late())
+                    self._give_up(request)
+                    raise self._too_late()
         return request.result()
 
     def _too_late(self) -> TimedOut:
@@ -128,34 +135,50 @@ class QueueClient:
         self._admission.note(float(clock), ahead, served, float(emptied))
         return int(accepted)
 
-    def _encode_and_submit(self, requests: list["_Request"]) -> None:
-        requests = [request for request in requests if request.make_job()]
-        jobs = [request.job for request in requests if request.job]
+    def _encode_and_submit(self, requests: list[PendingRequest]) -> None:
+        lot: list[PendingRequest] = []
+        rest, until = deque(requests), time.monotonic() + LONGEST_LOT_SECONDS
         try:
-            accepted = self.submit([job.to_text() for job in jobs]) if jobs else 0
+            while rest:
+                if (request := rest.popleft()).encode():
+                    lot.append(request)
+                if time.monotonic() > until or not rest:
+                    self._submit_lot(lot)
+                    lot, until = [], time.monotonic() + LONGEST_LOT_SECONDS
         except Exception as error:
-            for request, job in zip(requests, jobs, strict=True):
-                self._given_up.put(job)  # the reply may be all that was lost
-                request.fail(error)
+            # Those that wait as well, where Redis is away: to each it would take as long to hear the same.
+            others = self._submitting.drain() if isinstance(error, QueueAway) else []
+            for request in (*lot, *rest, *others):
+                request.fail(_of_its_own(error))
+
+    def _submit_lot(self, lot: list[PendingRequest]) -> None:
+        lot = [request for request in lot if not request.has_ended]
+        jobs = [request.job for request in lot if request.job]
+        if not jobs:
             return
-        for request in requests[accepted:]:
+        try:
+            accepted = self.submit([job.to_text() for job in jobs])
+        except QueueAway:
+            for job in jobs:
+                self._given_up.put(job)  # the reply may be all that was lost
+            raise
+        for request in lot[accepted:]:
             request.fail(self._refusal())
-        for request, job in zip(requests[:accepted], jobs, strict=False):
+        for request, job in zip(lot[:accepted], jobs, strict=False):
             if request.has_ended:  # meanwhile
                 self._given_up.put(job)
 
-    def _given_up_by(self, request: "_Request", error: ClientGone | TimedOut) -> ClientGone | TimedOut:
-        request.has_ended = True
+    def _give_up(self, request: PendingRequest) -> None:
+        request.end()
         if request.job:
             self._given_up.put(request.job)
-        return error
 
     def _refusal(self) -> QueueFull:
         seconds = self._admission.retry_after_seconds()
         return QueueFull(f"Too many images wait already. Try again in {seconds} s.", retry_after_seconds=seconds)
 
     @contextlib.contextmanager
-    def _expecting(self, job_id: str, request: "_Request") -> Iterator[None]:
+    def _expecting(self, job_id: str, request: PendingRequest) -> Iterator[None]:
         # Registered before the job is submitted: the answer may be faster than this thread.
         self._waiting[job_id] = request
         try:
@@ -221,51 +244,16 @@ class QueueClient:
         for job_id, answer in answers.items():
             request = self._waiting.get(job_id)
             if request is not None:
-                request.wake(answer)
+                request.answer(answer)
         self._handed_out += answers
 
 
-class _Request:
-    """One request: what its job is made of, then the job, and a place to sleep until it is answered.
-
-    The place is a bare lock, since an Event makes two of them and more.
-    """
-
-    def __init__(self, encode: Callable[[], str], make_job: Callable[..., Job]) -> None:
-        self.since = time.monotonic()
-        self.job: Job | None = None  # without its text: as many requests may wait as there are places
-        self.has_ended = False  # nobody waits any more
-        self._encode: Callable[[], str] | None = encode
-        self._make_job = make_job
-        self._answer, self._error = "", None  # type: str, Exception | None
-        self._asleep = threading.Lock()
-        self._asleep.acquire()
-
-    def make_job(self) -> bool:
-        """Encode the image. Returns whether there is a job now; else the request has ended, or has failed."""
-        encode, self._encode = self._encode, None  # it holds the upload, which is large
-        if not self.has_ended and encode:
-            try:
-                self.job = self._make_job(image=encode())
-            except Exception as error:
-                self.fail(error)
-        return self.job is not None
-
-    def wait(self, seconds: float) -> bool:
-        """Whether the answer came, or the request failed, within `seconds`."""
-        return self._asleep.acquire(timeout=seconds)
-
-    def wake(self, answer: str) -> None:
-        self._answer = answer
-        with contextlib.suppress(RuntimeError):  # it was awake: the answer came twice, as a message and as found
-            self._asleep.release()
-
-    def fail(self, error: Exception) -> None:
-        self._error = error
-        self.wake(self._answer)
-
-    def result(self) -> str:
-        """The answer. Raises what the request failed with, unless it was answered all the same."""
-        if self._error and not self._answer:
-            raise self._error
-        return self._answer
+def _of_its_own(error: Exception) -> Exception:
+    """The error of one request of several that failed together: each raises it in a thread of its own."""
+    if not isinstance(error, QueueAway):
+        own: Exception = RuntimeError("it could not be submitted")
+        own.__cause__ = error
+    else:
+        own = type(error)(str(error), error.retry_after_seconds)
+        own.__cause__ = error.__cause__
+    return own

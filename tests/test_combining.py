@@ -92,13 +92,29 @@ def test_a_thread_survives_what_its_work_raises() -> None:
     combiner.start()
     first = threading.Thread(target=combiner.put, args=["first"])
     first.start()
-    wait_for(lambda: combiner._places._value == 0)
+    wait_for(lambda: combiner._taken_places == 1)
     for item in ("bad", "good"):
         combiner.put(item)
     may_go_on.set()
-    wait_for(lambda: done == ["first", "good"])
     first.join()
+    wait_for(lambda: done == ["first", "good"] and combiner._taken_places == 0)
     with pytest.raises(ValueError, match="bad"):  # its own thread hears of it
         combiner.put("bad")
     combiner.put("good")
     assert done == ["first", "good", "good"]
+
+
+def test_what_is_drained_is_not_done() -> None:
+    work = Recorder()
+    work.may_go_on.clear()
+    combiner = Combiner(work, places=1, most=4)
+    combiner.start()
+    (first,) = in_threads(1, lambda _: combiner.put(0))
+    wait_for(lambda: work.calls == [[0]])
+    for number in (1, 2):
+        combiner.put(number)
+    assert combiner.drain() == [1, 2]
+    combiner.put(3)
+    work.may_go_on.set()
+    first.join()
+    wait_for(lambda: work.calls == [[0], [3]])

@@ -497,6 +497,7 @@ def test_a_deadline_is_a_finite_number_and_a_shape_a_list_of_lengths(field: str,
         '{"id": "x", "image": "',
         '{"id": "x", "image": "}',
         ', "image": "AAAA"}',
+        '{, "image": "AAAA"}',
     ],
 )
 def test_the_short_way_to_read_a_job_reads_what_a_json_parser_does(text: str) -> None:

@@ -40,7 +40,8 @@ from hypothesis.stateful import (
 from serving import dead_letters, job_queue
 from serving.errors import LeaseLost
 from serving.job_queue import Job, JobQueue
-from serving.queue_client import QueueClient, _Request
+from serving.pending import PendingRequest
+from serving.queue_client import QueueClient
 from serving.queue_worker import FORGET_WORKER_SECONDS, Outcome, QueueWorker, Taken
 
 EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
@@ -516,7 +517,7 @@ class Protocol(RuleBasedStateMachine):
 
     def look_up(self, job_id: str) -> str | None:
         """What a request that waits for this answer finds."""
-        request = _Request(lambda: "AAAA", Job)
+        request = PendingRequest(lambda: "AAAA", Job)
         request.since = -math.inf
         with self.client._expecting(job_id, request):
             self.client._look_up()

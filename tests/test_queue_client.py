@@ -1,8 +1,12 @@
 """The web server's side of the queue, on a real Redis: submitted, answered, given up, refused."""
 
+import contextlib
+import gc
 import json
+import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +15,7 @@ from conftest import RedisServer, answered, keys, new_job, push, wait_for
 
 from serving.errors import ClientGone, QueueAway, QueueFull, TimedOut, UndecodableImage
 from serving.job_queue import Job, JobQueue
-from serving.queue_client import ENCODERS, QueueClient
+from serving.queue_client import ENCODERS, LONGEST_LOT_SECONDS, QueueClient
 from serving.queue_worker import QueueWorker
 
 NewWorker = Callable[..., QueueWorker]
@@ -87,79 +91,168 @@ class Held:
         return "AAAA"
 
 
-def ask_in_threads(client: QueueClient, requests: list[Callable[[], str]]) -> tuple[list[threading.Thread], list[str]]:
-    """Ask for all of them, one after the other; how each ends is in the list once its thread has."""
-    ends = [""] * len(requests)
+class Asked:
+    """Requests, each in a thread of its own, started one after the other; `ends` has how each ended."""
 
-    def ask(place: int) -> None:
-        try:
-            ends[place] = client.ask(requests[place], "uint8", SHAPE)
-        except Exception as error:
-            ends[place] = type(error).__name__
+    def __init__(self, client: QueueClient) -> None:
+        self.client = client
+        self.threads: list[threading.Thread] = []
+        self.ends: list[str] = []
 
-    threads = [threading.Thread(target=ask, args=[place]) for place in range(len(requests))]
-    for place, thread in enumerate(threads):
-        thread.start()
-        wait_for(lambda: len(client._waiting) > place or not thread.is_alive())  # noqa: B023
-    return threads, ends
+    def ask(self, encode: Callable[[], str]) -> None:
+        place = len(self.ends)
+        self.ends.append("")
+
+        def ask() -> None:
+            try:
+                self.ends[place] = self.client.ask(encode, "uint8", SHAPE)
+            except Exception as error:
+                self.ends[place] = type(error).__name__
+
+        self.threads.append(threading.Thread(target=ask))
+        self.threads[-1].start()
+
+    def occupy(self) -> list[Held]:
+        """Take all places with images that take as long as they are told to."""
+        held = [Held() for _ in range(ENCODERS)]
+        for one in held:
+            self.ask(one)
+            wait_for(lambda: one.began)  # noqa: B023
+        return held
+
+    def leave_waiting(self, encode: Callable[[], str]) -> None:
+        """Ask while there is no place."""
+        waiting = self.client._submitting._waiting
+        before = len(waiting)
+        self.ask(encode)
+        wait_for(lambda: len(waiting) > before)
+
+    def join(self) -> list[str]:
+        for thread in self.threads:
+            thread.join(timeout=10)
+        return self.ends
+
+
+def submissions(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs each submission has."""
+    counts: list[int] = []
+    submit = queue.submit
+    monkeypatch.setattr(queue, "submit", lambda jobs, most: counts.append(len(jobs)) or submit(jobs, most))
+    return counts
 
 
 def test_those_that_wait_for_an_encoder_are_submitted_together_and_fail_alone(
     raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted: list[int] = []
-    submit = queue.submit
-    monkeypatch.setattr(queue, "submit", lambda jobs, most: submitted.append(len(jobs)) or submit(jobs, most))
-    client = new_client(queue, max_queue_length=10)
-    held = [Held() for _ in range(ENCODERS)]
+    submitted = submissions(queue, monkeypatch)
+    asked = Asked(new_client(queue, max_queue_length=10))
 
     def broken() -> str:
         raise UndecodableImage("broken")
 
-    quick = [lambda: "AAAA", broken, *[lambda: "AAAA"] * 8]
-    threads, ends = ask_in_threads(client, [*held, *quick])
-    assert [one.began for one in held] == [1] * ENCODERS
-    assert submitted == []  # the others wait for a place
+    held = asked.occupy()
+    for encode in [lambda: "AAAA", broken, *[lambda: "AAAA"] * 8]:
+        asked.leave_waiting(encode)
+    assert submitted == []
     for one in held:
         one.may_go_on.set()
-    wait_for(lambda: sorted(end for end in ends if end) == ["QueueFull", "UndecodableImage"])
+    wait_for(lambda: sorted(end for end in asked.ends if end) == ["QueueFull", "UndecodableImage"])
     assert raw.llen("image_queue") == 10
     assert sum(submitted) == 11
     assert max(submitted) > 1
     worker = new_worker()
     worker.answer([answered(text, '["yes"]') for text in worker.take(10).jobs])
-    for thread in threads:
-        thread.join()
-    assert sorted(ends) == ["QueueFull", "UndecodableImage", *['["yes"]'] * 10]
+    assert sorted(asked.join()) == ["QueueFull", "UndecodableImage", *['["yes"]'] * 10]
 
 
-def test_a_request_that_ends_before_its_image_is_encoded_costs_no_more(raw: redis.Redis, queue: JobQueue) -> None:
-    client = new_client(queue, timeout_seconds=0.3)
-    held = [Held() for _ in range(ENCODERS)]
-    late = Held()
-    threads, ends = ask_in_threads(client, [*held, late])
-    threads[-1].join()
-    assert ends[-1] == "TimedOut"
+def test_no_image_waits_for_long_for_others_that_are_submitted_with_it(
+    raw: redis.Redis, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = submissions(queue, monkeypatch)
+    asked = Asked(new_client(queue, timeout_seconds=2.0))
+    held = asked.occupy()
+    for _ in range(7):
+        asked.leave_waiting(lambda: time.sleep(LONGEST_LOT_SECONDS) or "AAAA")
     for one in held:
         one.may_go_on.set()
-    for thread in threads:
-        thread.join()
-    assert ends == ["TimedOut"] * (ENCODERS + 1)
-    wait_for(lambda: keys(raw) == set())  # what was submitted after its request had ended is taken out again
+    wait_for(lambda: raw.llen("image_queue") == ENCODERS + 7)
+    assert submitted == [1] * (ENCODERS + 7)
+    asked.join()
+
+
+def test_a_request_that_ends_while_it_waits_is_let_go_of_and_never_encoded(raw: redis.Redis, queue: JobQueue) -> None:
+    asked = Asked(new_client(queue, timeout_seconds=0.3))
+    held, late = asked.occupy(), Held()
+    gone = weakref.ref(late)
+    asked.leave_waiting(late)
+    asked.threads[-1].join()
+    assert asked.ends[-1] == "TimedOut"
     assert late.began == 0
-
-
-def test_whoever_submits_together_hears_that_redis_is_away() -> None:
-    nowhere = JobQueue("redis://127.0.0.1:1/0", "image_queue")
-    nowhere.set_clock(time.time())
-    client = new_client(nowhere)
-    held = [Held() for _ in range(ENCODERS)]
-    threads, ends = ask_in_threads(client, [*held, *[lambda: "AAAA"] * 5])
+    del late
+    assert gone() is None  # with the upload, though it stands in the line still
     for one in held:
         one.may_go_on.set()
-    for thread in threads:
-        thread.join(timeout=5)
-    assert ends == ["QueueAway"] * (ENCODERS + 5)
+    assert asked.join() == ["TimedOut"] * (ENCODERS + 1)
+    wait_for(lambda: keys(raw) == set())
+
+
+def test_a_job_whose_request_ended_while_it_was_submitted_is_taken_out_again(
+    raw: redis.Redis, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(new_client(queue, timeout_seconds=0.5))
+    submit, pushed = queue.submit, threading.Event()
+
+    def slow_submit(jobs: list[str], most: int) -> object:
+        if threading.current_thread().name == "combiner":
+            asked.threads[-1].join()
+            wait_for(asked.client._given_up.empty)
+            time.sleep(0.2)  # by then its job was looked for in vain
+            pushed.set()
+        return submit(jobs, most)
+
+    monkeypatch.setattr(queue, "submit", slow_submit)
+    held = asked.occupy()
+    asked.leave_waiting(lambda: "AAAA")
+    for one in held:
+        one.may_go_on.set()
+    assert asked.join() == ["TimedOut"] * (ENCODERS + 1)
+    assert pushed.wait(10)
+    wait_for(lambda: asked.client._submitting._taken_places == 0)
+    wait_for(lambda: keys(raw) == set())
+
+
+def test_whoever_waits_hears_that_redis_is_away_as_soon_as_anybody() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # it takes connections, and never answers
+        queue = JobQueue(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0", "image_queue", timeout_seconds=1.0)
+        queue.set_clock(time.time())
+        asked = Asked(new_client(queue, timeout_seconds=2.5))
+        held = asked.occupy()
+        for _ in range(20):
+            asked.leave_waiting(lambda: "AAAA")
+        for one in held:
+            one.may_go_on.set()
+        assert asked.join() == ["QueueAway"] * (ENCODERS + 20)  # and not by their deadline, lot after lot
+        queue.close()
+
+
+def test_what_failed_to_decode_is_gone_with_its_request(queue: JobQueue) -> None:
+    client = new_client(queue)
+    kept: list[weakref.ref[Held]] = []
+
+    def broken() -> str:
+        pixels = Held()  # stands in for hundreds of megabytes
+        kept.append(weakref.ref(pixels))
+        raise UndecodableImage("broken")
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with contextlib.suppress(UndecodableImage):
+                client.ask(broken, "uint8", SHAPE)
+        assert [one() for one in kept] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_while_redis_is_away_nothing_of_what_it_refused_is_kept() -> None:
