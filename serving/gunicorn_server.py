@@ -110,8 +110,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
     def load(self) -> Any:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         application = self._create_app()
-        # What is there now stays. Each full collection would look at all of it, which costs less than what it drives
-        # out of the caches.
+        # What is there now stays: no collection need look at it again (docs/decisions/023).
         gc.collect()
         gc.freeze()
         return application

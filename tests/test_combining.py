@@ -41,6 +41,17 @@ def in_threads(count: int, put: Callable[[int], None]) -> list[threading.Thread]
     return threads
 
 
+def held_up() -> tuple[Recorder, Combiner[int], threading.Thread]:
+    """A combiner whose only place a first item, 0, holds until its work may go on; and the thread that brought it."""
+    work = Recorder()
+    work.may_go_on.clear()
+    combiner = Combiner(work, places=1, most=4)
+    combiner.start()
+    (first,) = in_threads(1, lambda _: combiner.put(0))
+    wait_for(lambda: work.calls == [[0]])
+    return work, combiner, first
+
+
 def test_who_comes_alone_does_it_itself_at_once() -> None:
     work = Recorder()
     combiner = Combiner(work, places=1, most=4)
@@ -51,12 +62,7 @@ def test_who_comes_alone_does_it_itself_at_once() -> None:
 
 
 def test_what_waits_is_done_in_its_order_more_and_more_of_it_together() -> None:
-    work = Recorder()
-    work.may_go_on.clear()
-    combiner = Combiner(work, places=1, most=4)
-    combiner.start()
-    (first,) = in_threads(1, lambda _: combiner.put(0))
-    wait_for(lambda: work.calls == [[0]])
+    work, combiner, first = held_up()
     for number in range(1, 13):
         combiner.put(number)  # returns: it waits for nothing
     assert work.calls == [[0]]
@@ -105,12 +111,7 @@ def test_a_thread_survives_what_its_work_raises() -> None:
 
 
 def test_what_is_drained_is_not_done() -> None:
-    work = Recorder()
-    work.may_go_on.clear()
-    combiner = Combiner(work, places=1, most=4)
-    combiner.start()
-    (first,) = in_threads(1, lambda _: combiner.put(0))
-    wait_for(lambda: work.calls == [[0]])
+    work, combiner, first = held_up()
     for number in (1, 2):
         combiner.put(number)
     assert combiner.drain() == [1, 2]
