@@ -1,12 +1,13 @@
 """A model server that never waits for work, against its model alone: what queue, decoding and answers cost it.
 
-    python benchmarks/full_queue.py [--model ResNet50] [--runtime keras] [--rounds 3] [--seconds 15]
+    python benchmarks/full_queue.py [--model ResNet50] [--runtime keras] [--servers 1 2] [--rounds 3] [--seconds 15]
 
-In turns: the model alone in batches of 32, one process without any server; then a real model server beside a Redis in
-which jobs always wait. Random weights: they change no time.
+In turns: the model alone in full batches, one process without any server; then so many real model servers, on the one
+GPU or the same cores, beside a Redis in which jobs always wait. Random weights: they change no time.
 """
 
 import argparse
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,12 +21,12 @@ from statistics import median
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scaling import feed, private_redis, some_image  # noqa: E402
+from scaling import cpu_seconds, feed, private_redis, some_image  # noqa: E402
 
 import settings  # noqa: E402
 from serving.job_queue import JobQueue  # noqa: E402
 
-START_SECONDS, SETTLE_SECONDS = 180, 3
+START_SECONDS, SETTLE_SECONDS, FEEDERS = 180, 3, 3
 # As the model server loads it, so that both have the same precision, ways and threads.
 ALONE = """
 import sys, time
@@ -51,30 +52,41 @@ def alone(environment: dict[str, str], seconds: float) -> float:
     return float(said.rsplit("RATE", 1)[1])
 
 
-def fed(environment: dict[str, str], queue: JobQueue, image: str, seconds: float) -> float:
-    """Images a second that a model server answers while jobs always wait."""
-    server = subprocess.Popen(
-        [sys.executable, ROOT / "run_model_server.py"], env=environment, stderr=subprocess.DEVNULL
-    )
-    stop = threading.Event()
-    feeder = threading.Thread(target=feed, args=(queue, image, stop))
+def keep_full(url: str, image: str) -> None:
+    """What a feeding process does until it is ended."""
+    feed(JobQueue(url, settings.Settings().image_queue), image, threading.Event())
+
+
+def fed(
+    environment: dict[str, str], url: str, redis_pid: int, image: str, servers: int, seconds: float
+) -> tuple[float, float]:
+    """Images a second that so many model servers answer while jobs always wait, and how busy they keep Redis's core."""
+    queue = JobQueue(url, settings.Settings().image_queue)
+    command = [sys.executable, ROOT / "run_model_server.py"]
+    started = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(servers)]
+    feeders = [multiprocessing.Process(target=keep_full, args=(url, image), daemon=True) for _ in range(FEEDERS)]
     try:
         until = time.monotonic() + START_SECONDS
-        while not queue.live_workers():
-            if server.poll() is not None or time.monotonic() > until:
-                raise SystemExit("the model server does not start")
+        while queue.live_workers() < servers:
+            if any(server.poll() is not None for server in started) or time.monotonic() > until:
+                raise SystemExit("a model server does not start")
             time.sleep(0.2)
-        feeder.start()
+        for feeder in feeders:
+            feeder.start()
         time.sleep(SETTLE_SECONDS)
-        before, began = int(queue.redis.get(queue.served) or 0), time.monotonic()
+        before, spent, began = int(queue.redis.get(queue.served) or 0), cpu_seconds(redis_pid), time.monotonic()
         time.sleep(seconds)
-        return (int(queue.redis.get(queue.served) or 0) - before) / (time.monotonic() - began)
+        took = time.monotonic() - began
+        return (int(queue.redis.get(queue.served) or 0) - before) / took, (cpu_seconds(redis_pid) - spent) / took
     finally:
-        stop.set()
-        if feeder.ident:
-            feeder.join()
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=30)
+        for feeder in feeders:
+            if feeder.pid:
+                feeder.terminate()
+                feeder.join()
+        for server in started:
+            server.send_signal(signal.SIGTERM)
+        for server in started:
+            server.wait(timeout=30)
         queue.redis.flushall()
 
 
@@ -82,20 +94,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ResNet50")
     parser.add_argument("--runtime", default="keras", choices=["keras", "openvino"])
+    parser.add_argument("--servers", type=int, nargs="+", default=[1], help="how many model servers, each in turn")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--redis-io-threads", type=int, default=1, help="Redis's io-threads (default: its own, 1)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15)
     options = parser.parse_args()
-    image, rounds = some_image(), []
-    with tempfile.TemporaryDirectory() as folder, private_redis(folder) as (url, _):
+    image, shares = some_image(), {servers: [] for servers in options.servers}
+    threads = ["--io-threads", str(options.redis_io_threads), "--io-threads-do-reads", "yes"]
+    with tempfile.TemporaryDirectory() as folder, private_redis(folder, *threads) as (url, redis_pid):
         model = {"MODEL": options.model, "MODEL_WEIGHTS": "random", "MODEL_LABELS": "numbers"}
         rest = {"MODEL_RUNTIME": options.runtime, "KERAS_HOME": folder, "LEASE_SECONDS": "60", "METRICS_PORT": "0"}
-        environment = os.environ | model | rest | {"REDIS_URL": url, "RESULT_TTL_SECONDS": "1"}
-        queue = JobQueue(url, settings.Settings().image_queue)
+        rest |= {"BATCH_SIZE": str(options.batch_size), "REDIS_URL": url, "RESULT_TTL_SECONDS": "1"}
+        environment = os.environ | model | rest
         for number in range(options.rounds):
-            rounds.append((alone(environment, options.seconds), fed(environment, queue, image, options.seconds)))
-            print(f"round {number + 1}: alone {rounds[-1][0]:.1f}/s, fed {rounds[-1][1]:.1f}/s", flush=True)
-    share = median(served / by_itself for by_itself, served in rounds)
-    print(f"a full queue against the model alone: {share:.3f} (median of {options.rounds} rounds)")
+            by_itself = alone(environment, options.seconds)
+            print(f"round {number + 1}: alone {by_itself:.1f}/s", flush=True)
+            for servers, found in shares.items():
+                served, busy = fed(environment, url, redis_pid, image, servers, options.seconds)
+                found.append(served / by_itself)
+                print(f"  {servers} model servers: {served:.1f}/s, {busy:.0%} of a core in Redis", flush=True)
+    for servers, found in shares.items():
+        print(f"{servers} model servers on a full queue against the model alone: {median(found):.3f}")
     return 0
 
 

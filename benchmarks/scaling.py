@@ -114,12 +114,12 @@ def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> 
 
 
 @contextlib.contextmanager
-def private_redis(folder: str) -> Iterator[tuple[str, int]]:
-    """A Redis of its own: its address and its process id."""
+def private_redis(folder: str, *options: str) -> Iterator[tuple[str, int]]:
+    """A Redis of its own, with such options on its command line: its address and its process id."""
     server, port = local_redis.find_server(), local_redis.free_port()
     if server is None:
         raise SystemExit("no Redis server is installed")
-    process = subprocess.Popen(local_redis.command(server, port, folder), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*local_redis.command(server, port, folder), *options], stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)
         yield f"redis://127.0.0.1:{port}/0", process.pid

@@ -25,6 +25,7 @@ from serving import local_redis  # noqa: E402
 BOUNDARY = "bench-5d1c"
 RIVAL_PYTHON = Path(os.environ.get("BENCH_PYTHON", ROOT / ".venv-bench" / "bin" / "python")).absolute()
 CPUS = len(os.sched_getaffinity(0))
+WORKERS = int(os.environ.get("BENCH_EACH", CPUS))
 
 
 @dataclass
@@ -49,7 +50,7 @@ def rival_packages() -> Path:
 
 
 def triton_each_core(port: int, redis_port: int) -> dict[str, list[str]]:
-    return triton(port, redis_port, instances=CPUS)
+    return triton(port, redis_port, instances=WORKERS)
 
 
 def triton(port: int, _redis_port: int, instances: int = 1) -> dict[str, list[str]]:
@@ -77,9 +78,11 @@ def tutorial_keras(port: int, redis_port: int) -> dict[str, list[str]]:
     return {**tutorial(port, redis_port), "model": python(RIVALS / "tutorial_model.py", Path(sys.executable))}
 
 
-def ours(_port: int, _redis_port: int) -> dict[str, list[str]]:
+def ours(_port: int, _redis_port: int, servers: int = 1) -> dict[str, list[str]]:
     here = Path(sys.executable)
-    return {"web": python(ROOT / "run_web_server.py", here), "model": python(RIVALS / "ours_model.py", here)}
+    names = [f"model{number or ''}" for number in range(servers)]
+    models = {name: python(RIVALS / "ours_model.py", here) for name in names}
+    return {"web": python(ROOT / "run_web_server.py", here), **models}
 
 
 def one(script: str) -> Callable[[int, int], dict[str, list[str]]]:
@@ -92,7 +95,8 @@ TRITON = {
     "PYTHONPATH": f"{ROOT}:{rival_packages()}",
 }
 
-EACH = {"BENCH_WORKERS": str(CPUS)}  # as many of them that decode and predict as there are cores, a core each
+# As many of them that decode and predict as there are cores, a core each; or BENCH_EACH of them.
+EACH = {"BENCH_WORKERS": str(WORKERS)}
 
 SYSTEMS = [
     System("ours", ours, "/predict", needs_redis=True),

@@ -26,13 +26,25 @@ class NoModel:
 
 
 def load(threads: int = CPUS) -> Classifier | NoModel:
-    """The model in the folder BENCH_MODEL, as the service runs it; or, without one, a model that costs nothing."""
+    """The model in the folder BENCH_MODEL, as the service runs it, or by name; or, without, one that costs nothing."""
     folder = os.environ.get("BENCH_MODEL")
     if not folder:
         return NoModel()
+    if not Path(folder).is_dir():
+        return by_keras(folder)
     # As it is with weights that mean something: in bfloat16 MobileNetV2's answers are too far from Keras's.
     runtime = OpenVinoRuntime(Path(folder), precision="float32", threads=threads)
     classifier = Classifier(runtime, runtime.labels, top=5, batch_size=BATCH_SIZE)
+    classifier.warm_up()
+    return classifier
+
+
+def by_keras(name: str) -> Classifier:
+    """A model of keras.applications with random weights on KERAS_BACKEND, in the service's precision."""
+    from serving import model
+
+    runtime = model.KerasRuntime(model.load_model(name, "random", width=SIDE, height=SIDE, precision="auto"))
+    classifier = Classifier(runtime, model.load_labels("numbers", runtime.classes), top=5, batch_size=BATCH_SIZE)
     classifier.warm_up()
     return classifier
 
