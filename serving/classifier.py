@@ -121,9 +121,9 @@ class Classifier:
         return [{"label": self._labels[i], "probability": round(float(probabilities[i]), 6)} for i in top]
 
 
-def batch_sizes(most: int) -> list[int]:
-    """1, 2, 4, … and `most`: few, since a framework compiles for each."""
-    return [size for size in (2**n for n in range(32)) if size < most] + [most]
+def batch_sizes(most: int, factor: int = 2) -> list[int]:
+    """1, `factor`, its square, … and `most`: few, since a framework compiles for each."""
+    return [size for size in (factor**n for n in range(32)) if size < most] + [most]
 
 
 def time_of(way: Way, shape: tuple[int, int, int], seconds: float = 0.0) -> float:

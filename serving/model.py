@@ -7,6 +7,7 @@ Written against Keras 3 alone: KERAS_BACKEND=tensorflow (the default), jax or to
 """
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -14,6 +15,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Read by the frameworks as they are imported, and theirs to be overruled. oneDNN: 107 against 63 images/s in
 # batches of 32 (TensorFlow, MobileNetV2, two AMD cores), where TensorFlow leaves it off by default.
@@ -29,6 +31,7 @@ from serving.classifier import Way, batch_sizes, translated
 from serving.errors import ModelUnavailable, WeightsDownloadFailed
 
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
+MOST_CONSTANTS = 32_000_000  # parameters that JAX compiles in, once for each batch size; of more it keeps one copy
 
 
 class KerasRuntime:
@@ -37,14 +40,34 @@ class KerasRuntime:
     def __init__(self, model: keras.Model) -> None:
         self.input_shape = model.input_shape[1:]
         self.classes = model.output_shape[-1]
-        self._model = model
+        self._forward = compiled(model)
 
     def ways(self, batch_size: int) -> list[Way]:
-        return [Way(f"batches of {size}", size, self._run) for size in batch_sizes(batch_size)]
+        # JAX compiles each for seconds, and on a GPU a few images take nearly as long as many.
+        sizes = batch_sizes(batch_size, factor=4 if keras.backend.backend() == "jax" else 2)
+        return [Way(f"batches of {size}", size, self._run) for size in sizes]
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         with translated(len(batch)):
-            return np.asarray(self._model.predict_on_batch(batch))
+            return np.asarray(self._forward(batch))
+
+
+def compiled(model: keras.Model) -> Any:
+    """The model as a function of its pixels, (n, height, width, 3) uint8 0..255, compiled for each n it first meets."""
+    if keras.backend.backend() != "jax":
+        return model.predict_on_batch
+    # There predict_on_batch takes every variable out of the model, gives it away and puts it back, in Python: with
+    # ResNet50's 320 of them a call takes four times as long on a fast GPU (decision 024).
+    import jax
+
+    def forward(trainable: list[Any], fixed: list[Any], pixels: Any) -> Any:
+        return model.stateless_call(trainable, fixed, pixels, training=False)[0]
+
+    variables = ([one.value for one in of] for of in (model.trainable_variables, model.non_trainable_variables))
+    if model.count_params() > MOST_CONSTANTS:
+        return functools.partial(jax.jit(forward), *variables)
+    # As constants they are cast, and folded into each other, while it compiles, and not in every batch.
+    return jax.jit(functools.partial(forward, *variables))
 
 
 def load_model(name: str, weights: str, *, width: int, height: int, precision: str) -> keras.Model:

@@ -154,7 +154,7 @@ def test_what_the_framework_raises_is_told_apart(tiny: "KerasRuntime", monkeypat
         def fail(_: np.ndarray, raised: Exception = raised) -> None:
             raise raised
 
-        monkeypatch.setattr(tiny._model, "predict_on_batch", fail)
+        monkeypatch.setattr(tiny, "_forward", fail)
         with pytest.raises(ModelFailed) as caught:
             classifier.predict(RED_GREEN_BLUE[:1])
         assert type(caught.value) is expected
@@ -162,6 +162,6 @@ def test_what_the_framework_raises_is_told_apart(tiny: "KerasRuntime", monkeypat
 
 def test_a_probability_that_is_not_a_number_is_a_failure(tiny: "KerasRuntime", monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = Classifier(tiny, LABELS, top=1, batch_size=1)
-    monkeypatch.setattr(tiny._model, "predict_on_batch", lambda batch: np.full((1, 4), np.nan, np.float32))
+    monkeypatch.setattr(tiny, "_forward", lambda batch: np.full((1, 4), np.nan, np.float32))
     with pytest.raises(ModelFailed, match="not a number"):
         classifier.predict(RED_GREEN_BLUE[:1])

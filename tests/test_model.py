@@ -2,13 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import DATA, REAL_MODEL
+from conftest import DATA, REAL_MODEL, ROOT
 
 from serving.errors import ModelUnavailable
 
@@ -127,3 +129,33 @@ def test_the_real_weights_load(model: ModuleType) -> None:
     loaded = load(model, "MobileNetV2", REAL_MODEL["MODEL_WEIGHTS"], width=224, height=224)
     assert loaded.output_shape == (None, 1000)
     assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == "true"
+
+
+ON_JAX = """
+import sys
+import numpy as np
+from serving import model
+name, path = sys.argv[1:]
+assert model.keras.backend.backend() == "jax"
+network, pixels = model.load_model(name, "random", width=32, height=32, precision="auto"), np.load(path)
+for model.MOST_CONSTANTS in (0, 10**9):
+    ways = {way.capacity: way.run for way in model.KerasRuntime(network).ways(8)}
+    assert sorted(ways) == [1, 4, 8]
+    whole = ways[8](pixels)
+    assert np.array_equal(ways[8](pixels), whole)  # the variables are where they were
+    assert np.allclose(np.concatenate([ways[4](pixels[:4]), ways[4](pixels[4:])]), whole, atol=1e-6)
+    np.save(f"{path}-{model.MOST_CONSTANTS}.npy", whole)
+"""
+
+
+def test_on_jax_the_answers_are_tensorflows(model: ModuleType, tiny_model: dict[str, str], tmp_path: Path) -> None:
+    """Its variables passed in, as those of a large model, and compiled in."""
+    pixels, path = np.random.default_rng(3).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), tmp_path / "batch.npy"
+    np.save(path, pixels)
+    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ON_JAX, tiny_model["MODEL"], str(path)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    expected = load(model, tiny_model["MODEL"]).predict_on_batch(pixels)
+    for most_constants in (0, 10**9):
+        assert np.load(f"{path}-{most_constants}.npy") == pytest.approx(expected, abs=1e-5)
