@@ -36,7 +36,9 @@ TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 def wrk(url: str, connections: int, seconds: float, headers: list[str], files: list[str]) -> dict[str, float]:
     options = ["-t", "1", "-c", str(connections), "-d", f"{seconds:g}s", "--timeout", "30s", "-s", HERE / "load.lua"]
     command = ["wrk", *options, url, "--", *headers, "--", *files]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "RESULT " not in ended.stdout:
+        raise SystemExit(f"wrk on {url} failed: {ended.stderr.strip()}\n{ended.stdout}")
     figures: dict[str, float] = json.loads(ended.stdout.split("RESULT ", 1)[1].splitlines()[0])
     return figures
 

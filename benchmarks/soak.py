@@ -3,10 +3,10 @@
     python benchmarks/soak.py [--minutes 10] [--share 0.8] [--json figures.json]
 
 Starts the whole service (run_service.py, with the settings of the environment) and a Redis of its own, finds its
-capacity in a closed loop, then sends at a rate. Memory is the resident memory of each kind of process, without what
-they share (Pss), sampled every few seconds; compared are the medians of the second and of the last minute: in the first
-one threads and heaps grow to what the load needs. Exit status: 0; 1 if a request was not answered, memory grew by 2 %,
-or a key is left that has no purpose.
+capacity in a closed loop, brings as many requests at once as it ever has in hand, for heaps and threads grow to what
+the fullest moment needs and stay so, then sends at a rate. Memory is the resident memory of each kind of process,
+without what they share (Pss), sampled every few seconds; compared are the medians of the second and of the last minute.
+Exit status: 0; 1 if a request was not answered, memory grew by 2 %, or a key is left that has no purpose.
 """
 
 import argparse
@@ -35,6 +35,7 @@ KINDS = {"run_web_server.py": "web processes", "run_model_server.py": "model ser
 LASTING = {f"{{image_queue}}:{key}" for key in ("served", "emptied", "settled", "workers")}
 SAMPLE_SECONDS, MINUTE = 2.0, 60.0
 CAPACITY_REQUESTS = 1500
+AT_ONCE, FULL_REQUESTS = 800, 4000  # more than there are places in two web processes
 MOST_GROWTH = 0.02
 
 
@@ -104,6 +105,7 @@ def main() -> int:
     with service() as (url, client, redis_pid):
         capacity = float(load(url, "--requests", str(CAPACITY_REQUESTS))["answered_per_s"])  # type: ignore[arg-type]
         rate = arguments.share * capacity
+        load(url, "--concurrency", str(AT_ONCE), "--requests", str(FULL_REQUESTS))
         print(f"capacity {capacity:.1f}/s; {rate:.1f}/s for {arguments.minutes:g} minutes", flush=True)
         stop = threading.Event()
         watch = threading.Thread(target=sample, args=(samples, redis_pid, stop))

@@ -1,6 +1,6 @@
 """Some of bench.py's systems all up at once, loaded in short turns, one after the other: for ratios on a busy machine.
 
-    python benchmarks/turns.py --only ours --only Triton --only Mosec [--turns 5] [--connections 16 64]
+    python benchmarks/turns.py [--only ours --only Triton --only Mosec] [--turns 5] [--connections 16 64]
     KERAS_BACKEND=jax python benchmarks/turns.py --model ResNet50 --model-servers 1 2 4      # on a GPU
 
 A ratio is the median over the turns of a system's figure divided by the first system's in the same turn, so that what
@@ -21,6 +21,7 @@ from systems import SYSTEMS, System, bodies, ours, running, wait_until_it_answer
 from stress_test import made_photo
 
 WARM_UP_SECONDS = 2
+BEST = ["ours", "Triton", "Mosec"]
 
 Figures = dict[str, float]
 
@@ -69,7 +70,7 @@ def chosen(names: list[str], servers: list[int]) -> list[System]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a system; may be given again")
+    parser.add_argument("--only", action="append", metavar="NAME", help=f"a system; default: {', '.join(BEST)}")
     parser.add_argument("--model-servers", type=int, nargs="+", default=[], help="ours with so many, each a system")
     parser.add_argument("--model", help="of keras.applications, by KERAS_BACKEND; none: costs nothing")
     parser.add_argument("--turns", type=int, default=5)
@@ -80,7 +81,7 @@ def main() -> int:
     photos, up = [made_photo(seed) for seed in range(4)], {}
     with contextlib.ExitStack() as stack:
         folders = []
-        for system in chosen(options.only, options.model_servers):
+        for system in chosen(options.only or ([] if options.model_servers else BEST), options.model_servers):
             folders.append(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             headers, files = bodies(system, photos, folders[-1])
             url, processes = stack.enter_context(running(system, model, folders[-1]))
