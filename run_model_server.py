@@ -2,7 +2,7 @@
 
     image_queue -- take --> decode --> predict (GPU, or CPU) --> SET <id> answer, wake the web server
 
-`python run_model_server.py`; run as many as there are GPUs, on any host that reaches Redis. See settings.py, or the
+`python run_model_server.py`; run one for each GPU or more, on any host that reaches Redis. See settings.py, or the
 README's table, for what the environment sets. Exit status: 0 stopped, 1 failed, 2 a wrong setting, 3 the ImageNet
 weights cannot be downloaded, 70 the model hung. `--check-health` starts none but asks Redis about those that run here:
 0 one makes progress, 1 none does, 2 a wrong setting or no Redis.
@@ -13,7 +13,6 @@ import functools
 import gc
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -112,7 +111,7 @@ def wants_openvino(config: settings.Settings) -> bool:
 
 def by_openvino(config: settings.Settings, load: Load) -> Classifier | None:
     """The classifier on OpenVINO; None, with a warning, where its answers would not be Keras's."""
-    folder = settings.kept_models("openvino") / openvino_runtime.key_of(
+    folder = settings.kept_models() / openvino_runtime.key_of(
         model=config.model,
         weights=config.model_weights,
         labels=config.model_labels,
@@ -160,8 +159,6 @@ def by_keras(config: settings.Settings, load: Load) -> Classifier:
 
 def load_keras(config: settings.Settings, precision: str) -> tuple[Any, list[str]]:
     """The Keras model and its labels. Raises ModelUnavailable."""
-    # JAX, where it runs the model, keeps what it compiled: for the next start, and for the next model server.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(settings.kept_models("jax")))
     # Imported late: Keras takes seconds, which a wrong setting, --help, or a model kept for OpenVINO need not cost.
     from serving import model
 

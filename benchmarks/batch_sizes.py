@@ -1,6 +1,6 @@
 """The model alone by batch size, one process without any server: what the model server would do if nothing else cost.
 
-    KERAS_BACKEND=jax python benchmarks/batch_sizes.py [--model ResNet50] [--most 256] [--seconds 3]
+    KERAS_BACKEND=jax python benchmarks/batch_sizes.py [--model ResNet50] [--sizes 1 32 128 256] [--seconds 3]
 
 On Keras, in the precision that MODEL_PRECISION says (auto: float16 on a GPU); random weights, which change no time.
 "One at a time" is what the model server does: pixels to the device, the model, probabilities back. "Two in flight" has
@@ -48,29 +48,28 @@ def rate(run: Run, batches: list[np.ndarray], seconds: float, threads: int = 1) 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ResNet50")
-    parser.add_argument("--most", type=int, default=256, help="the largest batch (default: %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 32, 128, 256])
+    parser.add_argument("--variables", action="store_true", help="on JAX: passed in, as those of a large model")
     parser.add_argument("--seconds", type=float, default=3)
     options = parser.parse_args()
+    if options.variables:
+        model.MOST_CONSTANT_PARAMETERS = 0
     precision = os.environ.get("MODEL_PRECISION", "auto")
     network = model.load_model(options.model, "random", width=SIDE, height=SIDE, precision=precision)
     runtime, random = model.KerasRuntime(network), np.random.default_rng(0)
     where, backend = "a GPU" if model.has_gpu() else "the CPU", model.keras.backend.backend()
     print(f"{options.model} on {where} by Keras on {backend}, {model.keras.config.dtype_policy().name}\n")
-    began = time.perf_counter()
-    ways = runtime.ways(options.most)
-    for way in ways:
-        way.run(np.zeros((way.capacity, SIDE, SIDE, 3), np.uint8))
-    print(f"All sizes compiled, or read from the cache, after {time.perf_counter() - began:.1f} s.\n")
-    print("| batch | a batch | one at a time | two in flight |\n|---|---|---|---|")
-    batches = {way: list(random.integers(0, 256, (3, way.capacity, SIDE, SIDE, 3), dtype=np.uint8)) for way in ways}
-    for way, images in batches.items():
-        one, two = (rate(way.run, images, options.seconds, threads) for threads in (1, 2))
-        milliseconds = 1000 * way.capacity / one
-        print(f"| {way.capacity} | {milliseconds:.2f} ms | {one:.0f}/s | {two:.0f}/s |", flush=True)
+    print("| batch | first call | a batch | one at a time | two in flight |\n|---|---|---|---|---|")
+    batches = {size: list(random.integers(0, 256, (3, size, SIDE, SIDE, 3), dtype=np.uint8)) for size in options.sizes}
+    for size, images in batches.items():
+        run, began = runtime.ways(size)[-1].run, time.perf_counter()
+        run(images[0])
+        first = time.perf_counter() - began
+        one, two = (rate(run, images, options.seconds, threads) for threads in (1, 2))
+        print(f"| {size} | {first:.1f} s | {1000 * size / one:.2f} ms | {one:.0f}/s | {two:.0f}/s |", flush=True)
     print("\n| batch | Keras's own |\n|---|---|")
-    for way in (ways[0], ways[-1]):  # last: on JAX it takes the variables away from the others
-        own = rate(network.predict_on_batch, batches[way], options.seconds)
-        print(f"| {way.capacity} | {own:.0f}/s |", flush=True)
+    for size, images in batches.items():  # last: on JAX it takes the variables away from the others
+        print(f"| {size} | {rate(network.predict_on_batch, images, options.seconds):.0f}/s |", flush=True)
     return 0
 
 

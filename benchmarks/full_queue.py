@@ -26,7 +26,7 @@ from scaling import cpu_seconds, feed, private_redis, some_image  # noqa: E402
 import settings  # noqa: E402
 from serving.job_queue import JobQueue  # noqa: E402
 
-START_SECONDS, SETTLE_SECONDS, FEEDERS = 180, 3, 3
+START_SECONDS, SETTLE_SECONDS = 180, 3
 # As the model server loads it, so that both have the same precision, ways and threads.
 ALONE = """
 import sys, time
@@ -58,13 +58,15 @@ def keep_full(url: str, image: str) -> None:
 
 
 def fed(
-    environment: dict[str, str], url: str, redis_pid: int, image: str, servers: int, seconds: float
+    environment: dict[str, str], url: str, redis_pid: int, image: str, servers: int, options: argparse.Namespace
 ) -> tuple[float, float]:
     """Images a second that so many model servers answer while jobs always wait, and how busy they keep Redis's core."""
     queue = JobQueue(url, settings.Settings().image_queue)
     command = [sys.executable, ROOT / "run_model_server.py"]
     started = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(servers)]
-    feeders = [multiprocessing.Process(target=keep_full, args=(url, image), daemon=True) for _ in range(FEEDERS)]
+    feeders = [
+        multiprocessing.Process(target=keep_full, args=(url, image), daemon=True) for _ in range(options.feeders)
+    ]
     try:
         until = time.monotonic() + START_SECONDS
         while queue.live_workers() < servers:
@@ -75,7 +77,7 @@ def fed(
             feeder.start()
         time.sleep(SETTLE_SECONDS)
         before, spent, began = int(queue.redis.get(queue.served) or 0), cpu_seconds(redis_pid), time.monotonic()
-        time.sleep(seconds)
+        time.sleep(options.seconds)
         took = time.monotonic() - began
         return (int(queue.redis.get(queue.served) or 0) - before) / took, (cpu_seconds(redis_pid) - spent) / took
     finally:
@@ -96,6 +98,9 @@ def main() -> int:
     parser.add_argument("--runtime", default="keras", choices=["keras", "openvino"])
     parser.add_argument("--servers", type=int, nargs="+", default=[1], help="how many model servers, each in turn")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--feeders", type=int, default=1, help="processes that bring jobs; one makes some 2,000 a second"
+    )
     parser.add_argument("--redis-io-threads", type=int, default=1, help="Redis's io-threads (default: its own, 1)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15)
@@ -111,11 +116,11 @@ def main() -> int:
             by_itself = alone(environment, options.seconds)
             print(f"round {number + 1}: alone {by_itself:.1f}/s", flush=True)
             for servers, found in shares.items():
-                served, busy = fed(environment, url, redis_pid, image, servers, options.seconds)
+                served, busy = fed(environment, url, redis_pid, image, servers, options)
                 found.append(served / by_itself)
-                print(f"  {servers} model servers: {served:.1f}/s, {busy:.0%} of a core in Redis", flush=True)
+                print(f"  model servers {servers}: {served:.1f}/s, {busy:.0%} of a core in Redis", flush=True)
     for servers, found in shares.items():
-        print(f"{servers} model servers on a full queue against the model alone: {median(found):.3f}")
+        print(f"model servers {servers}: a full queue against the model alone: {median(found):.3f}")
     return 0
 
 

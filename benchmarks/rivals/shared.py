@@ -27,13 +27,13 @@ class NoModel:
 
 def load(threads: int = CPUS) -> Classifier | NoModel:
     """The model in the folder BENCH_MODEL, as the service runs it, or by name; or, without, one that costs nothing."""
-    folder = os.environ.get("BENCH_MODEL")
-    if not folder:
+    wanted = os.environ.get("BENCH_MODEL")
+    if not wanted:
         return NoModel()
-    if not Path(folder).is_dir():
-        return by_keras(folder)
+    if not Path(wanted).is_dir():
+        return by_keras(wanted)
     # As it is with weights that mean something: in bfloat16 MobileNetV2's answers are too far from Keras's.
-    runtime = OpenVinoRuntime(Path(folder), precision="float32", threads=threads)
+    runtime = OpenVinoRuntime(Path(wanted), precision="float32", threads=threads)
     classifier = Classifier(runtime, runtime.labels, top=5, batch_size=BATCH_SIZE)
     classifier.warm_up()
     return classifier
