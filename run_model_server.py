@@ -13,6 +13,7 @@ import functools
 import gc
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -111,7 +112,7 @@ def wants_openvino(config: settings.Settings) -> bool:
 
 def by_openvino(config: settings.Settings, load: Load) -> Classifier | None:
     """The classifier on OpenVINO; None, with a warning, where its answers would not be Keras's."""
-    folder = settings.kept_models() / openvino_runtime.key_of(
+    folder = settings.kept_models("openvino") / openvino_runtime.key_of(
         model=config.model,
         weights=config.model_weights,
         labels=config.model_labels,
@@ -159,6 +160,8 @@ def by_keras(config: settings.Settings, load: Load) -> Classifier:
 
 def load_keras(config: settings.Settings, precision: str) -> tuple[Any, list[str]]:
     """The Keras model and its labels. Raises ModelUnavailable."""
+    # What JAX compiled, where it runs the model, is read at the next start.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(settings.kept_models("jax")))
     # Imported late: Keras takes seconds, which a wrong setting, --help, or a model kept for OpenVINO need not cost.
     from serving import model
 

@@ -146,9 +146,9 @@ def load(**overrides: object) -> Settings:
         raise SystemExit(EXIT_WRONG_SETTING) from None
 
 
-def kept_models() -> Path:
-    """Where models that were converted are kept, beside the weights that Keras downloads."""
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "openvino"
+def kept_models(runtime: str) -> Path:
+    """Where what was converted or compiled for a runtime is kept, beside the weights that Keras downloads."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / runtime
 
 
 def explain(error: ValidationError) -> str:

@@ -23,10 +23,6 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-# What JAX compiled is read at the next start; it lies beside what Keras downloads.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "jax")
-)
 
 import keras
 import numpy as np
