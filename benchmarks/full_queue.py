@@ -9,7 +9,6 @@ GPU or the same cores, beside a Redis in which jobs always wait. Random weights:
 import argparse
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from statistics import median
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scaling import cpu_seconds, feed, private_redis, some_image  # noqa: E402
+from scaling import end, feed, private_redis, rate_and_load, some_image  # noqa: E402
 
 import settings  # noqa: E402
 from serving.job_queue import JobQueue  # noqa: E402
@@ -76,19 +75,13 @@ def fed(
         for feeder in feeders:
             feeder.start()
         time.sleep(SETTLE_SECONDS)
-        before, spent, began = int(queue.redis.get(queue.served) or 0), cpu_seconds(redis_pid), time.monotonic()
-        time.sleep(options.seconds)
-        took = time.monotonic() - began
-        return (int(queue.redis.get(queue.served) or 0) - before) / took, (cpu_seconds(redis_pid) - spent) / took
+        return rate_and_load(queue, redis_pid, options.seconds)
     finally:
         for feeder in feeders:
             if feeder.pid:
                 feeder.terminate()
                 feeder.join()
-        for server in started:
-            server.send_signal(signal.SIGTERM)
-        for server in started:
-            server.wait(timeout=30)
+        end(started)
         queue.redis.flushall()
 
 

@@ -64,6 +64,22 @@ def feed(queue: JobQueue, image: str, stop: threading.Event) -> None:
             time.sleep(0.002)
 
 
+def rate_and_load(queue: JobQueue, redis_pid: int, seconds: float) -> tuple[float, float]:
+    """Jobs a second that end during so many seconds from now, and the share of a core that Redis spends."""
+    served, spent, began = int(queue.redis.get(queue.served) or 0), cpu_seconds(redis_pid), time.monotonic()
+    time.sleep(seconds)
+    took = time.monotonic() - began
+    return (int(queue.redis.get(queue.served) or 0) - served) / took, (cpu_seconds(redis_pid) - spent) / took
+
+
+def end(servers: list[subprocess.Popen]) -> None:
+    """Stop model servers, all at once."""
+    for server in servers:
+        server.send_signal(signal.SIGTERM)
+    for server in servers:
+        server.wait(timeout=30)
+
+
 def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: int, options: argparse.Namespace) -> str:
     environment = os.environ | {"REDIS_URL": url, "METRICS_PORT": "0", "RESULT_TTL_SECONDS": "1"}
     command = [sys.executable, "-c", SLEEPER, str(ROOT), str(options.sleep_ms)]
@@ -76,18 +92,11 @@ def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: i
             time.sleep(0.1)
         feeder.start()
         time.sleep(2)
-        served, spent, began = int(queue.redis.get(queue.served) or 0), cpu_seconds(redis_pid), time.monotonic()
-        time.sleep(options.seconds)
-        seconds = time.monotonic() - began
-        rate = (int(queue.redis.get(queue.served) or 0) - served) / seconds
-        busy = (cpu_seconds(redis_pid) - spent) / seconds
+        rate, busy = rate_and_load(queue, redis_pid, options.seconds)
     finally:
         stop.set()
         feeder.join()
-        for server in servers:
-            server.send_signal(signal.SIGTERM)
-        for server in servers:
-            server.wait(timeout=20)
+        end(servers)
         queue.redis.flushall()
     most = count * BATCH_SIZE / options.sleep_ms * 1000
     return f"| {count} | {most:.0f}/s | {rate:.0f}/s | {busy:.0%} |"
