@@ -18,6 +18,7 @@ from collections.abc import Callable
 from serving.errors import LeaseLost, QueueAway
 from serving.predicting import BatchPredictor, Item, Observer
 from serving.queue_worker import Outcome, QueueWorker
+from serving.staging import Staging
 
 # While the model is busy the next batch is topped up after these pauses, which double as long as nothing comes: on a
 # CPU each look takes time from the model. Blocking instead would win jobs that an idle model server is waiting for.
@@ -62,6 +63,7 @@ class BatchLoop:
         self._worker: QueueWorker | None = None
         self._lost: QueueWorker | None = None  # a worker whose answer told that its lease is lost
         self._next_batch: list[Item] = []
+        self._staging = Staging(predictor.batch_size)
         self._last_batch = 0  # its size
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._in_hand = 0  # jobs that `_worker` took and has not struck off
@@ -114,6 +116,8 @@ class BatchLoop:
             if not self._next_batch or self._worker is None or self._stopping:
                 return None
             batch, self._next_batch = self._predictor.split(self._next_batch)
+            if not self._next_batch:  # else what is left stays where it is, beside what the model gets
+                self._staging.turn()
             self._last_batch, self._predicting_since = len(batch), time.monotonic()
             self._wake_fetcher(there_is_room=len(batch) >= self._predictor.batch_size)
             return self._worker, batch
@@ -176,8 +180,11 @@ class BatchLoop:
 
     def _top_up(self, worker: QueueWorker, room: int, hands_are_empty: bool) -> None:
         taken = worker.take(room, self._wait_seconds if hands_are_empty else 0.0)
-        items = [self._read(text, taken.attempts) for text in taken.jobs]
+        stage = self._staging.filling
+        items = [self._read(text, taken.attempts).staged(stage) for text in taken.jobs]
         with self._changed:
+            if stage is not self._staging.filling:  # the model has taken what was there; these are not among it
+                items = [item.staged(self._staging.filling) for item in items]
             self._in_hand += len(items)
             self._next_batch += items
             if items:

@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from serving.errors import ModelFailed, OutOfMemory
 from serving.queue_worker import Outcome
+from serving.staging import Stage, side_by_side
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,10 @@ class Item:
     pixels: np.ndarray | None = None  # (height, width, 3) uint8 0..255
     failure: str | None = None
     attempts: int = 0
+
+    def staged(self, stage: Stage) -> "Item":
+        """The same with its pixels in `stage`."""
+        return self if self.pixels is None else replace(self, pixels=stage.put(self.pixels))
 
     def ends(self, *, answer: str | None = None, failure: str | None = None) -> Outcome:
         return Outcome(self.text, self.job_id, self.reply_to, answer, failure, self.attempts)
@@ -77,7 +82,8 @@ class BatchPredictor:
         good = [item for item in batch if item.pixels is not None and item.deadline > expired]
         started = time.monotonic()
         try:
-            answers = self._predict(np.stack([item.pixels for item in good if item.pixels is not None])) if good else []
+            pixels = [item.pixels for item in good if item.pixels is not None]
+            answers = self._predict(side_by_side(pixels)) if good else []
         except ModelFailed as error:
             if isinstance(error, OutOfMemory) and len(good) > 1:
                 self.batch_size = max(1, len(good) // 2)

@@ -34,10 +34,11 @@ def read(text: bytes, attempts: int) -> Item:
 
 
 class Model:
-    """Answers with the pixel's value; remembers the size of each batch; may be held up, or fail."""
+    """Answers with the pixel's value; remembers each batch; may be held up, or fail."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.are_rows: list[bool] = []  # of an array that was there already, for each batch
         self.free = threading.Event()
         self.free.set()
         self.busy = threading.Event()
@@ -46,10 +47,15 @@ class Model:
     def predict(self, pixels: np.ndarray) -> list[str]:
         values = pixels[:, 0, 0, 0].tolist()
         self.busy.set()
-        self.free.wait(30)
+        self.wait()
+        assert pixels[:, 0, 0, 0].tolist() == values  # nobody else may write there meanwhile
         self.batches.append(values)
+        self.are_rows.append(pixels.base is not None)
         self.fails(values)
         return [json.dumps([value]) for value in values]
+
+    def wait(self) -> None:
+        self.free.wait(30)
 
 
 class Counts:
@@ -65,8 +71,15 @@ class Counts:
 
 
 class Running:
-    def __init__(self, queue: JobQueue, lease_seconds: float = 10.0, batch_size: int = 8) -> None:
-        self.model, self.counts, self.error = Model(), Counts(), None
+    def __init__(
+        self,
+        queue: JobQueue,
+        lease_seconds: float = 10.0,
+        batch_size: int = 8,
+        model: Model | None = None,
+        read: Callable[[bytes, int], Item] = read,
+    ) -> None:
+        self.model, self.counts, self.error = model or Model(), Counts(), None
         self.ended_with: list[int] = []  # instead of ending the tests
         self.loop = BatchLoop(
             join=lambda: self.join(queue, lease_seconds),
@@ -148,6 +161,47 @@ def test_while_the_model_is_busy_the_next_batch_fills(raw: redis.Redis, start: C
     running.model.free.set()
     wait_for(lambda: all_answered(raw, jobs))
     assert running.model.batches == [[0], list(range(1, 9))]
+
+
+def test_what_is_read_while_the_model_takes_a_batch_is_not_written_over(
+    raw: redis.Redis, start: Callable[..., Running]
+) -> None:
+    may_read, turns = threading.Event(), threading.Semaphore(0)
+
+    class OneByOne(Model):
+        def wait(self) -> None:
+            turns.acquire(timeout=10)
+
+    def slow_read(text: bytes, attempts: int) -> Item:
+        item = read(text, attempts)
+        if item.pixels is not None and item.pixels[0, 0, 0] == 2:
+            is_reading.set()
+            may_read.wait(10)
+        return item
+
+    is_reading = threading.Event()
+    running = start(model=OneByOne(), read=slow_read)
+    jobs = push(raw, [0])
+    running.model.busy.wait(5)
+    jobs += push(raw, [1])
+    wait_for(lambda: raw.llen("image_queue") == 0)
+    jobs += push(raw, [2, 3, 4])
+    is_reading.wait(5)
+    running.model.busy.clear()
+    turns.release()  # 0 ends, 1 begins, without the others, which are read just now
+    running.model.busy.wait(5)
+    may_read.set()
+    wait_for(lambda: len(running.loop._next_batch) == 3)
+    running.model.busy.clear()
+    turns.release()
+    running.model.busy.wait(5)  # with 2, 3 and 4
+    jobs += push(raw, range(5, 13))
+    wait_for(lambda: len(running.loop._next_batch) == 8)
+    turns.release(10)
+    wait_for(lambda: all_answered(raw, jobs))
+    assert answers(raw, jobs) == [[value] for value in range(13)]
+    assert running.model.batches == [[0], [1], [2, 3, 4], list(range(5, 13))]
+    assert all(running.model.are_rows)  # nothing had to be gathered when the model was free
 
 
 def test_an_idle_model_starts_at_once_with_what_is_there(raw: redis.Redis, start: Callable[..., Running]) -> None:
