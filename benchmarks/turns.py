@@ -76,16 +76,20 @@ def chosen(names: list[str], servers: list[int]) -> list[System]:
     if unknown := set(names) - set(by_name):
         raise SystemExit(f"no such system: {', '.join(sorted(unknown))}. There are {', '.join(by_name)}.")
     found = [by_name[name] for name in names]
-    return found + [
-        dataclasses.replace(by_name["ours"], name=f"ours, {count} model servers", commands=partial(ours, servers=count))
-        for count in servers
-    ]
+    for count in servers:
+        several = partial(ours, servers=count)
+        found.append(dataclasses.replace(by_name["ours"], name=f"ours, {count} model servers", commands=several))
+        if "Mosec" in names:
+            predictors = {"BENCH_PREDICTORS": str(count)}
+            found.append(dataclasses.replace(by_name["Mosec"], name=f"Mosec, {count} predict", environment=predictors))
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="NAME", help=f"a system; default: {', '.join(BEST)}")
-    parser.add_argument("--model-servers", type=int, nargs="+", default=[], help="ours with so many, each a system")
+    several = "ours with so many, each a system; and Mosec with as many that predict, where it is among --only"
+    parser.add_argument("--model-servers", type=int, nargs="+", default=[], help=several)
     parser.add_argument("--model", help="of keras.applications, by KERAS_BACKEND; none: costs nothing")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3)

@@ -1,6 +1,7 @@
 """Mosec: as many processes that decode as there are CPUs, one that predicts batches; the image is the raw body.
 
-BENCH_WORKERS=n: n processes that decode and predict, with a share of the CPUs each.
+BENCH_PREDICTORS=n: n that predict, on one GPU. BENCH_WORKERS=n: n processes that decode and predict, with a share of
+the CPUs each.
 """
 
 import os
@@ -11,6 +12,7 @@ import shared
 from mosec import Server, Worker
 
 WORKERS = int(os.environ.get("BENCH_WORKERS", "0"))
+PREDICTORS = int(os.environ.get("BENCH_PREDICTORS", "1"))
 sys.argv += ["--port", str(shared.PORT), "--address", "127.0.0.1", "--timeout", "30000", "--capacity", "4096"]
 
 
@@ -52,5 +54,5 @@ if __name__ == "__main__":
         server.append_worker(Both, num=WORKERS, max_batch_size=shared.BATCH_SIZE, max_wait_time=1)
     else:
         server.append_worker(Decode, num=shared.CPUS)
-        server.append_worker(Predict, num=1, max_batch_size=shared.BATCH_SIZE, max_wait_time=1)
+        server.append_worker(Predict, num=PREDICTORS, max_batch_size=shared.BATCH_SIZE, max_wait_time=1)
     server.run()
