@@ -29,7 +29,7 @@ from serving.batching import BatchLoop
 from serving.classifier import Classifier
 from serving.job_queue import Job, JobQueue
 from serving.metrics import ModelMetrics
-from serving.predicting import BatchPredictor, Item
+from serving.predicting import BatchPredictor, Item, Write
 from serving.queue_worker import QueueWorker, has_lease
 
 EXIT_UNHEALTHY = 1
@@ -83,16 +83,17 @@ def check_health(queue: JobQueue, lease_seconds: float) -> int:
     return EXIT_UNHEALTHY
 
 
-def load_classifier(config: settings.Settings) -> Callable[[np.ndarray], list[str]]:
-    """The function pixels (n, height, width, 3) uint8 -> n answers, JSON; warmed up."""
+def load_classifier(config: settings.Settings) -> Callable[[np.ndarray], Write]:
+    """The function pixels (n, height, width, 3) uint8 -> what writes n answers, JSON; warmed up."""
     load = functools.cache(functools.partial(load_keras, config))
     classifier = by_openvino(config, load) if wants_openvino(config) else None
     classifier = classifier or by_keras(config, load)
     check_lease(classifier.warm_up(), config)
     is_random = config.model_weights == "random" and not config.model.endswith(".keras")
 
-    def predict(pixels: np.ndarray) -> list[str]:
-        return [as_answer(predictions, is_random=is_random) for predictions in classifier.predict(pixels)]
+    def predict(pixels: np.ndarray) -> Write:
+        probabilities = classifier.probabilities(pixels)
+        return lambda: [as_answer(classifier.likeliest(row), is_random=is_random) for row in probabilities]
 
     return predict
 

@@ -36,10 +36,10 @@ predict = run_model_server.load_classifier(config)
 pixels = np.random.default_rng(0).integers(0, 256, (config.batch_size, 224, 224, 3), dtype=np.uint8)
 seconds, images = float(sys.argv[2]), 0
 for _ in range(3):
-    predict(pixels)
+    predict(pixels)()
 began = time.perf_counter()
 while time.perf_counter() - began < seconds:
-    predict(pixels)
+    predict(pixels)()
     images += len(pixels)
 print("RATE", images / (time.perf_counter() - began))
 """

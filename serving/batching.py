@@ -1,6 +1,6 @@
 """Take, predict and answer at the same time, so that the model never waits for Redis.
 
-    fetcher: take, decode --> the next batch --> run(): predict --> answerer: answer, strike off
+    fetcher: take, decode --> the next batch --> run(): predict --> answerer: write the answers, set them, strike off
              (thread)         grows while        (the calling       (thread)
                               the model is busy   thread)
 
@@ -57,7 +57,7 @@ class BatchLoop:
         self._end_process = end_process
         self._join, self._read, self._predictor, self._observer = join, read, predictor, observer
         self._wait_seconds, self._lease_seconds = wait_seconds, lease_seconds
-        self._answers: queue.SimpleQueue[tuple[QueueWorker, list[Outcome]] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[QueueWorker, Callable[[], list[Outcome]]] | None] = queue.SimpleQueue()
         # All below is guarded by `_changed`.
         self._changed = threading.Condition()
         self._worker: QueueWorker | None = None
@@ -123,8 +123,8 @@ class BatchLoop:
             return self._worker, batch
 
     def _run_batch(self, worker: QueueWorker, batch: list[Item]) -> None:
-        for outcomes in self._predictor.outcomes(batch):
-            self._answers.put((worker, outcomes))
+        for outcomes_of_piece in self._predictor.outcomes(batch):
+            self._answers.put((worker, outcomes_of_piece))
             with self._changed:
                 self._predicting_since = time.monotonic()
         with self._changed:
@@ -240,7 +240,8 @@ class BatchLoop:
 
     def _answer(self) -> None:
         while (entry := self._answers.get()) is not None:
-            worker, outcomes = entry
+            worker, outcomes_of_piece = entry
+            outcomes = outcomes_of_piece()
             settled = self._deliver(worker, outcomes)
             self._observer.ended(outcomes)
             with self._changed:

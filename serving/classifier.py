@@ -92,9 +92,17 @@ class Classifier:
         return max(sum(seconds[way] for way in ways) for ways in self._plan)
 
     def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
-        """Classify pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`.
+        """Classify pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`: `likeliest` of each.
 
-        Returns n lists of {"label": str, "probability": float 0..1}, likeliest first.
+        Raises:
+            ModelFailed, OutOfMemory: as `probabilities` does.
+        """
+        return [self.likeliest(row) for row in self.probabilities(pixels)]
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """Run the model on pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`.
+
+        Returns (n, classes) float32, probabilities 0..1.
 
         Raises:
             ModelFailed: the framework failed, or a probability is not a number.
@@ -113,9 +121,11 @@ class Classifier:
         probabilities = np.concatenate(rows)
         if not np.isfinite(probabilities).all():
             raise ModelFailed("The model's answer on this image is not a number. It is kept as a dead letter.")
-        return [self._likeliest(row) for row in probabilities]
+        return probabilities
 
-    def _likeliest(self, probabilities: np.ndarray) -> list[dict[str, object]]:
+    def likeliest(self, probabilities: np.ndarray) -> list[dict[str, object]]:
+        """The `top` labels by `probabilities` (classes,) float32: {"label": str, "probability": float 0..1} each,
+        likeliest first."""
         top = np.argpartition(-probabilities, self._top - 1)[: self._top]
         top = top[np.argsort(-probabilities[top], kind="stable")]
         return [{"label": self._labels[i], "probability": round(float(probabilities[i]), 6)} for i in top]

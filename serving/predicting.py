@@ -1,5 +1,6 @@
 """A batch of jobs -> how each of them ends. Where the model fails on a batch, halves find the guilty job."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,11 +44,14 @@ class Observer(Protocol):
     def ended(self, outcomes: Sequence[Outcome]) -> None: ...
 
 
+Write = Callable[[], list[str]]  # writes n answers, JSON, of what the model has computed; another thread may call it
+
+
 class BatchPredictor:
     """Predicts batches of items.
 
     Args:
-        predict: pixels (n, height, width, 3) uint8 0..255 -> n answers, JSON. Raises ModelFailed, OutOfMemory.
+        predict: pixels (n, height, width, 3) uint8 0..255 -> what writes n answers. Raises ModelFailed, OutOfMemory.
         now: the time by Redis's clock, unix seconds.
         observer: is told of every batch.
         batch_size: most images in one call of `predict`; the attribute falls when that many do not fit into memory.
@@ -55,7 +59,7 @@ class BatchPredictor:
 
     def __init__(
         self,
-        predict: Callable[[np.ndarray], list[str]],
+        predict: Callable[[np.ndarray], Write],
         now: Callable[[], float],
         observer: Observer,
         batch_size: int,
@@ -72,8 +76,9 @@ class BatchPredictor:
                 return items[:position], items[position:]
         return items, []
 
-    def outcomes(self, batch: Sequence[Item]) -> Iterator[list[Outcome]]:
-        """How the items end, in their order, in as many pieces as it took.
+    def outcomes(self, batch: Sequence[Item]) -> Iterator[Callable[[], list[Outcome]]]:
+        """How the items end, in their order, in as many pieces as it took: of each a function that tells, so that the
+        thread which answers can write the answers while the model goes on.
 
         Raises:
             ModelFailed: the model is broken: it fails on a blank image as well, and no job is to blame.
@@ -83,7 +88,7 @@ class BatchPredictor:
         started = time.monotonic()
         try:
             pixels = [item.pixels for item in good if item.pixels is not None]
-            answers = self._predict(side_by_side(pixels)) if good else []
+            write = self._predict(side_by_side(pixels)) if good else list
         except ModelFailed as error:
             if isinstance(error, OutOfMemory) and len(good) > 1:
                 self.batch_size = max(1, len(good) // 2)
@@ -93,14 +98,19 @@ class BatchPredictor:
                 yield from self.outcomes(batch[len(batch) // 2 :])
                 return
             self._blame(good[0], error)
-            yield [item.ends(failure=str(error) if item is good[0] else item.failure) for item in batch]
+            ends = [item.ends(failure=str(error) if item is good[0] else item.failure) for item in batch]
+            yield lambda: ends
             return
         if good:
             self._observer.predicted(len(good), time.monotonic() - started)
-        by_item = dict(zip(map(id, good), answers, strict=True))
-        yield [item.ends(answer=by_item.get(id(item)), failure=item.failure) for item in batch]
+        yield functools.partial(_written, batch, good, write)
 
     def _blame(self, item: Item, error: ModelFailed) -> None:
         """Is it the image? If the model fails on a blank one as well the model is broken, and no job's fault."""
         log.error("the model failed on job %s: %r", item.job_id, error.__cause__ or error)
         self._predict(np.zeros_like(item.pixels)[np.newaxis])
+
+
+def _written(batch: Sequence[Item], good: Sequence[Item], write: Write) -> list[Outcome]:
+    by_item = dict(zip(map(id, good), write(), strict=True))
+    return [item.ends(answer=by_item.get(id(item)), failure=item.failure) for item in batch]

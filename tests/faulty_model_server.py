@@ -25,6 +25,7 @@ from chaos_load import MARKS
 
 import run_model_server
 from serving import model
+from serving.predicting import Write
 
 HANG_SECONDS = 3600
 
@@ -37,13 +38,13 @@ class Faults:
         self._computed = orders.with_name(f"computed.{os.getpid()}")
         self._error: Exception | None = None
 
-    def around(self, predict: Callable[[np.ndarray], list[str]]) -> Callable[[np.ndarray], list[str]]:
-        def faulty(pixels: np.ndarray) -> list[str]:
+    def around(self, predict: Callable[[np.ndarray], Write]) -> Callable[[np.ndarray], Write]:
+        def faulty(pixels: np.ndarray) -> Write:
             self._error = self._go_wrong(pixels)
-            answers = predict(pixels)
+            write = predict(pixels)
             with self._computed.open("ab") as file:
                 file.write(pixels[:, 1, 1].tobytes())
-            return answers
+            return write
 
         return faulty
 

@@ -9,7 +9,12 @@ import run_model_server
 
 def load_classifier(config):  # noqa: ARG001
     model = shared.load()
-    return lambda pixels: [run_model_server.as_answer(one, is_random=False) for one in model.predict(pixels)]
+
+    def predict(pixels):
+        probabilities = model.probabilities(pixels)
+        return lambda: [run_model_server.as_answer(model.likeliest(row), is_random=False) for row in probabilities]
+
+    return predict
 
 
 run_model_server.load_classifier = load_classifier

@@ -22,7 +22,13 @@ class NoModel:
     """Costs nothing: what is left is serving."""
 
     def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
-        return [[{"label": f"class {place}", "probability": 0.2} for place in range(5)] for _ in pixels]
+        return [self.likeliest(row) for row in self.probabilities(pixels)]
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        return np.empty((len(pixels), 0), np.float32)
+
+    def likeliest(self, _row: np.ndarray) -> list[dict[str, object]]:
+        return [{"label": f"class {place}", "probability": 0.2} for place in range(5)]
 
 
 def load(threads: int = CPUS) -> Classifier | NoModel:
