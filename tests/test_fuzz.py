@@ -50,7 +50,7 @@ from serving import local_redis
 from serving.batching import BatchLoop
 from serving.errors import NoImage
 from serving.job_queue import JobQueue
-from serving.predicting import BatchPredictor, Item
+from serving.predicting import BatchPredictor, Item, Write
 from serving.queue_worker import QueueWorker
 from serving.uploads import read_form_file
 
@@ -250,8 +250,9 @@ def test_every_broken_job_becomes_an_item() -> None:
     assert min(ends[end] for end in ("answered", "failed", "dropped")) > INPUTS / 100, ends
 
 
-def answer_mean(pixels: np.ndarray) -> list[str]:
-    return [json.dumps([{"label": str(int(image.sum())), "probability": 1.0}]) for image in pixels]
+def answer_mean(pixels: np.ndarray) -> Write:
+    sums = [int(image.sum()) for image in pixels]
+    return lambda: [json.dumps([{"label": str(total), "probability": 1.0}]) for total in sums]
 
 
 @pytest.fixture
