@@ -41,15 +41,19 @@ class Staging:
         self.filling, self._other = Stage(most), Stage(most)
 
     def turn(self) -> None:
-        """Fill the other stage from now on. Nobody may need the images in it any more, nor have begun to fill it."""
+        """Fill the other stage from now on. Nobody may need the images in it any more."""
+        self._other.clear()  # first: whoever fills it may see it at once
         self.filling, self._other = self._other, self.filling
-        self.filling.clear()
 
 
 def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
     """n arrays of one shape as one, (n, …); a copy unless they are rows of one array, one after the other."""
     rows = images[0].base
-    if rows is not None and rows.shape[1:] == images[0].shape and all(image.base is rows for image in images):
+    if (
+        isinstance(rows, np.ndarray)
+        and rows.shape[1:] == images[0].shape
+        and all(image.base is rows for image in images)
+    ):
         first, *others = ((_address(image) - _address(rows)) // rows.strides[0] for image in images)
         if others == list(range(first + 1, first + len(images))):
             return rows[first : first + len(images)]

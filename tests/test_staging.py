@@ -53,3 +53,20 @@ def test_two_stages_take_turns_and_begin_anew() -> None:
     staging.turn()
     assert staging.filling is first
     assert np.shares_memory(staging.filling.put(image(3)), kept)
+
+
+def test_a_stage_is_empty_before_anybody_can_see_it() -> None:
+    """The thread that fills it looks without a lock, and may do so at any moment."""
+    seen = []
+
+    class Watched(Staging):
+        def __setattr__(self, name: str, value: Stage) -> None:
+            if name == "filling":
+                seen.append(value._used)
+            super().__setattr__(name, value)
+
+    staging = Watched(4)
+    for value in range(3):
+        staging.filling.put(image(value))
+        staging.turn()
+    assert seen == [0, 0, 0, 0]
