@@ -8,6 +8,7 @@ Work-conserving: when the model is free it gets what is waiting, at once; a batc
 the batch is full, never earlier and never on a timer.
 """
 
+import functools
 import logging
 import os
 import queue
@@ -25,6 +26,9 @@ from serving.staging import Staging
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.02
 RETURN_EXPIRED_SECONDS = 1.0
 RECONNECT_SECONDS = 0.5
+# Batches whose answers wait to be written. With so many the thread that calls the model writes them itself, or jobs in
+# hand would grow without end where writing takes longer than predicting.
+MOST_UNWRITTEN = 2
 EXIT_STUCK = 70
 
 log = logging.getLogger(__name__)
@@ -124,6 +128,8 @@ class BatchLoop:
 
     def _run_batch(self, worker: QueueWorker, batch: list[Item]) -> None:
         for outcomes_of_piece in self._predictor.outcomes(batch):
+            if self._answers.qsize() >= MOST_UNWRITTEN:
+                outcomes_of_piece = functools.partial(list, outcomes_of_piece())
             self._answers.put((worker, outcomes_of_piece))
             with self._changed:
                 self._predicting_since = time.monotonic()
@@ -219,7 +225,7 @@ class BatchLoop:
         """A model that hangs must not take more jobs; one that hangs for good must not stay."""
         began = time.monotonic()
         with self._changed:
-            while self._predicting_since is not None and not self._stopping:
+            while self._predicting_since is not None and not (self._stopping and self._failure is None):
                 self._changed.wait(0.2)
                 if time.monotonic() - began > 2 * self._lease_seconds:
                     log.critical("the model hangs: this process ends, to be started again")
@@ -273,3 +279,4 @@ class BatchLoop:
             log.exception("%s failed", step.__name__.strip("_"))
             self._failure = error
             self._stopping = True
+            self._wait_for_model()  # the thread that calls it raises this, unless it hangs

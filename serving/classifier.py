@@ -46,7 +46,7 @@ class Runtime(Protocol):
 
 
 class Classifier:
-    """A model with its labels; call it from one thread.
+    """A model with its labels; one thread may run it, while any other looks for the likeliest.
 
     Args:
         runtime: runs the model.
@@ -118,7 +118,7 @@ class Classifier:
                 part = np.concatenate([part, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
             rows.append(way.run(part)[: len(part) - missing])
             done += len(part)
-        probabilities = np.concatenate(rows)
+        probabilities = np.concatenate(rows)  # of a single part as well: its memory may be the runtime's
         if not np.isfinite(probabilities).all():
             raise ModelFailed("The model's answer on this image is not a number. It is kept as a dead letter.")
         return probabilities

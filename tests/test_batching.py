@@ -204,6 +204,88 @@ def test_what_is_read_while_the_model_takes_a_batch_is_not_written_over(
     assert all(running.model.are_rows)  # nothing had to be gathered when the model was free
 
 
+class HeldWriter(Model):
+    """What writes its first answers is held up; remembers which thread wrote which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_writing, self.may_write = threading.Event(), threading.Event()
+        self.writers: dict[int, str] = {}
+
+    def predict(self, pixels: np.ndarray) -> Callable[[], list[str]]:
+        write, value = super().predict(pixels), int(pixels[0, 0, 0, 0])
+
+        def held() -> list[str]:
+            if not self.is_writing.is_set():
+                self.is_writing.set()
+                self.may_write.wait(10)
+            self.writers[value] = threading.current_thread().name
+            return write()
+
+        return held
+
+
+def test_the_model_goes_on_while_answers_are_written_and_writes_them_itself_before_they_pile_up(
+    raw: redis.Redis, start: Callable[..., Running]
+) -> None:
+    model = HeldWriter()
+    start(model=model)
+    jobs = []
+    for value in range(6):
+        jobs += push(raw, [value])
+        wait_for(lambda: len(model.batches) == value + 1)  # noqa: B023
+    wait_for(lambda: len(model.writers) == 3)
+    assert not any(raw.exists(job.id) for job in jobs)  # each waits for those before it
+    model.may_write.set()
+    wait_for(lambda: all_answered(raw, jobs))
+    assert answers(raw, jobs) == [[value] for value in range(6)]
+    assert [model.writers[value] == "answer" for value in range(6)] == [True, True, True, False, False, False]
+
+
+def test_stopping_answers_what_is_yet_to_be_written(raw: redis.Redis, start: Callable[..., Running]) -> None:
+    model = HeldWriter()
+    running = start(model=model)
+    jobs = push(raw, [1])
+    model.is_writing.wait(5)
+    jobs += push(raw, [2])
+    wait_for(lambda: len(model.batches) == 2)
+    running.loop.stop()
+    model.may_write.set()
+    running.stop()
+    assert answers(raw, jobs) == [[1], [2]]
+    assert running.loop._in_hand == 0
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_an_answer_that_cannot_be_written_ends_the_process_and_leaves_its_job_to_the_lease(
+    raw: redis.Redis, start: Callable[..., Running], hangs: bool
+) -> None:
+    class Broken(HeldWriter):
+        def predict(self, pixels: np.ndarray) -> Callable[[], list[str]]:
+            write = super().predict(pixels)
+            return lambda: write()[:0]  # an answer too few
+
+    model = Broken()
+    running = start(model=model, lease_seconds=0.5)
+    (job, *_) = push(raw, [1])
+    model.is_writing.wait(5)
+    if hangs:
+        model.free.clear()
+        model.busy.clear()
+        push(raw, [2])
+        model.busy.wait(5)
+    model.may_write.set()
+    if hangs:
+        wait_for(lambda: running.ended_with)
+        assert running.ended_with == [EXIT_STUCK]
+        model.free.set()
+    running.thread.join(timeout=10)
+    assert isinstance(running.error, ValueError)
+    assert not raw.exists(job.id)
+    assert raw.llen("{image_queue}:dead") == 0
+    assert raw.llen(f"{{image_queue}}:processing:{running.names[0]}") == 1 + hangs  # the lease sees to it, and counts
+
+
 def test_an_idle_model_starts_at_once_with_what_is_there(raw: redis.Redis, start: Callable[..., Running]) -> None:
     running = start()
     for value in range(3):

@@ -165,3 +165,27 @@ def test_a_probability_that_is_not_a_number_is_a_failure(tiny: "KerasRuntime", m
     monkeypatch.setattr(tiny, "_forward", lambda batch: np.full((1, 4), np.nan, np.float32))
     with pytest.raises(ModelFailed, match="not a number"):
         classifier.predict(RED_GREEN_BLUE[:1])
+
+
+def test_probabilities_outlive_the_next_batch() -> None:
+    """Another thread reads them while the model goes on, and a runtime may write each batch's into the same memory."""
+    output = np.zeros((2, 4), np.float32)
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        output[:] = np.eye(4)[batch[:, 0, 0, 0]]
+        return output
+
+    class Runtime:
+        input_shape = (32, 32, 3)
+        classes = 4
+
+        def ways(self, batch_size: int) -> list[Way]:  # noqa: ARG002
+            return [Way("two", 2, run)]
+
+    classifier = Classifier(Runtime(), LABELS, top=1, batch_size=2)
+    red_green, blue_grey = (
+        np.stack([np.full((32, 32, 3), kind, np.uint8) for kind in kinds]) for kinds in ((0, 1), (2, 3))
+    )
+    probabilities = classifier.probabilities(red_green)
+    classifier.probabilities(blue_grey)
+    assert [classifier.likeliest(row)[0]["label"] for row in probabilities] == ["red", "green"]
