@@ -28,6 +28,7 @@ TiffImagePlugin.READ_LIBTIFF = True
 MOST_HEADER_READS = 5_000  # each marker, chunk, tag or block costs Pillow a few, in Python; a photo takes dozens
 MOST_SIDE_PIXELS = 65_535  # as JPEG has it: resizing takes 32 bytes for each pixel of length
 MOST_SCANNED_PIXELS = 5_000_000_000  # a progressive JPEG has about ten scans, each of which goes over all pixels
+LEAST_SCAN_BYTES = 10  # its marker and header, for one component
 MOST_PROFILES = 10  # of a PNG, which may have one; each unpacks to a megabyte
 RUN_LENGTHS = (1, 2)  # compressions of BMP, which Pillow reads in Python, byte by byte
 
@@ -89,7 +90,9 @@ def _refuse_costly(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> 
             f"The image has {image.width}×{image.height} pixels; at most {max_pixels:,} are accepted, and "
             f"{MOST_SIDE_PIXELS:,} on a side. Make it smaller."
         )
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") * pixels > MOST_SCANNED_PIXELS:
+    # Counting goes over the whole file, and holds the interpreter: only where there is room for so many scans.
+    may_be_many = image.format in ("JPEG", "MPO") and len(data) // LEAST_SCAN_BYTES * pixels > MOST_SCANNED_PIXELS
+    if may_be_many and data.count(b"\xff\xda") * pixels > MOST_SCANNED_PIXELS:
         raise TooLarge("The JPEG has too many scans for its size. Save it as another one.")
     if image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS:
         raise UnsupportedFormat("A BMP with run lengths is not read here. Save it without, or as PNG.")
