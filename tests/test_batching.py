@@ -230,8 +230,9 @@ def test_the_model_goes_on_while_answers_are_written_and_writes_them_itself_befo
 ) -> None:
     model = HeldWriter()
     start(model=model)
-    jobs = []
-    for value in range(6):
+    jobs = push(raw, [0])
+    model.is_writing.wait(5)
+    for value in range(1, 6):
         jobs += push(raw, [value])
         wait_for(lambda: len(model.batches) == value + 1)  # noqa: B023
     wait_for(lambda: len(model.writers) == 3)
