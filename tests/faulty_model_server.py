@@ -3,9 +3,10 @@
     a batch of pixels -- marks, FAULTS --> sleep, die, hang, raise --> the real Keras model --> its answers
 
 An image is marked by its pixel at the upper left. The file FAULTS is read anew for each batch; it is a JSON object with
-`batch_seconds` (how much longer a batch takes) and `most_images` (how many fit into memory). Errors are raised where
-the framework raises its own, so that serving/model.py has to understand them. What was computed is noted in a file
-beside FAULTS, named computed.<process id>: three bytes an image, its colour beside the mark.
+`batch_seconds` (how much longer a batch takes), `image_seconds` (how much longer each image, when warming up as well)
+and `most_images` (how many fit into memory). Errors are raised where the framework raises its own, so that
+serving/model.py has to understand them. What was computed is noted in a file beside FAULTS, named computed.<process
+id>: three bytes an image, its colour beside the mark.
 """
 
 import json
@@ -52,6 +53,7 @@ class Faults:
         compute = network.predict_on_batch
 
         def predict_on_batch(batch: np.ndarray) -> np.ndarray:
+            time.sleep(self._read_orders().get("image_seconds", 0) * len(batch))
             if self._error is not None:
                 raise self._error
             return compute(batch)
@@ -59,9 +61,13 @@ class Faults:
         network.predict_on_batch = predict_on_batch
         return network
 
+    def _read_orders(self) -> dict[str, float]:
+        orders: dict[str, float] = json.loads(self._orders.read_text())
+        return orders
+
     def _go_wrong(self, pixels: np.ndarray) -> Exception | None:
         """Do what is ordered; what is to be raised is returned. Pixels (n, height, width, 3) uint8 0..255."""
-        orders = json.loads(self._orders.read_text())
+        orders = self._read_orders()
         marks = {tuple(pixel) for pixel in pixels[:, 0, 0].tolist()}
         time.sleep(orders.get("batch_seconds", 0))
         if MARKS["die"] in marks:

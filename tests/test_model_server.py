@@ -164,12 +164,6 @@ def test_its_metrics_tell_batches_and_ends(raw: redis.Redis, start: Callable[...
         ({"MODEL": "NoSuchNet"}, 2, "MODEL=NoSuchNet"),
         ({"MODEL_WEIGHTS": "/nowhere.h5", "MODEL": "MobileNetV2"}, 2, "MODEL_WEIGHTS=/nowhere.h5"),
         ({"MODEL_LABELS": "/nowhere.txt"}, 2, "MODEL_LABELS=/nowhere.txt"),
-        (
-            {"MODEL": "ResNet50", "MODEL_WEIGHTS": "random", "MODEL_LABELS": "numbers", "LEASE_SECONDS": "0.5"}
-            | {"IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224", "BATCH_SIZE": "16", "MODEL_RUNTIME": "keras"},
-            2,
-            "LEASE_SECONDS: a batch of 16",
-        ),
         # Proxies that refuse: so the download fails, and at once, also where there is a network.
         ({"MODEL": "MobileNetV2", "IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224"}, 3, "MODEL_WEIGHTS"),
     ],
@@ -187,6 +181,19 @@ def test_what_it_cannot_set_up_ends_it_at_once_with_what_to_set(
     process = processes.start("run_model_server.py", **(tiny_model | settings | refusing))
     assert process.wait(timeout=60) == status, output(process)
     assert says in output(process).splitlines()[-1]
+    assert "Traceback" not in output(process)
+    assert raw.keys("*") == []  # it never half worked
+
+
+def test_a_batch_that_outlasts_the_lease_is_found_out_while_warming_up(
+    processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "faults").write_text('{"image_seconds": 0.05}')
+    settings = {"LEASE_SECONDS": "0.5", "BATCH_SIZE": "16", "MODEL_RUNTIME": "keras"}
+    slow = tiny_model | settings | {"FAULTS": str(tmp_path / "faults")}
+    process = processes.start("tests/faulty_model_server.py", **slow)
+    assert process.wait(timeout=60) == 2, output(process)
+    assert output(process).splitlines()[-1].startswith("LEASE_SECONDS: a batch of 16 takes ")
     assert "Traceback" not in output(process)
     assert raw.keys("*") == []  # it never half worked
 
