@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 from chaos_load import FIRST_LEVEL, GRACE_SECONDS, LEVELS, SIDE, Traffic, number_of
-from conftest import Processes, RedisServer, output, wait_for
+from conftest import Processes, RedisServer, free_port, output, wait_for
 from faults import CuttingProxy, Network
 
 import helpers
-from serving import local_redis
 from serving.dead_letters import read_letters
 from serving.job_queue import Job, JobQueue
 
@@ -105,7 +104,7 @@ class Rig:
 
     def start_web(self, **settings: str) -> None:
         """Start the web server, on a new port, and wait until it answers."""
-        self.port = local_redis.free_port()
+        self.port = free_port()
         address = {"WEB_HOST": self.web_host(), "WEB_PORT": str(self.port)}
         self.web = self._processes["web"].start("run_web_server.py", **(address | settings))
         wait_for(lambda: len(self.web_workers()) == WEB_WORKERS and self._web_listens(), PATIENCE_SECONDS)
@@ -238,7 +237,7 @@ class SupervisedRig(Rig):
 
     def _start_servers(self) -> None:
         self._processes = {"service": Processes(self._environment(self.redis.url))}
-        self.port = local_redis.free_port()
+        self.port = free_port()
         self.service = self._processes["service"].start("run_service.py", WEB_PORT=str(self.port))
         wait_for(lambda: "Ready after" in output(self.service), PATIENCE_SECONDS)
 

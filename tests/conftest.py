@@ -3,10 +3,12 @@
 import atexit
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,9 @@ from serving.queue_worker import Outcome, QueueWorker
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
 PATIENCE_SECONDS = 60.0
+# Below the ports that the kernel gives to connections, so none takes one between its choice and its use, or while a
+# server restarts. Each process of the tests (their ids are neighbours) has its own stretch and takes no port twice.
+PORTS = itertools.count(11_000 + os.getpid() * 307 % 19_000)
 # Models that one test had converted are found by the next.
 KERAS_HOME = tempfile.mkdtemp(prefix="test-keras-home-")
 atexit.register(shutil.rmtree, KERAS_HOME, ignore_errors=True)
@@ -44,13 +49,28 @@ def wait_for(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS)
     return value
 
 
+def free_port(count: int = 1) -> int:
+    """The first of `count` TCP ports in a row that nothing uses; none of them is given out again."""
+    free: list[int] = []
+    while len(free) < count:
+        port = next(PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            try:
+                probe.bind(("127.0.0.1", port))
+                free.append(port)
+            except OSError:
+                free.clear()
+    return free[0]
+
+
 class RedisServer:
     """A Redis server of the tests' own, with `options` on its command line, which may stand behind a `prefix`."""
 
     def __init__(self, *options: str, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
         server = local_redis.find_server()
         assert server, "no Redis server: see the message of run_service.py"
-        self.port = local_redis.free_port()
+        self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="test-redis-")
         self.url = f"redis://{host}:{self.port}/0"
         self.command = [*prefix, *local_redis.command(server, self.port, self.directory), "--bind", host, *options]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import Processes, RedisServer, as_bytes, is_up, new_job, some_photo, upload, wait_for
+from conftest import Processes, RedisServer, as_bytes, free_port, is_up, new_job, some_photo, upload, wait_for
 from test_redis_connection import PASSWORD, TlsServer, skip_without_tls
 
 from serving import local_redis
@@ -33,7 +33,7 @@ class SentinelServer:
     def __init__(self, host: str, port: int, *lines: str, port_option: str = "port") -> None:
         server = local_redis.find_server()
         assert server
-        self.port = local_redis.free_port()
+        self.port = free_port()
         self.directory = tempfile.TemporaryDirectory(prefix="test-sentinel-")
         configuration = Path(self.directory.name) / "sentinel.conf"
         configuration.write_text(
@@ -78,7 +78,7 @@ class Cluster:
         self.servers = {server.port: server for server in (first, second)}
         wait_for(lambda: second.client.info("replication")["master_link_status"] == "up")
         self.sentinel = SentinelServer("127.0.0.1", first.port)
-        self.url = f"redis+sentinel://127.0.0.1:{local_redis.free_port()},127.0.0.1:{self.sentinel.port}/{NAME}/0"
+        self.url = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{self.sentinel.port}/{NAME}/0"
 
     def primary(self) -> RedisServer:
         port = wait_for(self.sentinel.primary)
@@ -135,7 +135,7 @@ def test_a_primary_that_is_killed_and_one_that_steps_down_cost_seconds_and_no_re
     cluster: Cluster, tiny_model: dict[str, str]
 ) -> None:
     processes = Processes({"REDIS_URL": cluster.url, "METRICS_PORT": "0", "LEASE_SECONDS": "3"} | tiny_model)
-    port = str(local_redis.free_port())
+    port = str(free_port())
     try:
         servers = [
             processes.start("run_model_server.py"),

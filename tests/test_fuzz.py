@@ -35,6 +35,7 @@ from conftest import (
     Processes,
     RedisServer,
     as_bytes,
+    free_port,
     http,
     is_up,
     new_job,
@@ -46,7 +47,6 @@ from conftest import (
 from test_batching import Counts
 
 import run_model_server
-from serving import local_redis
 from serving.batching import BatchLoop
 from serving.errors import NoImage
 from serving.job_queue import JobQueue
@@ -142,7 +142,7 @@ def test_every_broken_form_is_read_or_refused() -> None:
 @pytest.fixture
 def service(processes: Processes, redis_server: RedisServer, request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a web server whose queue is answered."""
-    port = str(local_redis.free_port())
+    port = str(free_port())
     settings = {"WEB_PORT": port, "WEB_WORKERS": "1", "REQUEST_TIMEOUT_SECONDS": "10"} | getattr(request, "param", {})
     processes.start("run_web_server.py", **settings)
     url = f"http://127.0.0.1:{port}"

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from conftest import Answer, Answering, Processes, as_bytes, is_up, some_photo, upload, wait_for
+from conftest import Answer, Answering, Processes, as_bytes, free_port, is_up, some_photo, upload, wait_for
 from conftest import http as ask
 
-from serving import headers, local_redis
+from serving import headers
 
 PHOTO = as_bytes(some_photo(), "JPEG")
 Start = Callable[..., str]
@@ -19,7 +19,7 @@ Start = Callable[..., str]
 @pytest.fixture
 def start(processes: Processes) -> Start:
     def start(**settings: str) -> str:
-        port = str(local_redis.free_port())
+        port = str(free_port())
         processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", **settings)
         wait_for(lambda: is_up(f"http://127.0.0.1:{port}/healthz"))
         return f"http://127.0.0.1:{port}"

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from conftest import DATA, REAL_MODEL, Processes, http, is_up, new_job, output, wait_for
+from conftest import DATA, REAL_MODEL, Processes, free_port, http, is_up, new_job, output, wait_for
 
 import helpers
-from serving import local_redis
 from serving.job_queue import Job
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -142,7 +141,7 @@ def test_a_redis_that_restarts_is_found_again(processes: Processes, tiny_model: 
 
 
 def test_its_metrics_tell_batches_and_ends(raw: redis.Redis, start: Callable[..., object]) -> None:
-    port = str(local_redis.free_port())
+    port = str(free_port())
     start(METRICS_PORT=port)
     job = colour_job("red")
     push(raw, job)
@@ -210,7 +209,7 @@ def test_the_health_check_tells_a_server_that_stands_still_from_one_that_works(
     assert check_health(processes)[0] == 1  # none has started
     raw.zadd("{image_queue}:workers", {"another-host:1:abc": time.time() + 60})
     assert check_health(processes)[0] == 1
-    port = str(local_redis.free_port())
+    port = str(free_port())
     server = start(LEASE_SECONDS="1", METRICS_PORT=port)
     assert check_health(processes) == (0, "")
     server.send_signal(signal.SIGSTOP)

@@ -5,11 +5,10 @@ from typing import Any
 import jsonschema
 import pytest
 import redis
-from conftest import Answering, Processes, RedisServer, as_bytes, http, is_up, some_photo, upload, wait_for
+from conftest import Answering, Processes, RedisServer, as_bytes, free_port, http, is_up, some_photo, upload, wait_for
 from openapi_spec_validator import validate
 from PIL import Image
 
-from serving import local_redis
 from serving.openapi import describe
 
 
@@ -35,7 +34,7 @@ def check(document: dict[str, Any], method: str, path: str, answer: Any) -> None
 def test_every_answer_has_the_status_and_the_shape_that_the_document_says(
     processes: Processes, redis_server: RedisServer, raw: redis.Redis
 ) -> None:
-    port = str(local_redis.free_port())
+    port = str(free_port())
     processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", MAX_UPLOAD_BYTES="100000")
     url = f"http://127.0.0.1:{port}"
     wait_for(lambda: is_up(f"{url}/healthz"))

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import Processes, RedisServer, as_bytes, is_up, some_photo, wait_for
+from conftest import Processes, RedisServer, as_bytes, free_port, is_up, some_photo, wait_for
 from playwright.sync_api import Page, expect, sync_playwright
 from test_web_server import PREDICTIONS, Answering
-
-from serving import local_redis
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -22,7 +20,7 @@ def page(
     processes: Processes, redis_server: RedisServer, raw: redis.Redis, request: pytest.FixtureRequest
 ) -> Iterator[Page]:
     settings = getattr(request, "param", {})
-    port = str(local_redis.free_port())
+    port = str(free_port())
     processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", REQUEST_TIMEOUT_SECONDS="10", **settings)
     wait_for(lambda: is_up(f"http://127.0.0.1:{port}/healthz"))
     with sync_playwright() as playwright:

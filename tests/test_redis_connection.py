@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 import trustme
-from conftest import ROOT, Processes, RedisServer, as_bytes, is_up, new_job, some_photo, upload, wait_for
+from conftest import ROOT, Processes, RedisServer, as_bytes, free_port, is_up, new_job, some_photo, upload, wait_for
 
 from serving import dead_letters, local_redis
 from serving.errors import QueueAway
@@ -40,7 +40,7 @@ class TlsServer(RedisServer):
     """A Redis with a password that speaks TLS, as `localhost` by a certificate of a CA of its own."""
 
     def __init__(self, directory: Path, *options: str) -> None:
-        self.ca, self.tls_port = trustme.CA(), local_redis.free_port()
+        self.ca, self.tls_port = trustme.CA(), free_port()
         self.ca_file, self.certificate, self.key = (directory / name for name in ("ca.pem", "server.pem", "server.key"))
         issued = self.ca.issue_cert("localhost")
         self.ca.cert_pem.write_to_path(str(self.ca_file))
@@ -123,7 +123,7 @@ def test_a_client_shows_its_certificate_where_redis_asks_for_one(tmp_path: Path)
 
 def test_a_photo_is_answered_over_tls(tls_server: TlsServer, tiny_model: dict[str, str]) -> None:
     with_tls = Processes({"REDIS_URL": tls_server.tls_url(), "METRICS_PORT": "0"} | tiny_model)
-    port = str(local_redis.free_port())
+    port = str(free_port())
     try:
         with_tls.start("run_model_server.py")
         with_tls.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1")

@@ -9,9 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Answer, Processes, RedisServer, as_bytes, http, is_up, output, some_photo, upload, wait_for
-
-from serving import local_redis
+from conftest import (
+    Answer,
+    Processes,
+    RedisServer,
+    as_bytes,
+    free_port,
+    http,
+    is_up,
+    output,
+    some_photo,
+    upload,
+    wait_for,
+)
 
 PASSWORD, KEY, OTHER_KEY = "1f7c-of-redis", "5e2a-of-clients", "9b3d-of-others"
 SECRETS = (PASSWORD, KEY, OTHER_KEY)
@@ -50,7 +60,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_redis_url_that_is_refused_is_not_told(script: str, locked_server: RedisServer, processes: Processes) -> None:
-    ports = {"WEB_PORT": str(local_redis.free_port()), "METRICS_PORT": "0"}
+    ports = {"WEB_PORT": str(free_port()), "METRICS_PORT": "0"}
     for url, word in (REFUSED_BY_ALL | (REFUSED if script == "dead_letters.py" else {})).items():
         given = url.replace("{}", PASSWORD).replace("{port}", str(locked_server.port))
         ended = processes.start(script, *SCRIPTS[script], REDIS_URL=given, API_KEY=KEY, **ports)
@@ -89,7 +99,7 @@ def test_a_service_in_trouble_tells_no_secret(tiny_model: dict[str, str]) -> Non
     redis.client.config_set("requirepass", PASSWORD)
     url = f"redis://:{PASSWORD}@127.0.0.1:{redis.port}/0?health_check_interval=30"
     processes = Processes({"REDIS_URL": url, "API_KEY": f"{KEY}, {OTHER_KEY}", "METRICS_PORT": "0"} | tiny_model)
-    port = local_redis.free_port()
+    port = free_port()
     web, said = f"http://127.0.0.1:{port}", []
     right = {"Authorization": f"Bearer {KEY}"}
     try:

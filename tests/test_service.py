@@ -22,6 +22,7 @@ from conftest import (
     Processes,
     as_bytes,
     clean_environment,
+    free_port,
     http,
     is_up,
     output,
@@ -90,7 +91,7 @@ def start() -> Iterator[Callable[..., Service]]:
     processes = Processes({})
 
     def start(*arguments: str, ready: bool = True, **environment: str) -> Service:
-        port = str(local_redis.free_port())
+        port = str(free_port())
         settings = {"WEB_PORT": port, "METRICS_PORT": "0"} | environment
         process = processes.start("run_service.py", *arguments, **settings)
         url = f"http://127.0.0.1:{port}"
@@ -153,7 +154,7 @@ def test_resnet50_over_http_is_keras_resnet50(processes: Processes, raw: redis.R
         "keras.applications.ResNet50(weights=None).save_weights(sys.argv[1])"
     )
     subprocess.run([sys.executable, "-c", script, str(weights)], check=True, capture_output=True)
-    port = str(local_redis.free_port())
+    port = str(free_port())
     model = {"MODEL": "ResNet50", "MODEL_WEIGHTS": str(weights), "MODEL_LABELS": "numbers", "BATCH_SIZE": "2"}
     model["MODEL_RUNTIME"] = "keras"
     processes.start("run_model_server.py", **model)
@@ -251,14 +252,14 @@ def test_while_redis_is_away_nobody_is_said_to_hang() -> None:
 
 
 def test_several_model_servers_share_the_work(start: Callable[..., Service], tiny_model: dict[str, str]) -> None:
-    metrics = str(local_redis.free_port())
-    service = start("--model-servers", "2", **tiny_model, METRICS_PORT=metrics)
+    metrics = free_port(count=2)  # one each
+    service = start("--model-servers", "2", **tiny_model, METRICS_PORT=str(metrics))
     wait_for(lambda: http("GET", f"{service.url}/readyz").json["model_servers"] == 2)
     photo = as_bytes(some_photo(), "JPEG")
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: upload(f"{service.url}/predict", photo).status, range(200)))
     assert answers == [200] * 200
-    worked = [http("GET", f"http://127.0.0.1:{int(metrics) + i}/metrics").body.decode() for i in range(2)]
+    worked = [http("GET", f"http://127.0.0.1:{metrics + i}/metrics").body.decode() for i in range(2)]
     jobs = [float(page.split('model_jobs_total{end="answered"} ')[1].split()[0]) for page in worked]
     assert sum(jobs) == 200
     assert min(jobs) > 0
@@ -286,7 +287,7 @@ def test_a_closed_terminal_stops_everything(start: Callable[..., Service], tiny_
 
 
 def test_a_reader_that_is_gone_keeps_nothing_from_stopping(tiny_model: dict[str, str]) -> None:
-    port = str(local_redis.free_port())
+    port = str(free_port())
     environment = clean_environment() | tiny_model | {"WEB_PORT": port, "METRICS_PORT": "0"}
     with subprocess.Popen(
         [sys.executable, str(ROOT / "run_service.py")], env=environment, stderr=subprocess.PIPE, start_new_session=True

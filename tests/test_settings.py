@@ -4,11 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, clean_environment
+from conftest import ROOT, clean_environment, free_port
 from pydantic import ValidationError
 
 import settings
-from serving import local_redis
 
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +36,7 @@ def test_a_wrong_number_is_refused_with_its_name_its_value_and_what_is_allowed(s
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_unreachable_redis_is_named_and_ends_the_process_with_2(script: str) -> None:
-    ended = run(script, WEB_PORT=str(local_redis.free_port()))
+    ended = run(script, WEB_PORT=str(free_port()))
     assert ended.returncode == 2
     assert "REDIS_URL" in ended.stderr
     assert "127.0.0.1:1" in ended.stderr
@@ -47,7 +46,7 @@ def test_an_unreachable_redis_is_named_and_ends_the_process_with_2(script: str) 
 @pytest.mark.parametrize("url", ["redis://localhost:abc/0", "redis://localhost/0?no_such_option=1"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_redis_url_that_makes_no_sense_ends_the_process_with_2(script: str, url: str) -> None:
-    ended = run(script, REDIS_URL=url, WEB_PORT=str(local_redis.free_port()))
+    ended = run(script, REDIS_URL=url, WEB_PORT=str(free_port()))
     assert ended.returncode == 2
     assert "REDIS_URL cannot be understood" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -22,6 +22,7 @@ from conftest import (
     Processes,
     RedisServer,
     as_bytes,
+    free_port,
     http,
     is_up,
     new_job,
@@ -34,7 +35,7 @@ from gunicorn.config import Config
 from PIL import Image
 
 import helpers
-from serving import gunicorn_worker, local_redis
+from serving import gunicorn_worker
 from serving.errors import Forbidden
 from serving.http import check_local
 from serving.job_queue import Job
@@ -45,7 +46,7 @@ PHOTO = as_bytes(some_photo(), "JPEG")
 @pytest.fixture
 def start(processes: Processes) -> Callable[..., str]:
     def start(**settings: str) -> str:
-        port = str(local_redis.free_port())
+        port = str(free_port())
         defaults = {"WEB_PORT": port, "WEB_WORKERS": "1", "REQUEST_TIMEOUT_SECONDS": "10"}
         processes.start("run_web_server.py", **(defaults | settings))
         wait_for(lambda: is_up(f"http://127.0.0.1:{port}/healthz"))
@@ -166,7 +167,7 @@ def test_a_full_queue_answers_503_with_retry_after(start: Callable[..., str], ra
 
 def test_redis_away_answers_503_and_the_service_recovers_without_a_restart(processes: Processes) -> None:
     own = RedisServer()
-    port = str(local_redis.free_port())
+    port = str(free_port())
     try:
         processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", REDIS_URL=own.url)
         url = f"http://127.0.0.1:{port}"
