@@ -61,15 +61,25 @@ def feed(queue: JobQueue, image: str, stop: threading.Event) -> None:
         if missing > 0:
             queue.redis.rpush(queue.name, *[job_text(image) for _ in range(min(missing, 64))])
         else:
-            time.sleep(0.002)
+            time.sleep(0.01)  # each look costs cores that the model is to have
+
+
+def served_when_a_batch_ends(queue: JobQueue) -> int:
+    """How many jobs have been served, just after there were fewer."""
+    before = int(queue.redis.get(queue.served) or 0)
+    while (served := int(queue.redis.get(queue.served) or 0)) == before:
+        time.sleep(0.005)
+    return served
 
 
 def rate_and_load(queue: JobQueue, redis_pid: int, seconds: float) -> tuple[float, float]:
-    """Jobs a second that end during so many seconds from now, and the share of a core that Redis spends."""
-    served, spent, began = int(queue.redis.get(queue.served) or 0), cpu_seconds(redis_pid), time.monotonic()
+    """Jobs a second from the end of one batch to that of another, so many seconds later, and the share of a core that
+    Redis spends. By the clock alone, a model of which few batches fit in would seem slower or faster by one of them."""
+    served, spent, began = served_when_a_batch_ends(queue), cpu_seconds(redis_pid), time.monotonic()
     time.sleep(seconds)
+    served = served_when_a_batch_ends(queue) - served
     took = time.monotonic() - began
-    return (int(queue.redis.get(queue.served) or 0) - served) / took, (cpu_seconds(redis_pid) - spent) / took
+    return served / took, (cpu_seconds(redis_pid) - spent) / took
 
 
 def end(servers: list[subprocess.Popen]) -> None:
