@@ -3,14 +3,15 @@
     make .venv-bench/.ready && python benchmarks/shape.py [--rounds 3] [--only ours --only Triton]
 
 The shape is given: a Flask view under gunicorn, and pixels as base64 through a Redis list. Measured, in core-ms an
-image and of all processes: decoding and the model (bench.py's floor); an empty Flask view that reads its body, under
-gunicorn as it comes, the cheaper of two kinds of worker; and a job's way, by commands packed beforehand over one
-socket. What makes a service of these (admission, leases, waking, hand-overs, cold caches) is left out, so the rate that
-their sum leaves is out of reach. Beside it other servers, as bench.py measures them.
+image and of all processes: decoding and the model (bench.py's floor); an empty Flask view that reads its body, by the
+cheapest kind of gunicorn's workers; and a job's way, by commands packed beforehand over one socket. What makes a
+service of these (admission, leases, waking, hand-overs, cold caches) is left out, so the rate that their sum leaves is
+out of reach. Beside it other servers, as bench.py measures them.
 """
 
 import argparse
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -24,10 +25,11 @@ from urllib.parse import urlsplit
 import numpy as np
 from bench import cpu_seconds, floor, keep, measure, wrk
 from scaling import private_redis, some_image
-from systems import CPUS, SYSTEMS, System, bodies
+from systems import CPUS, ROOT, SYSTEMS, System, bodies
 
 import helpers
 from serving import local_redis
+from serving.gunicorn_worker import SPARE_THREADS
 from stress_test import made_photo
 
 CONNECTIONS, WARM_UP_SECONDS, SECONDS, JOBS = 64, 2, 4, 16
@@ -41,7 +43,12 @@ def predict():
     return Response({ANSWER!r}, mimetype="application/json")
 """
 BESIDE = ["ours", "Triton", "Mosec", "LitServe"]
-WORKERS = {"sync": ["-k", "sync"], "gthread": ["-k", "gthread", "--threads", str(CONNECTIONS)]}
+# gunicorn's own two, and this service's: whichever costs the least.
+WORKERS = [
+    ["-k", "sync"],
+    ["-k", "gthread", "--threads", str(CONNECTIONS)],
+    ["-k", "serving.gunicorn_worker.Worker", "--threads", str(CONNECTIONS + SPARE_THREADS)],
+]
 
 
 def empty_view(photos: list[bytes], worker: list[str]) -> float:
@@ -51,7 +58,8 @@ def empty_view(photos: list[bytes], worker: list[str]) -> float:
         (folder / "view.py").write_text(VIEW)
         headers, files = bodies(System("", lambda *_: {}, "/predict", None), photos, folder)
         command = [sys.executable, "-m", "gunicorn", "-w", str(CPUS), *worker, "-b", f"127.0.0.1:{port}", "view:app"]
-        server = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        server = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
         try:
             time.sleep(WARM_UP_SECONDS)
             url = f"http://127.0.0.1:{port}/predict"
@@ -121,7 +129,7 @@ def main() -> int:
     rates: dict[str, list[float]] = {system.name: [] for system in others}
     for _ in range(options.rounds):
         bare = floor(model, photos)
-        view = min(empty_view(photos, worker) for worker in WORKERS.values())
+        view = min(empty_view(photos, worker) for worker in WORKERS)
         found = [bare["decode_ms"], bare["model_core_ms"], view, way_of_a_job()]
         for part, core_ms in zip(parts.values(), found, strict=True):
             part.append(core_ms)
