@@ -31,8 +31,8 @@ from rich.text import Text
 
 import settings
 from serving import errors
-from serving.dead_letters import Letter, drop, find, read_letters, requeue, short_name
-from serving.job_queue import Job, JobQueue
+from serving.jobs.job_queue import Job, JobQueue
+from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
 
 EXIT_NOT_DONE = 1
 WIDE_CHARACTERS = 1000  # for `| grep`: a line is cut off at the edge of a screen, not of a pipe
@@ -141,7 +141,7 @@ def save(letter: Letter, path: Path, shape: tuple[int, ...]) -> int:
     """Letter -> job -> pixels -> the file; the exit status."""
     # Imported late: nothing else here needs numpy and Pillow.
     import helpers
-    from serving.images import save_image
+    from serving.images.decode import save_image
 
     try:
         job = Job.from_text(letter.job)

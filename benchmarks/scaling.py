@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import helpers  # noqa: E402
-from serving import local_redis  # noqa: E402
-from serving.job_queue import Job, JobQueue  # noqa: E402
-from serving.queue_worker import Outcome, QueueWorker  # noqa: E402
+from serving.jobs.job_queue import Job, JobQueue  # noqa: E402
+from serving.jobs.model_side import Outcome, QueueWorker  # noqa: E402
+from serving.local import redis_server  # noqa: E402
 
 BATCH_SIZE, WAITING, TICKS = 32, 400, os.sysconf("SC_CLK_TCK")
 SLEEPER = """
@@ -135,10 +135,10 @@ def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> 
 @contextlib.contextmanager
 def private_redis(folder: str, *options: str) -> Iterator[tuple[str, int]]:
     """A Redis of its own, with such options on its command line: its address and its process id."""
-    server, port = local_redis.find_server(), local_redis.free_port()
+    server, port = redis_server.find_server(), redis_server.free_port()
     if server is None:
         raise SystemExit("no Redis server is installed")
-    process = subprocess.Popen([*local_redis.command(server, port, folder), *options], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*redis_server.command(server, port, folder), *options], stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)
         yield f"redis://127.0.0.1:{port}/0", process.pid

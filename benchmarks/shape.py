@@ -28,8 +28,8 @@ from scaling import private_redis, some_image
 from systems import CPUS, ROOT, SYSTEMS, System, bodies
 
 import helpers
-from serving import local_redis
-from serving.gunicorn_worker import SPARE_THREADS
+from serving.local import redis_server
+from serving.web.gunicorn_worker import SPARE_THREADS
 from stress_test import made_photo
 
 CONNECTIONS, WARM_UP_SECONDS, SECONDS, JOBS = 64, 2, 4, 16
@@ -47,14 +47,14 @@ BESIDE = ["ours", "Triton", "Mosec", "LitServe"]
 WORKERS = [
     ["-k", "sync"],
     ["-k", "gthread", "--threads", str(CONNECTIONS)],
-    ["-k", "serving.gunicorn_worker.Worker", "--threads", str(CONNECTIONS + SPARE_THREADS)],
+    ["-k", "serving.web.gunicorn_worker.Worker", "--threads", str(CONNECTIONS + SPARE_THREADS)],
 ]
 
 
 def empty_view(photos: list[bytes], worker: list[str]) -> float:
     """core-ms a request of a Flask view that does nothing."""
     with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), local_redis.free_port()
+        folder, port = Path(name), redis_server.free_port()
         (folder / "view.py").write_text(VIEW)
         headers, files = bodies(System("", lambda *_: {}, "/predict", None), photos, folder)
         command = [sys.executable, "-m", "gunicorn", "-w", str(CPUS), *worker, "-b", f"127.0.0.1:{port}", "view:app"]

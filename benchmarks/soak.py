@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import redis  # noqa: E402
 
-from serving import local_redis  # noqa: E402
+from serving.local import redis_server  # noqa: E402
 
 KINDS = {"run_web_server.py": "web processes", "run_model_server.py": "model server"}
 LASTING = {f"{{image_queue}}:{key}" for key in ("served", "emptied", "settled", "workers")}
@@ -42,13 +42,13 @@ MOST_GROWTH = 0.02
 @contextlib.contextmanager
 def service() -> Iterator[tuple[str, redis.Redis, int]]:
     """The address of a running service, its Redis, and the process that started it."""
-    server = local_redis.find_server()
+    server = redis_server.find_server()
     if server is None:
         raise SystemExit("No Redis server is installed.")
-    web, port = local_redis.free_port(), local_redis.free_port()
+    web, port = redis_server.free_port(), redis_server.free_port()
     settings = {"WEB_PORT": str(web), "METRICS_PORT": "0", "REDIS_URL": f"redis://127.0.0.1:{port}/0"}
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
-        queue = subprocess.Popen(local_redis.command(server, port, folder), stdout=log)
+        queue = subprocess.Popen(redis_server.command(server, port, folder), stdout=log)
         time.sleep(0.5)
         started = subprocess.Popen([sys.executable, ROOT / "run_service.py"], env=os.environ | settings, stderr=log)
         try:

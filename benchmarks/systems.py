@@ -20,7 +20,7 @@ ROOT = HERE.parent
 RIVALS = HERE / "rivals"
 sys.path.insert(0, str(ROOT))
 
-from serving import local_redis  # noqa: E402
+from serving.local import redis_server  # noqa: E402
 
 BOUNDARY = "bench-5d1c"
 START_SECONDS = 240  # a model may be compiled
@@ -137,7 +137,7 @@ def bodies(system: System, photos: list[bytes], folder: Path) -> tuple[list[str]
 @contextlib.contextmanager
 def running(system: System, model: str, folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
     """The system's address once it answers, and its processes."""
-    port, redis_port = local_redis.free_port(), local_redis.free_port()
+    port, redis_port = redis_server.free_port(), redis_server.free_port()
     redis_url = f"redis://127.0.0.1:{redis_port}/0"
     bench = {"BENCH_PORT": str(port), "BENCH_REDIS": redis_url, "BENCH_RIVALS": str(RIVALS), "BENCH_MODEL": model}
     own = {"WEB_PORT": str(port), "REDIS_URL": redis_url, "METRICS_PORT": "0"}
@@ -146,9 +146,9 @@ def running(system: System, model: str, folder: Path) -> Iterator[tuple[str, dic
     if not system.environment.get("BENCH_KERAS"):
         environment.pop("BENCH_KERAS", None)
     commands = system.commands(port, redis_port)
-    server = local_redis.find_server()
+    server = redis_server.find_server()
     if system.needs_redis and server:
-        commands = {"Redis": local_redis.command(server, redis_port, str(folder)), **commands}
+        commands = {"Redis": redis_server.command(server, redis_port, str(folder)), **commands}
     log = (folder / "log").open("wb")
     processes = {}
     try:

@@ -27,8 +27,8 @@ from conftest import Processes, RedisServer, free_port, output, wait_for
 from faults import CuttingProxy, Network
 
 import helpers
-from serving.dead_letters import read_letters
-from serving.job_queue import Job, JobQueue
+from serving.jobs.job_queue import Job, JobQueue
+from serving.jobs.operator import read_letters
 
 QUEUE = "image_queue"
 BATCH_SECONDS = 0.1

@@ -25,9 +25,9 @@ import pytest
 import redis
 from PIL import Image
 
-from serving import local_redis
-from serving.job_queue import Job, JobQueue
-from serving.queue_worker import Outcome, QueueWorker
+from serving.jobs.job_queue import Job, JobQueue
+from serving.jobs.model_side import Outcome, QueueWorker
+from serving.local import redis_server as local_redis
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -147,6 +147,20 @@ def answered(text: bytes, answer: str = "[]") -> Outcome:
 
 def keys(raw: redis.Redis) -> set[str]:
     return {key.decode() for key in raw.keys("*")} - {"{image_queue}:emptied"}
+
+
+class Counts:
+    """Stands in for ModelMetrics: notes how jobs ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+
+    def predicted(self, jobs: int, seconds: float) -> None:
+        pass
+
+    def ended(self, outcomes: object) -> None:
+        for outcome in outcomes:  # type: ignore[attr-defined]
+            self.ends.append("failed" if outcome.failure else "answered" if outcome.answer else "dropped")
 
 
 class Processes:

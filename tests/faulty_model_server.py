@@ -5,8 +5,8 @@
 An image is marked by its pixel at the upper left. The file FAULTS is read anew for each batch; it is a JSON object with
 `batch_seconds` (how much longer a batch takes), `image_seconds` (how much longer each image, when warming up as well)
 and `most_images` (how many fit into memory). Errors are raised where the framework raises its own, so that
-serving/model.py has to understand them. What was computed is noted in a file beside FAULTS, named computed.<process
-id>: three bytes an image, its colour beside the mark.
+serving/model/keras_runtime.py has to understand them. What was computed is noted in a file beside FAULTS, named
+computed.<process id>: three bytes an image, its colour beside the mark.
 """
 
 import json
@@ -25,8 +25,8 @@ import numpy as np
 from chaos_load import MARKS
 
 import run_model_server
-from serving import model
-from serving.predicting import Write
+from serving.batching.predictor import Write
+from serving.model import keras_runtime
 
 HANG_SECONDS = 3600
 
@@ -84,8 +84,8 @@ class Faults:
 def main() -> int:
     """As run_model_server.main, with the faults in place."""
     faults = Faults(Path(os.environ["FAULTS"]))
-    load_model, load_classifier = model.load_model, run_model_server.load_classifier
-    model.load_model = lambda *args, **options: faults.inside(load_model(*args, **options))
+    load_model, load_classifier = keras_runtime.load_model, run_model_server.load_classifier
+    keras_runtime.load_model = lambda *args, **options: faults.inside(load_model(*args, **options))
     run_model_server.load_classifier = lambda *args, **options: faults.around(load_classifier(*args, **options))
     return run_model_server.main()
 

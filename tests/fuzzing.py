@@ -686,7 +686,7 @@ def _peak_megabytes() -> float:
 def decode(data: bytes, cpu_seconds: float) -> str:
     """How it ended: `decoded`, or the refusal's name. Raises what must not be; ends the process after `cpu_seconds`."""
     from serving.errors import ServiceError
-    from serving.images import decode_image
+    from serving.images.decode import decode_image
 
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # its signal ends the process, wherever it is
     try:

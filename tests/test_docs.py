@@ -7,7 +7,9 @@ import pytest
 from conftest import ROOT
 
 import settings
-from serving import errors, images, openapi
+from serving import errors
+from serving.images import decode
+from serving.web import openapi
 
 README = (ROOT / "README.md").read_text()
 FIELDS = settings.Settings.model_fields
@@ -59,7 +61,7 @@ def test_every_error_class_is_drawn_in_the_tree() -> None:
 
 
 def test_the_readme_names_every_format() -> None:
-    assert all(name.lower() in README.lower() for name in images.FORMATS)
+    assert all(name.lower() in README.lower() for name in decode.FORMATS)
 
 
 def test_the_guarantee_is_in_bold() -> None:

@@ -32,6 +32,7 @@ from conftest import (
     PREDICTIONS,
     ROOT,
     Answering,
+    Counts,
     Processes,
     RedisServer,
     as_bytes,
@@ -44,15 +45,14 @@ from conftest import (
     upload,
     wait_for,
 )
-from test_batching import Counts
 
 import run_model_server
-from serving.batching import BatchLoop
+from serving.batching.loop import BatchLoop
+from serving.batching.predictor import BatchPredictor, Item, Write
 from serving.errors import NoImage
-from serving.job_queue import JobQueue
-from serving.predicting import BatchPredictor, Item, Write
-from serving.queue_worker import QueueWorker
-from serving.uploads import read_form_file
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.model_side import QueueWorker
+from serving.web.uploads import read_form_file
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))
 INPUTS_A_PROCESS = 5000

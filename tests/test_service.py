@@ -33,9 +33,10 @@ from conftest import (
 
 import run_service
 import settings
-from serving import errors, local_redis
-from serving.images import decode_image
-from serving.supervisor import LeaseWatch
+from serving import errors
+from serving.images.decode import decode_image
+from serving.local import redis_server as local_redis
+from serving.local.supervisor import LeaseWatch
 from stress_test import made_photo
 
 # A machine where nothing can be downloaded, also if this one could.

@@ -9,9 +9,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from serving.classifier import Classifier
-from serving.images import decode_image
-from serving.openvino_runtime import OpenVinoRuntime
+from serving.images.decode import decode_image
+from serving.model.classifier import Classifier
+from serving.model.openvino_runtime import OpenVinoRuntime
 
 SIDE, BATCH_SIZE = 224, 32
 CPUS = len(os.sched_getaffinity(0))
@@ -47,10 +47,14 @@ def load(threads: int = CPUS) -> Classifier | NoModel:
 
 def by_keras(name: str) -> Classifier:
     """A model of keras.applications with random weights on KERAS_BACKEND, in the service's precision."""
-    from serving import model
+    from serving.model import keras_runtime
 
-    runtime = model.KerasRuntime(model.load_model(name, "random", width=SIDE, height=SIDE, precision="auto"))
-    classifier = Classifier(runtime, model.load_labels("numbers", runtime.classes), top=5, batch_size=BATCH_SIZE)
+    runtime = keras_runtime.KerasRuntime(
+        keras_runtime.load_model(name, "random", width=SIDE, height=SIDE, precision="auto")
+    )
+    classifier = Classifier(
+        runtime, keras_runtime.load_labels("numbers", runtime.classes), top=5, batch_size=BATCH_SIZE
+    )
     classifier.warm_up()
     return classifier
 

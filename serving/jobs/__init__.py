@@ -1,0 +1,1 @@
+"""The queue that web servers and model servers share. Knows Redis, and only here."""

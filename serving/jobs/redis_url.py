@@ -1,0 +1,237 @@
+"""The connection to Redis: REDIS_URL -> a client, its errors -> ours. With redis_wire alone it knows redis-py.
+
+redis://, rediss://, unix://             a Redis by its address
+redis+sentinel://, rediss+sentinel://    whichever Redis the Sentinels call the primary when a connection is made
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import SSLConnection, parse_url
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from serving.errors import QueueAway, QueueOutOfMemory
+from serving.jobs import redis_wire
+from serving.jobs.redis_wire import Command as Command
+
+# Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
+SOCKET_TIMEOUT_SECONDS = 10.0
+CONNECT_TIMEOUT_SECONDS = 3.0
+# What one call reads at most, into a buffer that each connection keeps. A job has 200 kB.
+SHORT_READ_BYTES, LONG_READ_BYTES = 32 * 1024, 1024 * 1024
+# The next Sentinel is asked after it; together they must not use up a request's deadline.
+SENTINEL_TIMEOUT_SECONDS = 1.0
+SENTINEL_PORT = 26379
+_OF_A_REPLICA = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
+REDIS_URL_HELP = (
+    "Set it to a running Redis 6.2 or newer: redis://[[user]:password@]host:port/db, rediss:// (TLS), unix://path, "
+    "redis+sentinel://host,host/service_name/db"
+)
+FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_OTHER_HOST = "its certificate is for another host name"
+_UNKNOWN_CA = "its certificate is of no CA known here; give the CA's: ?ssl_ca_certs=/path/ca.pem"
+_CUT_OFF = (
+    "it cuts the connection off; does it speak only TLS (rediss://) on this port, or want a client's certificate "
+    "(?ssl_certfile=/path/my.pem&ssl_keyfile=/path/my.key)?"
+)
+# What an error's own words leave open: words of it -> what it means for REDIS_URL.
+HINTS = {
+    "No master found": "no Sentinel is reached, knows this name, and calls its primary alive; have they a password?",
+    "NOAUTH": "it asks for a password",
+    "WRONGPASS": "it refuses the user or the password",
+    "Hostname mismatch": _OTHER_HOST,
+    "IP address mismatch": _OTHER_HOST,
+    "local issuer certificate": _UNKNOWN_CA,
+    "self-signed certificate": _UNKNOWN_CA,
+    "CERTIFICATE_REQUIRED": _CUT_OFF,
+    "EOF occurred": _CUT_OFF,
+    "Connection closed by server": _CUT_OFF,
+    "reset by peer": _CUT_OFF,
+    "WRONG_VERSION_NUMBER": "it speaks no TLS on this port",
+    "Timeout connecting": "nobody answers there; with rediss:// perhaps since it speaks no TLS on this port",
+}
+
+
+class Client(redis.Redis):
+    """A client that stays with no replica: where its address leads by now, there is the primary.
+
+    A primary that was demoted keeps its connections, and answers each write with an error: for ever, if nobody looks.
+    """
+
+    def exchange(self, *commands: Command) -> list[Any]:
+        """Send commands and read their replies, in one round trip. Raises RedisError: the first error among them."""
+        pool = self.connection_pool
+        connection: Any = pool.get_connection()
+        try:
+            return connection.retry.call_with_retry(  # type: ignore[no-any-return]
+                lambda: self._exchange(connection, commands), lambda _error: connection.disconnect()
+            )
+        finally:
+            pool.release(connection)
+
+    def transact(self, commands: Sequence[Command], ahead: Command | None = None) -> tuple[Any, list[Any]]:
+        """Run `commands` in one transaction, after the command `ahead` if there is one, all in one round trip.
+
+        Returns the reply to `ahead`, which may block, and the replies to `commands`. redis-py's pipeline could not send
+        a command ahead. Raises RedisError.
+        """
+        replies = self.exchange(*([ahead] if ahead else []), ("MULTI",), *commands, ("EXEC",))
+        return replies[0] if ahead else None, replies[-1]
+
+    @contextlib.contextmanager
+    def subscribed(self, channel: str) -> Iterator[Iterator[bytes]]:
+        """What is published on `channel` meanwhile, without end. Raises RedisError, also as the messages are read."""
+        pool = self.connection_pool
+        connection: Any = pool.get_connection()
+        try:
+            yield redis_wire.subscribe(connection, channel)
+        finally:
+            connection.disconnect()  # nobody else may get it, subscribed as it is
+            pool.release(connection)
+
+    def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
+        replies = redis_wire.exchange(connection, commands)
+        done = replies[-1] if isinstance(replies[-1], list) else []
+        # Of a transaction that was refused the first error tells why; EXEC's only that it was not done.
+        for reply in (*replies, *done):
+            if isinstance(reply, redis.exceptions.RedisError):
+                raise self._of_a_replica(reply) or reply
+        return replies
+
+    def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+        try:
+            return super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
+        except redis.exceptions.ResponseError as error:
+            raise self._of_a_replica(error) or error from error.__cause__
+
+    def _of_a_replica(self, error: redis.exceptions.RedisError) -> redis.exceptions.ConnectionError | None:
+        """What a replica's error is instead: a connection that is lost."""
+        # Redis 6.2 says it of a script in the midst of the error's words.
+        if not isinstance(error, _OF_A_REPLICA) and "-READONLY" not in str(error):
+            return None
+        # The idle ones as well: reads would go on being answered there, with what is old.
+        self.connection_pool.disconnect(inuse_connections=False)
+        return redis.exceptions.ConnectionError(f"this Redis is a replica by now, and takes no writes ({error})")
+
+
+def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
+    """A client, not connected yet; with `resend` a command whose connection broke is sent once more.
+
+    With it, it is for a web server, which has many connections and gets short replies; else for a model server.
+
+    Raises:
+        QueueAway: `url` cannot be understood.
+    """
+    options = {
+        "socket_timeout": timeout_seconds,
+        "socket_read_size": SHORT_READ_BYTES if resend else LONG_READ_BYTES,
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "parser_class": redis_wire.Parser,
+        "protocol": 2,  # with 3 redis-py does more about each reply
+        "retry": Retry(NoBackoff(), 1 if resend else 0),
+    }
+    if not url.startswith("unix:"):
+        options["socket_keepalive"] = True
+    client: Any
+    try:
+        if "+sentinel://" in url:
+            client = _of_sentinel(url, options)
+        else:
+            _address(url)
+            client = Client.from_url(url, **options)
+        client.connection_pool.make_connection()  # not connected yet, but its options are checked
+        _check_files(client.connection_pool.connection_kwargs)
+    except (ValueError, TypeError, redis.exceptions.RedisError) as error:
+        raise QueueAway(f"REDIS_URL cannot be understood: {error}. {REDIS_URL_HELP}") from error
+    return client  # type: ignore[no-any-return]
+
+
+def _of_sentinel(url: str, options: dict[str, Any]) -> Client:
+    """A client of the primary that Sentinel names; each new connection asks for it. Raises ValueError, TypeError.
+
+    redis[s]+sentinel://[[user]:password@]host[:port][,host[:port]…]/service_name[/db][?option=value&…]
+
+    What the URL says is for the primary, but for `sentinel_username` and `sentinel_password`; TLS is for both.
+    """
+    scheme, _, rest = url.partition("+sentinel://")
+    place, question_mark, query = rest.partition("?")
+    authority, _, path = place.partition("/")
+    login, at, hosts = authority.rpartition("@")
+    addresses = [_address(f"{scheme}://{login}{at}{host}/{path}{question_mark}{query}") for host in hosts.split(",")]
+    service, _, db = path.partition("/")
+    if not service or not all(host for host, _ in addresses):
+        raise ValueError("it names no Sentinel, or no service")
+    options = options | parse_url(f"{scheme}://{login}{at}sentinel/{db}{question_mark}{query}")  # type: ignore[no-untyped-call]
+    del options["host"]
+    options["ssl"] = options.pop("connection_class", None) is SSLConnection
+    to_sentinel = {name: value for name, value in options.items() if name.startswith(("ssl", "socket_keepalive"))}
+    to_sentinel |= {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    to_sentinel["socket_timeout"] = to_sentinel["socket_connect_timeout"] = SENTINEL_TIMEOUT_SECONDS
+    to_sentinel["retry"] = Retry(NoBackoff(), 0)
+    with_ports = [(host, port or SENTINEL_PORT) for host, port in addresses]
+    sentinel = Sentinel(with_ports, sentinel_kwargs=to_sentinel)  # type: ignore[no-untyped-call]
+    client: Client = sentinel.master_for(unquote(service), redis_class=Client, **options)  # type: ignore[no-untyped-call]
+    return client
+
+
+def check(client: redis.Redis) -> None:
+    """Reach Redis, at start-up.
+
+    Raises:
+        QueueAway: it does not answer, refuses the password, or is older than 6.2, which lacks BLMOVE; the message
+            says which, and what to set.
+    """
+    try:
+        with translated():
+            version = str(client.info("server")["redis_version"])
+    except QueueAway as error:
+        raise QueueAway(f"REDIS_URL: {_explain(error.__cause__)}. {REDIS_URL_HELP}") from error
+    if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+        raise QueueAway(f"REDIS_URL: this is Redis {version}. {REDIS_URL_HELP}")
+
+
+def _address(url: str) -> tuple[str | None, int | None]:
+    """Host and port. Raises ValueError in words that quote nothing: the library's may quote a part of the password."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        if "@" not in parts.path + parts.query + parts.fragment:
+            return parts.hostname, parts.port
+    raise ValueError(
+        "it is not scheme://user:password@host:port/db. In a user, a password or a path "
+        "/ is written %2F, ? %3F, # %23, @ %40, % %25"
+    )
+
+
+def _check_files(options: dict[str, Any]) -> None:
+    """Raises ValueError; the library would name neither the option nor the file, and only as it connects."""
+    for name in FILES:
+        path = options.get(name)
+        if path is not None and not os.access(path, os.R_OK):
+            raise ValueError(f"{name}={path} cannot be read")
+
+
+def _explain(error: BaseException | None) -> str:
+    says = str(error).rstrip(".")
+    # The library takes the code, with which Redis's errors begin, out of their words.
+    known = f"{getattr(error, 'status_code', '')} {says}"
+    hint = next((hint for words, hint in HINTS.items() if words in known), None)
+    return f"{hint} ({says})" if hint else says
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Redis's errors -> QueueAway. The client reads the sentence, the log has the cause, which may name hosts."""
+    try:
+        yield
+    except redis.exceptions.OutOfMemoryError as error:
+        raise QueueOutOfMemory("The queue is out of memory. Try again in a moment.") from error
+    except redis.exceptions.ResponseError as error:
+        raise QueueAway("The queue does not work at the moment. Try again in a moment.") from error
+    except redis.exceptions.RedisError as error:
+        raise QueueAway("The queue cannot be reached. Try again in a moment.") from error

@@ -1,0 +1,1 @@
+"""What run_service.py needs to run all of it on one machine."""

@@ -1,0 +1,1 @@
+"""What runs a model. Knows Keras, OpenVINO and JAX; never HTTP, never the queue."""

@@ -1,0 +1,1 @@
+"""Speaks HTTP: knows Flask and gunicorn, never Keras."""

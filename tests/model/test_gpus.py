@@ -1,0 +1,58 @@
+"""GPUs told by their devices, and who gets which. Here there are none: files stand for them."""
+
+from pathlib import Path
+
+import pytest
+
+import run_service
+import settings
+from serving.model import gpus
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    monkeypatch.delenv(gpus.CHOICE, raising=False)
+    (tmp_path / "nvidiactl").touch()  # the driver's, and none of a GPU
+    return tmp_path
+
+
+def has(devices: Path, *numbers: int) -> None:
+    for number in numbers:
+        (devices / f"nvidia{number}").touch()
+
+
+def test_a_gpu_is_seen_whatever_its_number(devices: Path) -> None:
+    assert not gpus.is_there_any()
+    assert gpus.nvidia(None) == []
+    has(devices, 1)
+    assert gpus.is_there_any()
+    assert gpus.nvidia(None) == ["0"]  # as CUDA calls the only one that it sees
+
+
+def test_what_the_environment_chooses_limits_them(devices: Path) -> None:
+    has(devices, 0, 1, 2)
+    assert gpus.nvidia("2, GPU-8f1c") == ["2", "GPU-8f1c"]
+    assert gpus.nvidia("") == []
+
+
+def test_each_model_server_gets_a_gpu_in_turns(devices: Path) -> None:
+    has(devices, 0, 1)
+    assert gpus.pinned(3, None) == [{gpus.CHOICE: "0"}, {gpus.CHOICE: "1"}, {gpus.CHOICE: "0"}]
+    assert gpus.pinned(2, "5,7") == [{gpus.CHOICE: "5"}, {gpus.CHOICE: "7"}]
+
+
+def test_where_there_is_nothing_to_choose_nothing_is_said(devices: Path) -> None:
+    assert gpus.pinned(2, None) == [{}, {}]
+    has(devices, 0)
+    assert gpus.pinned(2, None) == [{}, {}]
+
+
+def test_one_model_server_for_each_gpu_unless_told_otherwise(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_service.how_many_model_servers(settings.Settings()) == 1
+    has(devices, 0, 1, 2)
+    assert run_service.how_many_model_servers(settings.Settings()) == 3
+    assert run_service.how_many_model_servers(settings.Settings(model_runtime="openvino")) == 1
+    assert run_service.how_many_model_servers(settings.Settings(model_servers=2)) == 2
+    monkeypatch.setenv(gpus.CHOICE, "1")
+    assert run_service.how_many_model_servers(settings.Settings()) == 1
