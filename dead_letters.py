@@ -31,7 +31,8 @@ from rich.text import Text
 
 import settings
 from serving import errors
-from serving.jobs.job_queue import Job, JobQueue
+from serving.jobs.job import Job
+from serving.jobs.job_queue import JobQueue
 from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
 
 EXIT_NOT_DONE = 1

@@ -27,7 +27,8 @@ import settings
 from serving import errors
 from serving.batching.loop import BatchLoop
 from serving.batching.predictor import BatchPredictor, Item, Write
-from serving.jobs.job_queue import Job, JobQueue
+from serving.jobs.job import Job
+from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import QueueWorker, has_lease
 from serving.model import gpus, openvino_runtime
 from serving.model.classifier import Classifier

@@ -1,132 +1,89 @@
 """The web server: an uploaded image comes in, its likeliest labels go out.
 
-    POST /predict -- read the upload --> decode, resize --> base64 --> queue … answer --> JSON
+    POST /predict -- uploads: read the image --> classify: gates, decode, resize, base64 --> job
+                                                                                              |
+    JSON <-- predict: body of a 200 <-- classify: wait <-- ticket <-- jobs/web_side <-- submit to the queue
 
-`python run_web_server.py` runs it under gunicorn. It never imports Keras: it scales with CPUs, not with GPUs. See
-settings.py, or the README's table, for what the environment sets.
+`python run_web_server.py` runs it under gunicorn, an event loop a process. It never imports Keras: it scales with CPUs,
+not with GPUs. See settings.py, or the README's table, for what the environment sets.
 """
 
+if __name__ == "__main__":  # before anything is imported that waits
+    from serving.web.patch import patch
+
+    patch()
+
 import argparse
-import functools
-import hmac
-import json
 import sys
-import time
 
-from flask import Flask, Response, request
+from flask import Flask
 
-import helpers
 import settings
 from serving import errors
-from serving.images import decode
-from serving.jobs.admission import Places
+from serving.images.decode import FORMATS
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.web_side import QueueClient
-from serving.web import access, gunicorn_worker, pages, server, uploads
+from serving.jobs.web_side import WebSide
+from serving.web import access, openapi, pages, predict, problems, server, uploads
+from serving.web.classify import ImageOptions, Pool, PredictionService
 
-HOW_TO_SEND = (
-    "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
-)
-# What a multipart body holds besides the image: boundaries and headers.
-MULTIPART_OVERHEAD_BYTES = 64 * 1024
 # No command here blocks in Redis, so that one which takes this long has failed.
 REDIS_TIMEOUT_SECONDS = 3.0
 
 
-def create_app(config: settings.Settings) -> Flask:
-    """The Flask application of one web process."""
+def create_app(config: settings.Settings, pool: Pool) -> Flask:
+    """The Flask application of one web process, from its parts. It starts nothing: `start_app` does."""
+    # Imported late: its library looks for the directory that the processes share as it is imported.
+    from serving.telemetry.metrics import WebMetrics
+
     app = Flask(__name__, static_folder=None)
+    app.config["API_KEYS"] = config.api_keys()
     app.config["MAX_UPLOAD_BYTES"] = config.max_upload_bytes
-    app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + MULTIPART_OVERHEAD_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + uploads.MULTIPART_OVERHEAD_BYTES
     app.json.sort_keys = app.json.ensure_ascii = False  # type: ignore[attr-defined]
-    # None of our functions is a coroutine: no need to look at each of them in every request.
-    app.ensure_sync = lambda function: function  # type: ignore[method-assign, assignment]
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
-    client = QueueClient(
+    web_side = app.extensions["web side"] = open_web_side(config, queue)
+    service = PredictionService(web_side, image_options(config), places=config.web_threads, pool=pool)
+    counts = WebMetrics()
+    access.share(app, allowed_origins=config.allowed_origins())
+    predict.add_to(app, service, counts)
+    pages.add_to(app, queue, counts, describe(config))
+    problems.add_to(app)
+    return app
+
+
+def start_app(config: settings.Settings) -> Flask:
+    """The application, with what works for all its requests: what each web process serves."""
+    app = create_app(config, server.decoding_pool())
+    app.extensions["web side"].start()
+    return app
+
+
+def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
+    """The web server's side of the queue."""
+    return WebSide(
         queue,
         max_queue_length=config.max_queue_length,
         timeout_seconds=config.request_timeout_seconds,
         poll_seconds=config.client_sleep,
-    ).start()
-    keys = config.api_keys()
-    access.share(app, allowed_origins=config.allowed_origins())
-    add_predict(app, config, client)
-    pages.add_pages(app, queue, check_reader=(lambda: check_key(keys)) if keys else pages.check_local)
-    pages.add_openapi(app, max_upload_bytes=config.max_upload_bytes, formats=decode.FORMATS, asks_for_key=bool(keys))
-    pages.add_errors(app)
-    return app
+    )
 
 
-def add_predict(app: Flask, config: settings.Settings, client: QueueClient) -> None:
-    """POST /predict: the path of an image through this process."""
-    width, height, keys = config.image_width, config.image_height, config.api_keys()
-    places = Places(config.web_threads)
-
-    @app.post("/predict")
-    def predict() -> Response:
-        came = time.monotonic()
-        check_key(keys)
-        upload = [read_upload(config.max_upload_bytes)]
-        client.check_room()
-        with places.one():
-            encode = functools.partial(encoded, upload)
-            gone = functools.partial(gunicorn_worker.has_hung_up, request.environ)
-            answer = client.ask(encode, config.image_dtype, (height, width, 3), gone, since=came)
-        return Response(read_answer(answer), mimetype="application/json")
-
-    def encoded(upload: list[bytes]) -> str:
-        # Taken out of its list, and gone once decoded: as many requests may wait as there are places.
-        pixels = decode.decode_image(upload.pop(), width, height, config.max_image_pixels)
-        return helpers.encode_image(pixels, config.image_dtype)
+def image_options(config: settings.Settings) -> ImageOptions:
+    """What becomes of an image."""
+    return ImageOptions(
+        width=config.image_width,
+        height=config.image_height,
+        dtype=config.image_dtype,
+        max_pixels=config.max_image_pixels,
+        timeout_seconds=config.request_timeout_seconds,
+        poll_seconds=config.client_sleep,
+    )
 
 
-def check_key(keys: list[str]) -> None:
-    """Raises Unauthorized unless no key is asked for, or one of `keys` is given."""
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # Every key is compared, each in constant time, so that the time taken tells nothing about them.
-    right = sum(hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys)
-    if keys and not (right and scheme.lower() == "bearer"):
-        raise errors.Unauthorized("This service asks for a key: send the header Authorization: Bearer <key>.")
-
-
-def read_upload(max_bytes: int) -> bytes:
-    """The bytes of the uploaded image. Raises NoImage, TooLarge, UnsupportedFormat."""
-    try:
-        upload = read_body()
-    except gunicorn_worker.BROKEN_BODY as error:
-        raise errors.NoImage(f"The body cannot be read: {error}. Send it again.") from error
-    if not upload:
-        raise errors.NoImage(f"The image is empty (0 bytes). {HOW_TO_SEND}")
-    if len(upload) > max_bytes:
-        raise errors.TooLarge(
-            f"The image has {len(upload):,} bytes; at most {max_bytes:,} are accepted. Make it smaller."
-        )
-    return upload
-
-
-def read_body() -> bytes:
-    """The multipart field `image`, or the raw body. Raises NoImage, UnsupportedFormat, or gunicorn's BROKEN_BODY."""
-    if request.mimetype == "multipart/form-data":
-        boundary = request.mimetype_params.get("boundary", "")
-        upload = uploads.read_form_file(request.get_data(cache=False), boundary, "image")
-        if upload is None:
-            raise errors.NoImage(f"The form has no file field `image`. {HOW_TO_SEND}")
-        return upload
-    if request.mimetype.startswith("image/") or request.mimetype == "application/octet-stream":
-        return request.get_data(cache=False)
-    if request.content_length in (None, 0):
-        raise errors.NoImage(f"There is no image in the request. {HOW_TO_SEND}")
-    raise errors.UnsupportedFormat(f"An upload of type {request.mimetype or 'unknown'!r} is not read. {HOW_TO_SEND}")
-
-
-def read_answer(answer: str) -> str:
-    """A model server's answer, JSON -> the body of a 200. Raises ModelFailed."""
-    if answer.startswith("["):  # the usual one, which is passed on as it is
-        return f'{{"success":true,"predictions":{answer}}}\n'
-    parsed = json.loads(answer)
-    if "error" in parsed:
-        raise errors.ModelFailed(parsed["error"])
-    return json.dumps({"success": True, **parsed}, ensure_ascii=False, separators=(",", ":")) + "\n"
+def describe(config: settings.Settings) -> dict[str, object]:
+    """The service's description, for /openapi.json."""
+    asks_for_key = bool(config.api_keys())
+    return openapi.describe(max_upload_bytes=config.max_upload_bytes, formats=FORMATS, asks_for_key=asks_for_key)
 
 
 def main() -> int:
@@ -142,13 +99,13 @@ def main() -> int:
         print(error, file=sys.stderr)
         return settings.EXIT_WRONG_SETTING
     server.serve(
-        lambda: create_app(config),
+        lambda: start_app(config),
         host=config.web_host,
         port=config.web_port,
         processes=config.web_workers,
-        threads=config.web_threads,
         drain_seconds=config.request_timeout_seconds,
         headers=access.ALWAYS,
+        most_upload_bytes=config.web_threads * config.max_upload_bytes,
     )
     return 0
 

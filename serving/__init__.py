@@ -1,21 +1,24 @@
-"""The map: every module that an image meets, in the order in which it meets them. Wings are folders; a stranger who
-looks for something opens one.
+"""The map: every module that an image meets, in the order in which it meets them, and the few beside its way. A folder
+is a wing: it has one responsibility, and tests/test_layout.py says which other wings it may import.
 
 The web process (run_web_server.py)
-    web/server              processes and threads: start, serve, drain
-    web/gunicorn_worker     how a web process reads requests and writes answers
-    web/access              the headers that every answer carries
-    web/uploads             multipart form -> the bytes of one of its files
-    jobs/web_side           submit a job, wait for its answer
-    jobs/pending            one request that waits
-    jobs/combining          few threads decode and submit for many requests
-    jobs/admission          whether one more job may wait
+    web/patch               makes waiting cheap, before anything else is imported
+    web/server              processes, each an event loop: start, serve, stop
+    web/arrival             heads and bodies arrive in time, or not at all
+    web/predict             POST /predict: the front door
+    web/access              who may ask; the headers that every answer carries
+    web/uploads             a request -> the bytes of its image
+    web/classify            the one path: upload -> gates -> decode -> job -> ticket -> answer
     images/decode           upload bytes -> RGB uint8 pixels
     images/resize           the resizer that uses SIMD, else Pillow's
+    jobs/web_side           submit a job, get a ticket, wait with it for the answer
+    jobs/admission          whether one more job may wait
+    jobs/listener           the messages that carry answers
 The queue
+    jobs/job                what travels: jobs, how they end, their states
     jobs/job_queue          every key, the life of a job, the clock, one script a verb (jobs/lua)
-    jobs/redis_url          REDIS_URL -> a client; its errors -> ours
-    jobs/redis_wire         commands out, replies in
+    jobs/redis_client       commands to Redis; its errors -> ours
+    jobs/redis_url          REDIS_URL -> a client
 The model server (run_model_server.py)
     jobs/model_side         take jobs under a lease, answer them, return those of the dead
     batching/loop           three threads: fetch, predict, answer
@@ -26,7 +29,8 @@ The model server (run_model_server.py)
     model/keras_runtime     the model on Keras
 Beside the way
     errors                  what can go wrong
-    web/pages               pages for people and machines; errors -> JSON
+    web/problems            errors -> JSON
+    web/pages               pages for people and machines
     web/openapi             the service's description
     jobs/operator           dead letters
     model/gpus              which GPUs there are

@@ -27,7 +27,8 @@ from conftest import Processes, RedisServer, free_port, output, wait_for
 from faults import CuttingProxy, Network
 
 import helpers
-from serving.jobs.job_queue import Job, JobQueue
+from serving.jobs.job import Job
+from serving.jobs.job_queue import JobQueue
 from serving.jobs.operator import read_letters
 
 QUEUE = "image_queue"

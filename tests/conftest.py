@@ -25,8 +25,10 @@ import pytest
 import redis
 from PIL import Image
 
-from serving.jobs.job_queue import Job, JobQueue
-from serving.jobs.model_side import Outcome, QueueWorker
+from serving.jobs.job import Job, Outcome
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.model_side import QueueWorker
+from serving.jobs.web_side import WebSide
 from serving.local import redis_server as local_redis
 
 ROOT = Path(__file__).parents[1]
@@ -213,6 +215,22 @@ def processes(redis_server: RedisServer, raw: redis.Redis) -> Iterator[Processes
     started = Processes({"REDIS_URL": redis_server.url, "METRICS_PORT": "0"})
     yield started
     started.end()
+
+
+def new_web_side(queue: JobQueue, **changes: object) -> WebSide:
+    """The web server's side of the queue, which sends and listens."""
+    options = {"max_queue_length": 10, "poll_seconds": 0.05, "timeout_seconds": 10.0} | changes
+    side = WebSide(queue, **options)  # type: ignore[arg-type]
+    side.start()
+    return side
+
+
+def ask(side: WebSide, seconds: float = 10.0) -> str | None:
+    """The answer to a new job, as a request waits for it; None when it has not come by then."""
+    until = time.monotonic() + seconds
+    job = new_job(deadline=side.deadline_at(until), reply_to=side.channel)
+    with side.submit(job) as ticket:
+        return ticket.wait(until)
 
 
 PREDICTIONS = [{"label": "beagle", "probability": 0.75}, {"label": "basset", "probability": 0.125}]

@@ -15,7 +15,7 @@ import redis
 from conftest import DATA, REAL_MODEL, Processes, free_port, http, is_up, new_job, output, wait_for
 
 import helpers
-from serving.jobs.job_queue import Job
+from serving.jobs.job import Job
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from serving.batching.batch import Staging
 from serving.batching.predictor import BatchPredictor, Item, Observer
 from serving.errors import LeaseLost, QueueAway
-from serving.jobs.model_side import Outcome, QueueWorker
+from serving.jobs.job import Outcome
+from serving.jobs.model_side import QueueWorker
 
 # While the model is busy the next batch is topped up after these pauses, which double as long as nothing comes: on a
 # CPU each look takes time from the model. Blocking instead would win jobs that an idle model server is waiting for.

@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.batching.batch import Stage, side_by_side
 from serving.errors import ModelFailed, OutOfMemory
-from serving.jobs.model_side import Outcome
+from serving.jobs.job import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -46,18 +46,32 @@ class _Upload(io.BytesIO):
 
 
 def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.ndarray:
-    """Decode an uploaded image to pixels (height, width, 3), uint8 0..255, RGB, turned as its EXIF says.
+    """Decode an uploaded image to pixels (height, width, 3), uint8 0..255: `open_image`, then `to_pixels`."""
+    return to_pixels(open_image(data, max_pixels), width, height)
+
+
+def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """Read the header of an uploaded image, which tells its width and height; nothing is decoded yet.
+
+    Raises:
+        UnsupportedFormat: not one of FORMATS, or a kind of one that is not read.
+        TooLarge: more than `max_pixels` pixels, or more work than they tell of.
+        UndecodableImage: a header that makes no sense.
+    """
+    image = _open(data, max_pixels)
+    _refuse_costly(image, data, max_pixels)
+    return image
+
+
+def to_pixels(image: ImageFile.ImageFile, width: int, height: int) -> np.ndarray:
+    """Decode an opened image, once, to pixels (height, width, 3), uint8 0..255, RGB, turned as its EXIF says.
 
     The whole image is squeezed to width × height, by Pillow's bicubic resize; transparency is laid on white; of an
     animation the first frame counts.
 
     Raises:
-        UnsupportedFormat: not one of FORMATS.
-        TooLarge: more than `max_pixels` pixels, by its header.
         UndecodableImage: truncated or corrupt.
     """
-    image = _open(data, max_pixels)
-    _refuse_costly(image, data, max_pixels)
     try:
         # A JPEG decodes straight to 1/2, 1/4 or 1/8 of its size, never below what is asked for.
         image.draft("RGB", (width, height))

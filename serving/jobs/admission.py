@@ -5,16 +5,12 @@ in the counter of settled jobs, which every submit brings back, but only while j
 that has nothing to do is not slow.
 """
 
-import contextlib
 import itertools
 import math
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-
-from serving.errors import Unavailable
 
 RATE_WINDOW_SECONDS = 10.0
 MOST_RETRY_AFTER_SECONDS = 60
@@ -75,24 +71,6 @@ class Admission:
         if rate is None:  # nothing measured: the model servers are away, or have just begun
             return MOST_RETRY_AFTER_SECONDS if silent_seconds > RATE_WINDOW_SECONDS / 2 else 1
         return max(1, min(MOST_RETRY_AFTER_SECONDS, math.ceil(self._ahead / rate)))
-
-
-class Places:
-    """How many requests one process has in hand; who finds no place is refused at once instead of waiting for one."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._free = threading.BoundedSemaphore(count)
-
-    @contextlib.contextmanager
-    def one(self) -> Iterator[None]:
-        """Hold one of the places. Raises Unavailable."""
-        if not self._free.acquire(blocking=False):
-            raise Unavailable(f"{self._count} requests are in hand already. Try again in a moment.")
-        try:
-            yield
-        finally:
-            self._free.release()
 
 
 class ServiceRate:

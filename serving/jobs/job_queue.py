@@ -1,5 +1,5 @@
-"""The queue that web servers and model servers share: its keys, its jobs, its verbs. `queue_client` (the web server's
-side) and `queue_worker` (the model server's) speak through `JobQueue`; the connection is `redis_connection`'s.
+"""The queue that web servers and model servers share: its keys, its verbs, its clock. `web_side` and `model_side` speak
+through `JobQueue`; what travels stands in `job`, the connection in `redis_url` and `redis_client`.
 
 Every key (Q is the queue's name; the braces put all but the answers into one slot of a Redis cluster):
 
@@ -21,29 +21,19 @@ costs Redis a third of a millisecond whenever it enters Lua. Scripts travel whol
 restarted knows them as well.
 """
 
-import json
+import contextlib
 import math
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from serving.errors import BadJob
-from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS as SOCKET_TIMEOUT_SECONDS
-from serving.jobs.redis_url import Command, check, open_redis
-from serving.jobs.redis_url import translated as translated
+from serving.jobs.redis_client import Command, redis_errors_as_ours
+from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS, check, open_redis
 
 MOST_DEAD_LETTERS = 200
 CLOCK_GOOD_FOR_SECONDS = 60.0
-MOST_AXES, LONGEST_AXIS = 4, 65_535  # of an image's shape
-
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-_IMAGE = b', "image": "'
 
 _LUA = Path(__file__).with_name("lua")
 _COMMON = (_LUA / "common.lua").read_text()
@@ -53,93 +43,6 @@ _SCRIPTS = {
     for path in _LUA.glob("*.lua")
     if path.stem != "common"
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job as it travels. Only `id` and `image` are required: with just those it is the tutorial's own."""
-
-    id: str
-    image: str  # base64, and nothing else: `to_text` puts it into JSON as it is
-    dtype: str | None = None
-    shape: tuple[int, ...] | None = None
-    deadline: float = math.inf  # unix seconds, by Redis's clock
-    reply_to: str | None = None  # the channel that hears of the answer
-
-    def to_text(self) -> str:
-        """Write the job as JSON, the id first, where the scripts look for it, and the long image last."""
-        optional = {
-            "dtype": self.dtype,
-            "shape": self.shape,
-            "deadline": None if self.deadline == math.inf else self.deadline,
-            "reply_to": self.reply_to,
-        }
-        given = {name: value for name, value in optional.items() if value is not None}
-        # Base64 has nothing to escape: the image is put in as it is, which saves looking at each of its characters.
-        return f'{json.dumps({"id": self.id, **given})[:-1]}, "image": "{self.image}"}}'
-
-    @classmethod
-    def from_text(cls, text: bytes) -> "Job":
-        """Read a job.
-
-        Raises:
-            BadJob: not a JSON object with the strings `id` and `image`, or a field of the wrong type.
-        """
-        try:
-            fields = _read_ours(text) or orjson.loads(text)
-        except ValueError as error:
-            raise BadJob(f"the job is not JSON: {error}") from error
-        try:
-            shape, deadline, dtype, reply_to = (fields.get(key) for key in ("shape", "deadline", "dtype", "reply_to"))
-            if not all(value is None or isinstance(value, str) for value in (dtype, reply_to)):
-                raise TypeError("dtype and reply_to are strings")
-            if not isinstance(fields["image"], str):
-                raise TypeError("image is a string")
-            # The id becomes a Redis key and is overwritten: it must not be able to name any other key.
-            if not _UUID.fullmatch(fields["id"]):
-                raise ValueError("id is not a UUID")
-            return cls(
-                id=fields["id"],
-                image=fields["image"],
-                dtype=dtype,
-                shape=None if shape is None else _read_shape(shape),
-                deadline=math.inf if deadline is None else _read_deadline(deadline),
-                reply_to=reply_to,
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BadJob(f"the job lacks a field or has a wrong one: {error!r}") from error
-
-
-def _read_ours(text: bytes) -> Any:
-    """The fields of a job as `to_text` writes it; None for any other text, be it a job or not.
-
-    The image need not go through a JSON parser, which looks at each of its characters: between its quotes nothing is
-    escaped, and nothing follows it. (A line break in it, which JSON forbids, base64 forbids as well.)
-    """
-    start = text.find(_IMAGE)
-    image = memoryview(text)[start + len(_IMAGE) : -2]
-    is_last = text.endswith(b'"}') and text.find(b'"', start + len(_IMAGE)) == len(text) - 2
-    if start < 0 or not is_last or b"\\" in text or text[:start].rstrip() == b"{":
-        return None
-    try:
-        fields = orjson.loads(text[:start] + b"}")
-        return fields | {"image": str(image, "ascii")}
-    except (ValueError, TypeError):
-        return None
-
-
-def _read_shape(value: Any) -> tuple[int, ...]:
-    # `type`, since true is an int, too, and since 4.0 is a sign that its sender reckons otherwise than we do.
-    lengths: list[Any] = value if type(value) is list and len(value) <= MOST_AXES else []
-    if lengths and all(type(length) is int and 0 < length <= LONGEST_AXIS for length in lengths):
-        return tuple(lengths)
-    raise ValueError(f"shape is a list of at most {MOST_AXES} whole numbers, each from 1 to {LONGEST_AXIS}")
-
-
-def _read_deadline(value: Any) -> float:
-    if type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    raise ValueError("deadline is a finite number, in unix seconds")
 
 
 class JobQueue:
@@ -182,9 +85,8 @@ class JobQueue:
             QueueAway: it had to be asked, and does not answer.
         """
         if time.monotonic() - self._clock_heard > good_for_seconds or self._clock_heard == -math.inf:
-            with translated():
-                seconds, microseconds = self.redis.time()
-            self.set_clock(seconds + microseconds / 1e6)
+            ((seconds, microseconds),) = self._exchange(("TIME",))
+            self.set_clock(int(seconds) + int(microseconds) / 1e6)
         return time.monotonic() + self._clock_offset
 
     def set_clock(self, redis_seconds: float) -> None:
@@ -194,17 +96,17 @@ class JobQueue:
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script of serving/jobs/lua in one round trip. Raises QueueAway."""
-        with translated():
-            return self.redis.exchange(_command(script, keys, args))[0]
+        return self._exchange(_command(script, keys, args))[0]
 
-    def submit(self, jobs: Sequence[str], most_waiting: int) -> Any:
+    def submit(self, jobs: Sequence[str], most_waiting: int, delete: Sequence[str] = ()) -> Any:
         """Put jobs, as they travel, at the end of the queue, all in one round trip; what submit.lua returns.
 
-        Where there is no room for all of them, the first ones are accepted. Raises QueueAway.
+        Where there is no room for all of them, the first ones are accepted. The answers of the job ids `delete` go in
+        the same round trip: they have been read. Raises QueueAway.
         """
         script = _command("submit", [self.name, self.served, self.emptied], [len(jobs), most_waiting])
-        with translated():
-            _, (_, reply) = self.redis.transact([("RPUSH", self.name, *jobs), script])
+        ahead: list[Command] = [("UNLINK", *delete)] if delete else []
+        _, (_, reply) = self._transact([("RPUSH", self.name, *jobs), script], ahead)
         return reply
 
     def move(
@@ -215,17 +117,55 @@ class JobQueue:
 
         Returns the jobs that were moved, and what keep.lua, run with the arguments `keep`, returns. Raises QueueAway.
         """
-        ahead = ("BLMOVE", self.name, processing, "LEFT", "RIGHT", wait_seconds) if wait_seconds > 0 else None
-        moves = [("LMOVE", self.name, processing, "LEFT", "RIGHT")] * (most - (ahead is not None))
+        ahead: list[Command] = []
+        if wait_seconds > 0:
+            ahead = [("BLMOVE", self.name, processing, "LEFT", "RIGHT", wait_seconds)]
+        moves: list[Command] = [("LMOVE", self.name, processing, "LEFT", "RIGHT")] * (most - len(ahead))
         keys = [self.name, processing, self.workers, self.attempts, self.emptied, self.settled]
-        with translated():
-            first, (*moved, reply) = self.redis.transact([*moves, _command("keep", keys, keep)], ahead)
-        return [job for job in (first, *moved) if job is not None], reply  # b"" is a job as well, a bad one
+        first, (*moved, reply) = self._transact([*moves, _command("keep", keys, keep)], ahead)
+        return [job for job in (*first, *moved) if job is not None], reply  # b"" is a job as well, a bad one
+
+    def cancel(self, job: str) -> None:
+        """Take a job, as it travels, out of the queue, unless a model server has it already. Raises QueueAway."""
+        self.run("cancel", [self.name, self.attempts], [job])
+
+    def look(self) -> tuple[float, int, int, float]:
+        """Redis's clock, how many jobs wait, how many were ever settled, and when none waited, seconds.
+
+        Raises QueueAway.
+        """
+        waiting, served, emptied, clock = self.run("look", [self.name, self.served, self.emptied], [])
+        return float(clock), waiting, served, float(emptied)
+
+    def find_answers(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """The answers, JSON, of those jobs that have one: job id -> answer. Raises QueueAway."""
+        (found,) = self._exchange(("MGET", *job_ids))
+        return {job_id: str(text, "utf-8") for job_id, text in zip(job_ids, found, strict=True) if text}
+
+    def delete_answers(self, job_ids: Sequence[str]) -> None:
+        """Delete answers that have been read. Raises QueueAway."""
+        self._exchange(("UNLINK", *job_ids))
+
+    def state(self, job_id: str, job: str) -> tuple[str | None, bool]:
+        """A job's answer, JSON, if there is one, and whether the job, as it travels, waits. Raises QueueAway.
+
+        Redis compares the job with each that waits: for a question now and then, not for each request.
+        """
+        answer, place = self._exchange(("GET", job_id), ("LPOS", self.name, job))
+        return None if answer is None else str(answer, "utf-8"), place is not None
+
+    @contextlib.contextmanager
+    def messages(self, channel: str) -> Iterator[Iterator[bytes]]:
+        """What is published on one of our channels meanwhile, without end.
+
+        Raises QueueAway, also as the messages are read.
+        """
+        with redis_errors_as_ours(), self.redis.subscribed(channel) as messages:
+            yield messages
 
     def waiting(self) -> int:
         """How many jobs wait. Raises QueueAway."""
-        with translated():
-            return int(self.redis.llen(self.name))
+        return int(self._exchange(("LLEN", self.name))[0])
 
     def live_workers(self) -> int:
         """How many model servers hold a lease. Raises QueueAway."""
@@ -235,12 +175,28 @@ class JobQueue:
         """The model servers whose lease ran out, or those whose lease lives. Raises QueueAway."""
         clock = self.now(CLOCK_GOOD_FOR_SECONDS)
         low, high = ("-inf", f"({clock}") if expired else (f"{clock}", "+inf")
-        with translated():
-            names: Any = self.redis.zrangebyscore(self.workers, low, high)
+        (names,) = self._exchange(("ZRANGEBYSCORE", self.workers, low, high))
         return [name.decode(errors="replace") for name in names]
+
+    def end_lease(self, worker: str) -> None:
+        """End the lease of a model server that is known to be dead. Raises QueueAway."""
+        self._exchange(("ZADD", self.workers, self.now() - 1, worker))
+
+    def dead_letters(self) -> list[bytes]:
+        """The dead letters as they lie in one moment, oldest first. Raises QueueAway."""
+        letters: list[bytes] = self._exchange(("LRANGE", self.dead, 0, -1))[0]
+        return letters
 
     def close(self) -> None:
         self.redis.close()
+
+    def _exchange(self, *commands: Command) -> list[Any]:
+        with redis_errors_as_ours():
+            return self.redis.exchange(*commands)
+
+    def _transact(self, commands: Sequence[Command], ahead: Sequence[Command]) -> tuple[list[Any], list[Any]]:
+        with redis_errors_as_ours():
+            return self.redis.transact(commands, ahead)
 
 
 def _command(script: str, keys: Sequence[str], args: Sequence[Any]) -> Command:

@@ -10,57 +10,20 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from serving.errors import BadJob, LeaseLost, QueueOutOfMemory
-from serving.jobs.job_queue import MOST_DEAD_LETTERS, SOCKET_TIMEOUT_SECONDS, Job, JobQueue, translated
+from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Outcome, Taken
+from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
+from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS
 
 # How long a dead worker's name is looked after: longer than TCP goes on sending a BLMOVE of its last moments.
 FORGET_WORKER_SECONDS = 1200
 FORGET_ATTEMPTS_SECONDS = 24 * 3600
-MOST_REASON_CHARACTERS = 500
-# Longer than a job of 2896×2896 pixels. As JSON a byte may become six: more than 85 MB and Redis would refuse it.
-MOST_DEAD_LETTER_BYTES = 32 * 1024 * 1024
 LONGEST_BLOCK_SECONDS = SOCKET_TIMEOUT_SECONDS / 2
 
 FIRST_LOOK = 4  # jobs that are asked for while it is not known how many wait
 
 _ALONE_LATER, _LOST, _LOOK_AT_EACH = -1, -2, -3
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Jobs as they travel. `attempts`: how often the job came back; if it did, it is the only one here."""
-
-    jobs: list[bytes]
-    attempts: int = 0
-    all_that_waited: bool = False  # as far as is known
-    runs_alone: bool = False  # the next job, or the one in hand, came back once: ask again with empty hands
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one taken job ends: answered, failed (a dead letter, its client told), or, with neither, dropped."""
-
-    text: bytes
-    job_id: str | None = None  # None: garbage, nobody to tell
-    reply_to: str | None = None
-    answer: str | None = None  # JSON
-    failure: str | None = None
-    attempts: int = 0
-
-    def reply(self) -> str | None:
-        """What the client reads under the job's id, JSON; None: nothing."""
-        return json.dumps({"error": self._reason()}) if self.failure is not None else self.answer
-
-    def to_dead_letter(self, clock: float) -> str:
-        job = self.text[:MOST_DEAD_LETTER_BYTES].decode("utf-8", "surrogateescape")
-        return json.dumps(
-            {"id": self.job_id, "at": clock, "attempts": self.attempts, "reason": self._reason(), "job": job}
-        )
-
-    def _reason(self) -> str:
-        return (self.failure or "")[:MOST_REASON_CHARACTERS]  # garbage may be quoted in it, whole
 
 
 class QueueWorker:
@@ -223,8 +186,7 @@ def end_leases(queue: JobQueue, process_id: int) -> None:
     """
     for name in queue.worker_names(expired=False):
         if name.startswith(_process_name(process_id)):
-            with translated():
-                queue.redis.zadd(queue.workers, {name: queue.now() - 1})
+            queue.end_lease(name)
 
 
 def _process_name(process_id: int | None) -> str:

@@ -14,9 +14,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-from serving.jobs.job_queue import Job, JobQueue, translated
+from serving.jobs.job import Job
+from serving.jobs.job_queue import JobQueue
 
 SHORT_NAME_CHARACTERS = 8
 
@@ -62,9 +62,7 @@ class Letter:
 
 def read_letters(queue: JobQueue) -> list[Letter]:
     """All dead letters, oldest first, as they lie in one moment. Raises QueueAway."""
-    with translated():
-        texts: Any = queue.redis.lrange(queue.dead, 0, -1)
-    return [Letter.from_text(text) for text in texts]
+    return [Letter.from_text(text) for text in queue.dead_letters()]
 
 
 def find(letters: Sequence[Letter], wanted: str) -> list[Letter]:

@@ -1,4 +1,4 @@
-"""The connection to Redis: REDIS_URL -> a client, its errors -> ours. With redis_wire alone it knows redis-py.
+"""REDIS_URL -> a client of that Redis; and what to set where none is reached.
 
 redis://, rediss://, unix://             a Redis by its address
 redis+sentinel://, rediss+sentinel://    whichever Redis the Sentinels call the primary when a connection is made
@@ -6,7 +6,6 @@ redis+sentinel://, rediss+sentinel://    whichever Redis the Sentinels call the 
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -16,9 +15,8 @@ from redis.connection import SSLConnection, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from serving.errors import QueueAway, QueueOutOfMemory
-from serving.jobs import redis_wire
-from serving.jobs.redis_wire import Command as Command
+from serving.errors import QueueAway
+from serving.jobs.redis_client import RedisClient, redis_errors_as_ours
 
 # Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
 SOCKET_TIMEOUT_SECONDS = 10.0
@@ -28,7 +26,6 @@ SHORT_READ_BYTES, LONG_READ_BYTES = 32 * 1024, 1024 * 1024
 # The next Sentinel is asked after it; together they must not use up a request's deadline.
 SENTINEL_TIMEOUT_SECONDS = 1.0
 SENTINEL_PORT = 26379
-_OF_A_REPLICA = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 REDIS_URL_HELP = (
     "Set it to a running Redis 6.2 or newer: redis://[[user]:password@]host:port/db, rediss:// (TLS), unix://path, "
     "redis+sentinel://host,host/service_name/db"
@@ -58,69 +55,7 @@ HINTS = {
 }
 
 
-class Client(redis.Redis):
-    """A client that stays with no replica: where its address leads by now, there is the primary.
-
-    A primary that was demoted keeps its connections, and answers each write with an error: for ever, if nobody looks.
-    """
-
-    def exchange(self, *commands: Command) -> list[Any]:
-        """Send commands and read their replies, in one round trip. Raises RedisError: the first error among them."""
-        pool = self.connection_pool
-        connection: Any = pool.get_connection()
-        try:
-            return connection.retry.call_with_retry(  # type: ignore[no-any-return]
-                lambda: self._exchange(connection, commands), lambda _error: connection.disconnect()
-            )
-        finally:
-            pool.release(connection)
-
-    def transact(self, commands: Sequence[Command], ahead: Command | None = None) -> tuple[Any, list[Any]]:
-        """Run `commands` in one transaction, after the command `ahead` if there is one, all in one round trip.
-
-        Returns the reply to `ahead`, which may block, and the replies to `commands`. redis-py's pipeline could not send
-        a command ahead. Raises RedisError.
-        """
-        replies = self.exchange(*([ahead] if ahead else []), ("MULTI",), *commands, ("EXEC",))
-        return replies[0] if ahead else None, replies[-1]
-
-    @contextlib.contextmanager
-    def subscribed(self, channel: str) -> Iterator[Iterator[bytes]]:
-        """What is published on `channel` meanwhile, without end. Raises RedisError, also as the messages are read."""
-        pool = self.connection_pool
-        connection: Any = pool.get_connection()
-        try:
-            yield redis_wire.subscribe(connection, channel)
-        finally:
-            connection.disconnect()  # nobody else may get it, subscribed as it is
-            pool.release(connection)
-
-    def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Any]:
-        replies = redis_wire.exchange(connection, commands)
-        done = replies[-1] if isinstance(replies[-1], list) else []
-        # Of a transaction that was refused the first error tells why; EXEC's only that it was not done.
-        for reply in (*replies, *done):
-            if isinstance(reply, redis.exceptions.RedisError):
-                raise self._of_a_replica(reply) or reply
-        return replies
-
-    def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
-        try:
-            return super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
-        except redis.exceptions.ResponseError as error:
-            raise self._of_a_replica(error) or error from error.__cause__
-
-    def _of_a_replica(self, error: redis.exceptions.RedisError) -> redis.exceptions.ConnectionError | None:
-        """What a replica's error is instead: a connection that is lost."""
-        # Redis 6.2 says it of a script in the midst of the error's words.
-        if not isinstance(error, _OF_A_REPLICA) and "-READONLY" not in str(error):
-            return None
-        # The idle ones as well: reads would go on being answered there, with what is old.
-        self.connection_pool.disconnect(inuse_connections=False)
-        return redis.exceptions.ConnectionError(f"this Redis is a replica by now, and takes no writes ({error})")
-
-
-def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
+def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> RedisClient:
     """A client, not connected yet; with `resend` a command whose connection broke is sent once more.
 
     With it, it is for a web server, which has many connections and gets short replies; else for a model server.
@@ -132,9 +67,8 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
         "socket_timeout": timeout_seconds,
         "socket_read_size": SHORT_READ_BYTES if resend else LONG_READ_BYTES,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "parser_class": redis_wire.Parser,
         "protocol": 2,  # with 3 redis-py does more about each reply
-        "retry": Retry(NoBackoff(), 1 if resend else 0),
+        "retry": Retry(NoBackoff(), 0),
     }
     if not url.startswith("unix:"):
         options["socket_keepalive"] = True
@@ -144,15 +78,16 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> Client:
             client = _of_sentinel(url, options)
         else:
             _address(url)
-            client = Client.from_url(url, **options)
+            client = RedisClient.from_url(url, **options)
         client.connection_pool.make_connection()  # not connected yet, but its options are checked
         _check_files(client.connection_pool.connection_kwargs)
     except (ValueError, TypeError, redis.exceptions.RedisError) as error:
         raise QueueAway(f"REDIS_URL cannot be understood: {error}. {REDIS_URL_HELP}") from error
+    client.resend = resend
     return client  # type: ignore[no-any-return]
 
 
-def _of_sentinel(url: str, options: dict[str, Any]) -> Client:
+def _of_sentinel(url: str, options: dict[str, Any]) -> RedisClient:
     """A client of the primary that Sentinel names; each new connection asks for it. Raises ValueError, TypeError.
 
     redis[s]+sentinel://[[user]:password@]host[:port][,host[:port]…]/service_name[/db][?option=value&…]
@@ -176,7 +111,7 @@ def _of_sentinel(url: str, options: dict[str, Any]) -> Client:
     to_sentinel["retry"] = Retry(NoBackoff(), 0)
     with_ports = [(host, port or SENTINEL_PORT) for host, port in addresses]
     sentinel = Sentinel(with_ports, sentinel_kwargs=to_sentinel)  # type: ignore[no-untyped-call]
-    client: Client = sentinel.master_for(unquote(service), redis_class=Client, **options)  # type: ignore[no-untyped-call]
+    client: RedisClient = sentinel.master_for(unquote(service), redis_class=RedisClient, **options)  # type: ignore[no-untyped-call]
     return client
 
 
@@ -188,7 +123,7 @@ def check(client: redis.Redis) -> None:
             says which, and what to set.
     """
     try:
-        with translated():
+        with redis_errors_as_ours():
             version = str(client.info("server")["redis_version"])
     except QueueAway as error:
         raise QueueAway(f"REDIS_URL: {_explain(error.__cause__)}. {REDIS_URL_HELP}") from error
@@ -222,16 +157,3 @@ def _explain(error: BaseException | None) -> str:
     known = f"{getattr(error, 'status_code', '')} {says}"
     hint = next((hint for words, hint in HINTS.items() if words in known), None)
     return f"{hint} ({says})" if hint else says
-
-
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Redis's errors -> QueueAway. The client reads the sentence, the log has the cause, which may name hosts."""
-    try:
-        yield
-    except redis.exceptions.OutOfMemoryError as error:
-        raise QueueOutOfMemory("The queue is out of memory. Try again in a moment.") from error
-    except redis.exceptions.ResponseError as error:
-        raise QueueAway("The queue does not work at the moment. Try again in a moment.") from error
-    except redis.exceptions.RedisError as error:
-        raise QueueAway("The queue cannot be reached. Try again in a moment.") from error

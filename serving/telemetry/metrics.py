@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Sequence
+from typing import Protocol
 from wsgiref import simple_server
 
 from prometheus_client import (
@@ -15,8 +16,6 @@ from prometheus_client import (
     multiprocess,
     start_http_server,
 )
-
-from serving.jobs.model_side import Outcome
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -54,6 +53,15 @@ class WebMetrics:
         return page, CONTENT_TYPE_LATEST
 
 
+class Ended(Protocol):
+    """A job that ended: with an answer, with a failure, or, with neither, dropped."""
+
+    @property
+    def answer(self) -> str | None: ...
+    @property
+    def failure(self) -> str | None: ...
+
+
 class ModelMetrics:
     """Batches, and how jobs ended."""
 
@@ -66,7 +74,7 @@ class ModelMetrics:
         self._batch.observe(jobs)
         self._seconds.observe(seconds)
 
-    def ended(self, outcomes: Sequence[Outcome]) -> None:
+    def ended(self, outcomes: Sequence[Ended]) -> None:
         for outcome in outcomes:
             end = "failed" if outcome.failure else "answered" if outcome.answer else "dropped"
             self._jobs.labels(end=end).inc()

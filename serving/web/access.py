@@ -1,9 +1,13 @@
-"""The headers that every answer carries: what a browser may do with it. The only module that knows Flask-CORS."""
+"""Checks the API key, and says what every answer's headers let a browser do. The only module that knows Flask-CORS."""
 
+import hmac
+import ipaddress
 from collections.abc import Sequence
 
-from flask import Flask
+from flask import Flask, current_app, request
 from flask_cors import CORS
+
+from serving.errors import Forbidden, Unauthorized
 
 ALWAYS = {
     "X-Content-Type-Options": "nosniff",
@@ -19,6 +23,43 @@ ALWAYS = {
 # Not /metrics: without a key it is answered on this very machine, hence to any page that a browser there shows.
 SHARED_PATHS = ("/predict", "/healthz", "/readyz", "/openapi.json")
 PREFLIGHT_GOOD_FOR_SECONDS = 600
+# A proxy on this machine hands on what comes from anywhere; such a header tells of one.
+PROXY_HEADERS = ("forwarded", "x-forwarded-", "via", "x-real-ip")
+
+
+def check_key() -> None:
+    """Raises Unauthorized unless the service asks for no key (API_KEYS is empty), or the request gives one of them."""
+    keys: Sequence[str] = current_app.config["API_KEYS"]
+    if not keys:
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    # Every key is compared, each in constant time, so that the time taken tells nothing about them.
+    right = sum(hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys)
+    if not (right and scheme.lower() == "bearer"):
+        raise Unauthorized("This service asks for a key: send the header Authorization: Bearer <key>.")
+
+
+def check_reader() -> None:
+    """Whoever reads what is told about the service: with a key where one is asked for, else from this machine alone.
+
+    Raises Unauthorized, Forbidden.
+    """
+    if current_app.config["API_KEYS"]:
+        check_key()
+    else:
+        check_local()
+
+
+def check_local() -> None:
+    """Raises Forbidden unless the client runs on this very machine and no proxy brought its request."""
+    peer = ipaddress.ip_address(request.remote_addr or "0.0.0.0")  # noqa: S104
+    peer = getattr(peer, "ipv4_mapped", None) or peer  # ::ffff:127.0.0.1, where one socket serves both
+    passed_on = any(name.lower().startswith(PROXY_HEADERS) for name, _ in request.headers)
+    if passed_on or not peer.is_loopback:
+        raise Forbidden(
+            "Without an API key this page is answered to programs on the service's own machine alone. Set API_KEY "
+            "there, and send it: Authorization: Bearer <key>."
+        )
 
 
 def share(app: Flask, *, allowed_origins: Sequence[str]) -> None:

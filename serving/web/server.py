@@ -1,26 +1,49 @@
-"""Run a WSGI application in several processes with threads each. It and gunicorn_worker alone know gunicorn."""
+"""Starts and stops the web server's processes: gunicorn's gevent worker serves. Only this module imports gunicorn.
+
+accept --> connection, a greenlet --> head, in time? --> body, in time? --> the application --> answer --> drain
+               ^------------------------- the next request ------------------------------------------'
+
+tests/web/test_what_we_need_of_gunicorn.py names each thing that we rely on and gunicorn does not document.
+"""
 
 import contextlib
 import gc
+import json
 import logging
 import os
+import re
 import resource
 import shutil
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import gevent
+import gevent.threadpool
+from gunicorn import util
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
+from gunicorn.workers.ggevent import GeventWorker
+from werkzeug.wsgi import ClosingIterator
 
 from serving.errors import CannotStart
-from serving.web import gunicorn_worker
+from serving.web.arrival import KEEP_ALIVE_SECONDS, ArrivingHead, RequestBody, is_readable, linger
 
 STUCK_WORKER_SECONDS = 60
-# Longer than the 60 s after which the usual load balancers drop an idle connection: they must be first.
-KEEP_ALIVE_SECONDS = 75
+# Each costs a greenlet and a file, no place.
+MOST_CONNECTIONS, SPARE_FILES = 8192, 200
+STOP_LOOK_SECONDS, STOP_ACCEPT_SECONDS = 0.02, 1.0
+DECODERS = 2
+MOST_ECHOED_CHARACTERS = 200
+SERVER_FAILED = "The web server failed on this request; its log says why."
 HEAP_SETTINGS = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(16 * 1024 * 1024),
@@ -29,13 +52,15 @@ HEAP_SETTINGS = {
 }
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
+Environ = dict[str, Any]
+Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
 
 def restart_with_heap_settings() -> None:
-    """Start this very process again, once, with glibc's heap set up for many threads that decode images.
+    """Start this very process again, once, with glibc's heap set up for a process that decodes images.
 
-    One heap for all threads that keeps freed space, instead of one each that gives it back to the system after every
-    image: 0.9 ms less a request, and 107 instead of 135 MB a process (docs/decisions/007). glibc reads these as the
-    process starts; what the environment says already stands.
+    A heap that keeps freed space, instead of giving it back to the system after every image (docs/decisions/007).
+    glibc reads these as the process starts; what the environment says already stands.
     """
     missing = {name: value for name, value in HEAP_SETTINGS.items() if name not in os.environ}
     if missing:
@@ -54,52 +79,61 @@ def check_address(host: str, port: int) -> None:
             ) from error
 
 
+def decoding_pool() -> gevent.threadpool.ThreadPool:
+    """Real threads for what would hold the event loop up too long; two, since each may take hundreds of megabytes."""
+    return gevent.threadpool.ThreadPool(DECODERS)
+
+
 def serve(
-    create_app: Callable[[], Any],
+    create_app: Callable[[], Application],
     *,
     host: str,
     port: int,
     processes: int,
-    threads: int,
     drain_seconds: float,
     headers: Mapping[str, str],
+    most_upload_bytes: int,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests in flight then have `drain_seconds` to end.
 
-    `threads` requests may be in hand in each process; a few more threads are there to refuse others.
     Each process creates an application of its own, after the fork: threads and connections do not survive one.
     Every answer carries `headers`, unless it brings its own; also where the request never reaches the application.
+    The requests of one process may hold `most_upload_bytes` of uploads in all.
     """
-    gunicorn_worker.answer_with(headers)
+    RequestBody.most_in_hand = most_upload_bytes
+    refuse_with(headers)
     # The processes add up their metrics in files, which the library looks for as it is imported.
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp(prefix="web-metrics-")
-    options = {
-        "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        "workers": processes,
-        "worker_class": gunicorn_worker.Worker,
-        "threads": threads + gunicorn_worker.SPARE_THREADS,
-        "worker_connections": max(1000, 4 * threads),  # most of them kept alive, and idle
-        "keepalive": KEEP_ALIVE_SECONDS,
-        "worker_tmp_dir": SHARED_MEMORY
-        if Path(SHARED_MEMORY).is_dir()
-        else None,  # heartbeats must not wait for a disk
-        "graceful_timeout": int(drain_seconds) + 5,
-        "timeout": STUCK_WORKER_SECONDS,
-        "control_socket_disable": True,  # nobody here speaks to it, and several services would share its path
-    }
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS says that there is no limit, and then refuses that
         resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # 1,024 are fewer than its connections
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    options = {
+        "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "workers": processes,
+        "worker_class": Worker,
+        "worker_connections": max(1, min(MOST_CONNECTIONS, (soft if soft > 0 else 1024) - SPARE_FILES)),
+        "keepalive": int(KEEP_ALIVE_SECONDS),
+        # Heartbeats must not wait for a disk.
+        "worker_tmp_dir": SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else None,
+        "graceful_timeout": int(drain_seconds) + 5,
+        "timeout": STUCK_WORKER_SECONDS,
+        "control_socket_disable": True,  # nobody here speaks to it, and several services would share its path
+        "logger_class": Log,
+        "pre_request": _note_request,
+        "post_worker_init": _stop_at_sigterm,
+        "worker_exit": _note_exit,
+    }
     parent = os.getpid()
     try:
-        _Server(create_app, options).run()
+        _Server(lambda: arriving_in_time(create_app(), headers), options).run()
     finally:
         if os.getpid() == parent:  # the web processes come by here as well, while others still count
             shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
-    def __init__(self, create_app: Callable[[], Any], options: dict[str, Any]) -> None:
+    def __init__(self, create_app: Callable[[], Application], options: dict[str, Any]) -> None:
         self._create_app, self._options = create_app, options
         super().__init__(prog=sys.argv[0])
 
@@ -107,10 +141,123 @@ class _Server(BaseApplication):  # type: ignore[misc]
         for name, value in self._options.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Any:
+    def load(self) -> Application:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         application = self._create_app()
         # What is there now stays: no collection need look at it again (docs/decisions/023).
         gc.collect()
         gc.freeze()
         return application
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """gunicorn's gevent worker, but for how long it waits for a head."""
+
+    def handle(self, listener: socket.socket, client: socket.socket, addr: Any) -> None:
+        """A connection, as long as it lasts."""
+        head = _heads[gevent.getcurrent()] = ArrivingHead(gevent.getcurrent(), client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            del _heads[gevent.getcurrent()]
+            head.close()
+
+    def timeout_ctx(self) -> ArrivingHead:
+        """What gunicorn waits within for the next head of the connection that this greenlet serves."""
+        return _heads[gevent.getcurrent()]
+
+
+_heads: dict[gevent.Greenlet, ArrivingHead] = {}  # of every connection of this process
+_current = threading.local()  # the request of each
+
+
+def _note_request(_worker: Any, request: Any) -> None:
+    _current.request = request
+
+
+def arriving_in_time(application: Application, headers: Mapping[str, str]) -> Application:
+    """`application`, whose requests' bodies arrive in time, and whose answers carry `headers` unless they bring them.
+
+    `environ["service.connection"]` holds the client's socket.
+    """
+    always = [(name.lower(), (name, value)) for name, value in headers.items()]
+
+    def serve_one(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def start(status: str, given: list[tuple[str, str]], *exc_info: Any) -> Any:
+            names = {name.lower() for name, _ in given}
+            return start_response(status, given + [pair for name, pair in always if name not in names], *exc_info)
+
+        environ["service.connection"] = _heads[gevent.getcurrent()].connection
+        length = environ.get("CONTENT_LENGTH")
+        if not length and "HTTP_TRANSFER_ENCODING" not in environ:
+            return application(environ, start)
+        body = RequestBody(environ["wsgi.input"], int(length) if length else None, _current.request)
+        environ["wsgi.input"] = body
+        answer = application(environ, start)
+        body.before_the_answer()
+        return ClosingIterator(answer, body.after_the_answer)
+
+    return serve_one
+
+
+class Log(Logger):  # type: ignore[misc]
+    """gunicorn's log, without the words of a request that cannot be read: a forgotten colon would tell the key."""
+
+    def warning(self, msg: str, *args: Any, **options: Any) -> None:
+        if msg.startswith("Invalid request"):
+            msg = re.sub(r"'.*'", "'(hidden)'", msg, flags=re.DOTALL)
+        super().warning(msg, *args, **options)
+
+
+def refuse_with(headers: Mapping[str, str]) -> None:
+    """Make gunicorn's own refusals JSON with `headers`, and have no answer name the server.
+
+    gunicorn has no settings for either; these two names are where it looks.
+    """
+
+    def write_error(client: socket.socket, status: int, _reason: str, message: str) -> None:
+        says = f"This request cannot be read: {message[:MOST_ECHOED_CHARACTERS]}." if message else SERVER_FAILED
+        body = json.dumps({"success": False, "error": says})
+        head = {"Connection": "close", "Content-Type": "application/json", "Content-Length": len(body), **headers}
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            *(f"{name}: {value}" for name, value in head.items()),
+        ]
+        linger("\r\n".join([*lines, "", body]).encode(), client)
+
+    stock = wsgi.Response.default_headers
+
+    def default_headers(response: Any) -> list[str]:
+        return [line for line in stock(response) if not line.startswith("Server:")]
+
+    util.write_error = write_error
+    wsgi.Response.default_headers = default_headers
+
+
+def _stop_at_sigterm(worker: Any) -> None:
+    """gunicorn alone would wait for each kept connection, and lose those that the system has accepted for it."""
+    gevent.signal_handler(signal.SIGTERM, _stop, worker, gevent.getcurrent())
+
+
+def _stop(worker: Any, main: gevent.greenlet) -> None:
+    def is_asked() -> bool:
+        return any(listener.fileno() >= 0 and is_readable(listener) for listener in worker.sockets)
+
+    accept_until = time.monotonic() + STOP_ACCEPT_SECONDS
+    while is_asked() and time.monotonic() < accept_until:
+        gevent.sleep(STOP_LOOK_SECONDS)
+    worker.alive = False  # within a second gunicorn accepts no more; what it answers meanwhile says `Connection: close`
+    gevent.sleep(STOP_LOOK_SECONDS)
+    while _heads or is_asked():
+        for head in list(_heads.values()):
+            head.let_go_if_silent()
+        gevent.sleep(STOP_LOOK_SECONDS)
+    if not _has_left:
+        main.throw(SystemExit(0))
+
+
+_has_left: list[Any] = []  # the worker of this process, once it has
+
+
+def _note_exit(_arbiter: Any, worker: Any) -> None:
+    _has_left.append(worker)

@@ -14,7 +14,8 @@ from conftest import Counts, new_job, wait_for
 from serving.batching.loop import EXIT_STUCK, BatchLoop
 from serving.batching.predictor import BatchPredictor, Item
 from serving.errors import ModelFailed, OutOfMemory, QueueAway
-from serving.jobs.job_queue import Job, JobQueue
+from serving.jobs.job import Job
+from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import QueueWorker
 
 GUILTY = 66

@@ -2,8 +2,7 @@
 
 import pytest
 
-from serving.errors import Unavailable
-from serving.jobs.admission import Admission, Places, ServiceRate
+from serving.jobs.admission import Admission, ServiceRate
 
 
 def backlog(rate: ServiceRate, seconds: float, batch: int = 20, since: float = 1000.0, served: int = 0) -> int:
@@ -140,11 +139,3 @@ def test_what_was_seen_long_ago_refuses_nobody() -> None:
     assert admission.is_full() is True
     admission._seen_at -= 1
     assert admission.is_full() is None
-
-
-def test_who_finds_no_place_is_refused_and_places_are_given_back() -> None:
-    places = Places(1)
-    with places.one(), pytest.raises(Unavailable, match="1 requests are in hand"), places.one():
-        pass
-    with places.one():
-        pass

@@ -17,8 +17,9 @@ from PIL import Image
 import dead_letters
 import helpers
 from serving.errors import BadJob
-from serving.jobs.job_queue import MOST_DEAD_LETTERS, Job, JobQueue
-from serving.jobs.model_side import Outcome, QueueWorker
+from serving.jobs.job import Job, Outcome
+from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
+from serving.jobs.model_side import QueueWorker
 from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
 
 NewWorker = Callable[..., QueueWorker]

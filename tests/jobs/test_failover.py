@@ -12,14 +12,26 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import Processes, RedisServer, as_bytes, free_port, is_up, new_job, some_photo, upload, wait_for
+from conftest import (
+    Processes,
+    RedisServer,
+    as_bytes,
+    ask,
+    free_port,
+    is_up,
+    new_job,
+    new_web_side,
+    some_photo,
+    upload,
+    wait_for,
+)
 from test_redis_url import PASSWORD, TlsServer, skip_without_tls
 
 from serving.errors import LeaseLost, QueueAway, TimedOut
-from serving.jobs.job_queue import Job, JobQueue
-from serving.jobs.model_side import Outcome, QueueWorker
+from serving.jobs.job import Job, Outcome
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.model_side import QueueWorker
 from serving.jobs.redis_url import CONNECT_TIMEOUT_SECONDS
-from serving.jobs.web_side import QueueClient
 from serving.local import redis_server as local_redis
 
 NAME = "mymaster"
@@ -181,19 +193,19 @@ def asked_to_fail_over(sentinel: SentinelServer) -> bool:
 
 def test_a_primary_that_hangs_holds_nobody_longer_than_its_deadline(cluster: Cluster) -> None:
     queue = JobQueue(cluster.url, "image_queue", resend=True, timeout_seconds=1.0)
-    client = QueueClient(queue, max_queue_length=10, poll_seconds=0.1, timeout_seconds=4).start()
+    client = new_web_side(queue, poll_seconds=0.1, timeout_seconds=4)
     ended = threading.Event()
     server = threading.Thread(target=serve, args=[cluster.url, ended])
     server.start()
     hung = cluster.primary()
     try:
-        assert client.ask(lambda: "AAAA", "uint8", (1, 1, 3)) == '["yes"]'
+        assert ask(client, 4) == '["yes"]'
         hung.process.send_signal(signal.SIGSTOP)
-        waits, answer = [], ""
+        waits, answer = [], None
         while not answer:
             began = time.monotonic()
             with contextlib.suppress(QueueAway, TimedOut):
-                answer = client.ask(lambda: "AAAA", "uint8", (1, 1, 3))
+                answer = ask(client, 4)
             waits.append(time.monotonic() - began)
         assert max(waits) < 4 + CONNECT_TIMEOUT_SECONDS
         assert cluster.primary() is not hung
@@ -235,7 +247,7 @@ def test_sentinels_may_have_tls_and_a_password_of_their_own(tmp_path: Path) -> N
         assert PASSWORD not in str(caught.value)
         queue = JobQueue(f"{url}&sentinel_password=another-secret", "image_queue")
         wait_for(lambda: can_connect(queue))
-        QueueClient(queue, max_queue_length=1, poll_seconds=1).submit([new_job().to_text()])
+        new_web_side(queue).submit_texts([new_job().to_text()])
         assert queue.waiting() == 1
         queue.close()
         here = JobQueue(server.tls_url().replace("/0?", "/1?"), "image_queue")

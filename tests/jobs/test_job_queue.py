@@ -11,13 +11,14 @@ from urllib.parse import quote
 
 import pytest
 import redis
-from conftest import RedisServer, answered, keys, new_job, push, wait_for
+from conftest import RedisServer, answered, keys, new_job, new_web_side, push, wait_for
 
 from serving.errors import BadJob, LeaseLost, QueueAway
-from serving.jobs import job_queue, model_side
-from serving.jobs.job_queue import MOST_DEAD_LETTERS, Job, JobQueue
-from serving.jobs.model_side import Outcome, QueueWorker, end_leases, has_lease
-from serving.jobs.web_side import QueueClient
+from serving.jobs import job as job_module
+from serving.jobs import model_side
+from serving.jobs.job import Job, Outcome
+from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
+from serving.jobs.model_side import QueueWorker, end_leases, has_lease
 
 NewWorker = Callable[..., QueueWorker]
 SHAPE = (1, 1, 3)
@@ -383,7 +384,8 @@ def test_a_dead_letter_keeps_no_more_of_a_huge_text_than_a_limit(
     raw: redis.Redis, new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 6 * model_side.MOST_DEAD_LETTER_BYTES < 512 * 1024 * 1024  # what Redis takes in one argument
-    monkeypatch.setattr(model_side, "MOST_DEAD_LETTER_BYTES", 100_000)
+    for module in (job_module, model_side):
+        monkeypatch.setattr(module, "MOST_DEAD_LETTER_BYTES", 100_000)
     huge = b"\xff" * 200_000
     raw.rpush("image_queue", huge, huge)
     worker = new_worker(max_attempts=1)
@@ -504,14 +506,14 @@ def test_a_deadline_is_a_finite_number_and_a_shape_a_list_of_lengths(field: str,
 def test_the_short_way_to_read_a_job_reads_what_a_json_parser_does(text: str) -> None:
     with contextlib.suppress(ValueError):
         expected = json.loads(text)
-        assert job_queue._read_ours(text.encode()) in (None, expected)
+        assert job_module._read_ours(text.encode()) in (None, expected)
         return
-    assert job_queue._read_ours(text.encode()) is None
+    assert job_module._read_ours(text.encode()) is None
 
 
 def test_what_we_write_is_read_the_short_way() -> None:
     text = new_job(shape=SHAPE, dtype="uint8", deadline=1e9, reply_to="web").to_text()
-    assert job_queue._read_ours(text.encode()) == json.loads(text)
+    assert job_module._read_ours(text.encode()) == json.loads(text)
 
 
 @pytest.mark.parametrize(("text", "deadline"), [("null", math.inf), ("-1", -1.0), ("1e308", 1e308), ("7", 7.0)])
@@ -568,11 +570,11 @@ def test_a_redis_out_of_memory_refuses_new_jobs_and_still_serves_those_it_has() 
     server = RedisServer("--maxmemory", "8mb")
     try:
         queue = JobQueue(server.url, "image_queue")
-        client = QueueClient(queue, max_queue_length=10_000, poll_seconds=0.05).start()
+        client = new_web_side(queue, max_queue_length=10_000)
         accepted = 0
         with pytest.raises(QueueAway, match="out of memory"):
             while accepted < 1000:
-                client.submit([new_job(image="A" * 200_000).to_text()])
+                client.submit_texts([new_job(image="A" * 200_000).to_text()])
                 accepted += 1
         assert accepted > 3
         worker = QueueWorker(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60)

@@ -20,7 +20,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,10 @@ from hypothesis.stateful import (
 
 from serving.errors import LeaseLost
 from serving.jobs import job_queue, operator
-from serving.jobs.job_queue import Job, JobQueue
-from serving.jobs.model_side import FORGET_WORKER_SECONDS, Outcome, QueueWorker, Taken
-from serving.jobs.pending import PendingRequest
-from serving.jobs.web_side import QueueClient
+from serving.jobs.job import Job, Outcome, Taken
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.model_side import FORGET_WORKER_SECONDS, QueueWorker
+from serving.jobs.web_side import Ticket, WebSide
 
 EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
 STEPS = 50
@@ -230,7 +230,8 @@ class Protocol(RuleBasedStateMachine):
         self.queue, self.redis, self.garbage = queue, queue.redis, garbage
         self.redis.flushdb()
         queue.set_clock(time.time())
-        self.client = QueueClient(queue, max_queue_length=MOST_WAITING, poll_seconds=60)  # it does not listen
+        # It does not listen.
+        self.client = WebSide(queue, max_queue_length=MOST_WAITING, timeout_seconds=30, poll_seconds=60)
         self.servers: list[Server] = []
         self.labels: dict[str, str] = {}  # a worker's name, a job's id or digest -> how the model calls it
         self.texts: dict[str, str] = {}  # what travels, of jobs with a client
@@ -264,7 +265,7 @@ class Protocol(RuleBasedStateMachine):
         for job in jobs:
             # With a channel, as a web server's have it, which an operator's requeue leaves out.
             self.texts[job] = Job(self.ids[job], "AAAA", reply_to="nobody").to_text()
-        self.real = self.client.submit([self.texts[job] for job in jobs])
+        self.real = self.client.submit_texts([self.texts[job] for job in jobs])
         self.accepted.update(jobs[: self.real])
         self.clients.update(jobs[: self.real])
         self.refused += count - self.real
@@ -518,12 +519,12 @@ class Protocol(RuleBasedStateMachine):
 
     def look_up(self, job_id: str) -> str | None:
         """What a request that waits for this answer finds."""
-        request = PendingRequest(lambda: "AAAA", Job)
-        request.since = -math.inf
-        with self.client._expecting(job_id, request):
-            self.client._look_up()
-            self.client._delete_handed_out()
-        return request.result() or None
+        ticket = Ticket(Job(job_id, "AAAA"), self.client)
+        ticket.since = -math.inf
+        self.client._tickets[job_id] = ticket
+        self.client._look_up()
+        self.client.forget(ticket)
+        return ticket.wait(time.monotonic())
 
     def has_to_take(self, server: Server) -> bool:
         return server.runs and bool(self.model.waiting or server.moved or not self.model.lives(server.label))
@@ -548,7 +549,7 @@ class Protocol(RuleBasedStateMachine):
 
     def after_blmove(self, worker: QueueWorker, most: int, moved: bytes) -> Taken:
         """What take does when its BLMOVE, which Redis did a while ago, was ahead of its transaction."""
-        transact, self.redis.transact = self.redis.transact, lambda commands, _: (moved, transact(commands)[1])
+        transact, self.redis.transact = self.redis.transact, lambda commands, _: ([moved], transact(commands)[1])
         try:
             return worker._move(most, wait_seconds=1)
         finally:
@@ -656,11 +657,11 @@ def test_the_same_on_a_redis_in_python() -> None:
     queue = JobQueue("redis://127.0.0.1:1/0", "image_queue")
     queue.redis = redis = fakeredis.FakeRedis(server=fakeredis.FakeServer(), version=(7,))
 
-    def transact(commands: list[Any], _: None = None) -> tuple[None, list[Any]]:
+    def transact(commands: list[Any], _: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
         pipeline = redis.pipeline()
         for command in commands:
             pipeline.execute_command(*command)
-        return None, pipeline.execute()
+        return [], pipeline.execute()
 
     redis.transact = transact
     redis.exchange = lambda *commands: [redis.execute_command(*command) for command in commands]

@@ -12,13 +12,26 @@ from pathlib import Path
 import pytest
 import redis
 import trustme
-from conftest import ROOT, Processes, RedisServer, as_bytes, free_port, is_up, new_job, some_photo, upload, wait_for
+from conftest import (
+    ROOT,
+    Processes,
+    RedisServer,
+    as_bytes,
+    ask,
+    free_port,
+    is_up,
+    new_job,
+    new_web_side,
+    some_photo,
+    upload,
+    wait_for,
+)
 
 from serving.errors import QueueAway
 from serving.jobs import operator
-from serving.jobs.job_queue import Job, JobQueue
-from serving.jobs.model_side import Outcome, QueueWorker, end_leases
-from serving.jobs.web_side import QueueClient
+from serving.jobs.job import Job, Outcome
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.model_side import QueueWorker, end_leases
 from serving.local import redis_server as local_redis
 
 PASSWORD = "a-secret-of-redis"
@@ -172,8 +185,7 @@ def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
     shared_server: RedisServer, as_user: JobQueue, listens: bool
 ) -> None:
     worker = worker_of(as_user)
-    client = QueueClient(as_user, max_queue_length=10, poll_seconds=60 if listens else 0.05, timeout_seconds=10)
-    client.start()
+    client = new_web_side(as_user, poll_seconds=60 if listens else 0.05)
     if listens:
         wait_for(lambda: shared_server.client.pubsub_channels("{image_queue}:answered:*"))
 
@@ -184,13 +196,13 @@ def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
 
     server = threading.Thread(target=serve)
     server.start()
-    assert client.ask(lambda: "AAAA", "uint8", (1, 1, 3)) == '["yes"]'
+    assert ask(client) == '["yes"]'
     server.join()  # the client has its answer before the worker hears that it is off
     assert worker.leave() == 0
 
 
 def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_letters(as_user: JobQueue) -> None:
-    QueueClient(as_user, max_queue_length=10, poll_seconds=1).submit([new_job().to_text()])
+    new_web_side(as_user).submit_texts([new_job().to_text()])
     worker = worker_of(as_user, max_attempts=2)
     for _ in range(2):  # the second time it comes back once, and runs alone
         dead = worker_of(as_user, max_attempts=2)
@@ -251,19 +263,19 @@ def test_a_primary_that_was_demoted_is_left_like_a_lost_connection(
         monkeypatch.setattr(local_redis, "find_server", lambda: path)
     server, other = RedisServer(), RedisServer()
     queue = JobQueue(server.url, "image_queue")
-    client = QueueClient(queue, max_queue_length=10, poll_seconds=1)
+    client = new_web_side(queue, poll_seconds=60)
     try:
         worker = worker_of(queue)
         connection = queue.redis.client_id()
         server.client.replicaof("127.0.0.1", other.port)
         with pytest.raises(QueueAway) as caught:
-            client.submit([new_job().to_text()])
+            client.submit_texts([new_job().to_text()])
         assert "is a replica by now" in str(caught.value.__cause__)
         assert queue.redis.client_id() != connection
         with pytest.raises(QueueAway):
             worker.take(1)
         server.client.replicaof("NO", "ONE")
-        client.submit([new_job().to_text()])
+        client.submit_texts([new_job().to_text()])
         worker.join()
         assert len(worker.take(1).jobs) == 1
     finally:
@@ -317,7 +329,16 @@ def test_of_several_commands_the_first_error_is_raised_and_the_connection_stays_
     assert queue.redis.exchange(("ECHO", "b")) == [b"b"]
     with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
         queue.redis.transact([("SET", "a-string", "x"), ("LPUSH", "a-string", "y")])
-    assert queue.redis.transact([("GET", "a-string")], ahead=("ECHO", "c")) == (b"c", [b"x"])
+    assert queue.redis.transact([("GET", "a-string")], ahead=[("ECHO", "c")]) == ([b"c"], [b"x"])
+    queue.close()
+
+
+@pytest.mark.parametrize("resend", [True, False])
+def test_a_connection_that_redis_has_closed_meanwhile_costs_no_error(shared_server: RedisServer, resend: bool) -> None:
+    queue = JobQueue(shared_server.url, "image_queue", resend=resend)
+    for _ in range(2):
+        assert queue.redis.exchange(("ECHO", "a"), ("ECHO", "b")) == [b"a", b"b"]
+        shared_server.client.client_kill_filter(_type="normal", skipme=True)
     queue.close()
 
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,14 +30,13 @@ from conftest import (
     wait_for,
 )
 from flask import Flask
-from gunicorn.config import Config
 from PIL import Image
 
 import helpers
 from serving.errors import Forbidden
-from serving.jobs.job_queue import Job
-from serving.web import gunicorn_worker
-from serving.web.pages import check_local
+from serving.jobs.job import Job
+from serving.web.access import check_local
+from serving.web.arrival import LINGER_SECONDS
 
 PHOTO = as_bytes(some_photo(), "JPEG")
 
@@ -347,29 +345,11 @@ def test_who_finds_no_place_is_refused_at_once_and_the_pages_still_answer(
     again.stop()
 
 
-def test_a_request_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gunicorn_worker, "ARRIVAL_SECONDS", 0.2)
-    monkeypatch.setattr(gunicorn_worker, "SLOWEST_BYTES_A_SECOND", 10)
-    client, server = socket.socketpair()
-    with client, server:
-        reader = gunicorn_worker._Unreader(server)
-        client.sendall(b"12345678901234567890")  # worth two seconds more
-        assert reader.chunk() == b"12345678901234567890"
-        time.sleep(0.3)
-        client.sendall(b"x")
-        assert reader.chunk() == b"x"
-        reader.begin()  # the next request
-        began = time.monotonic()
-        with pytest.raises(ConnectionResetError, match="did not arrive in time"):
-            reader.chunk()
-        assert time.monotonic() - began < 2
-
-
 def test_a_connection_brings_one_request_after_another(start: Callable[..., str], answering: Answering) -> None:
-    """At once, when its thread still waits for the next; later, when the thread has left it; and two in one packet."""
+    """At once; after a silence; and two in one packet."""
     with connect(start()) as client:
         answers = client.makefile("rb")
-        for pause, count in ((0, 1), (0, 1), (2 * gunicorn_worker.NEXT_REQUEST_SECONDS, 1), (0, 2), (0, 1)):
+        for pause, count in ((0, 1), (0, 1), (0.3, 1), (0, 2), (0, 1)):
             time.sleep(pause)
             client.sendall(as_request(PHOTO) * count)
             for _ in range(count):
@@ -377,30 +357,6 @@ def test_a_connection_brings_one_request_after_another(start: Callable[..., str]
                 head = iter(answers.readline, b"\r\n")
                 (length,) = (int(line[15:]) for line in head if line.lower().startswith(b"content-length:"))
                 assert json.loads(answers.read(length))["success"]
-
-
-@pytest.mark.parametrize(("method", "chunked"), [("GET", False), ("HEAD", False), ("GET", True)])
-def test_head_and_body_of_an_answer_are_sent_together(method: str, chunked: bool) -> None:
-    class Connection:
-        def __init__(self) -> None:
-            self.sent: list[bytes] = []
-
-        def sendall(self, data: bytes) -> None:
-            self.sent.append(data)
-
-    connection = Connection()
-    request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
-    response = gunicorn_worker._Response(request, connection, Config())
-    response.start_response("200 OK", [("Content-Type", "text/plain")] + [("Content-Length", "4")] * (not chunked))
-    for part in (b"", b"ab", b"cd"):
-        response.write(part)
-    response.close()
-    sent = b"".join(connection.sent)
-    assert sent.startswith(b"HTTP/1.1 200 OK\r\n")
-    bodies = {"HEAD": b"\r\n\r\n", "GET": b"\r\n\r\n2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n" if chunked else b"\r\n\r\nabcd"}
-    assert sent.endswith(bodies[method])
-    if not chunked:
-        assert connection.sent[0].endswith(b"\r\n\r\nab" if method == "GET" else b"\r\n\r\n")
 
 
 def test_clients_that_keep_their_end_open_hold_nobody_up(start: Callable[..., str], answering: Answering) -> None:
@@ -412,7 +368,7 @@ def test_clients_that_keep_their_end_open_hold_nobody_up(start: Callable[..., st
             client.sendall(as_request(PHOTO, "Connection: close"))
             assert b"200 OK" in client.recv(1000)
         assert upload(f"{url}/predict", PHOTO).status == 200
-        assert time.monotonic() - began < 2 * gunicorn_worker.LINGER_SECONDS  # and not ten times that
+        assert time.monotonic() - began < 2 * LINGER_SECONDS  # and not ten times that
 
 
 def test_a_refusal_reaches_a_client_that_is_sending_yet(start: Callable[..., str], raw: redis.Redis) -> None:
@@ -446,11 +402,152 @@ def test_who_is_connected_when_sigterm_comes_is_answered(
     assert server.wait(timeout=15) == 0
 
 
-def test_the_web_server_never_imports_keras() -> None:
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import run_web_server, settings;"
-        "run_web_server.create_app(settings.Settings(redis_url='redis://127.0.0.1:1/0'));"
-        "print(sorted({name.split('.')[0] for name in sys.modules} & {'keras', 'tensorflow', 'torch', 'jax'}))"
-    )
+def run_python(script: str) -> str:
     ended = subprocess.run([sys.executable, "-c", script, str(ROOT)], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "[]"
+    return ended.stdout.strip()
+
+
+CREATE_APP = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import threading, run_web_server, settings;"
+    "app = run_web_server.create_app(settings.Settings(redis_url='redis://127.0.0.1:1/0'), None)"
+)
+
+
+def test_the_web_server_never_imports_keras() -> None:
+    look = "print(sorted({name.split('.')[0] for name in sys.modules} & {'keras', 'tensorflow', 'torch', 'jax'}))"
+    assert run_python(f"{CREATE_APP}; {look}") == "[]"
+
+
+PATCHED = (
+    "import gevent.monkey as m; print([name for name in ('socket', 'time', 'queue') if m.is_module_patched(name)])"
+)
+
+
+def test_building_the_application_starts_nothing_and_importing_patches_nothing() -> None:
+    assert run_python(f"{CREATE_APP}; print(threading.active_count()); {PATCHED}").split("\n") == ["1", "[]"]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "serving" / "web").glob("*.py")))
+def test_no_module_of_the_web_wing_patches_by_being_imported(name: str) -> None:
+    imports = f"import sys; sys.path.insert(0, sys.argv[1]); import serving.web.{name};".replace(".__init__", "")
+    assert run_python(f"{imports} {PATCHED}") == "[]"
+
+
+BODIES = {"1 kB": 1_000, "70 kB": 70_000, "1 MB": 1_000_000, "17 MB": 17_000_000}
+
+
+def one_after_another(url: str, first: bytes, second: bytes) -> list[int]:
+    """The statuses of two requests over one connection, the second sent when the first is answered."""
+    statuses = []
+    with connect(url) as client:
+        answers = client.makefile("rb")
+        for request in (first, second):
+            sender = threading.Thread(target=client.sendall, args=[request])  # the answer may come before its end
+            sender.start()
+            statuses.append(int(answers.readline().split()[1]))
+            head = iter(answers.readline, b"\r\n")
+            (length,) = (int(line[15:]) for line in head if line.lower().startswith(b"content-length:"))
+            answers.read(length)
+            sender.join()
+    return statuses
+
+
+@pytest.mark.parametrize("size", BODIES)
+def test_after_each_refusal_the_next_request_on_the_connection_is_answered(
+    start: Callable[..., str], answering: Answering, size: str
+) -> None:
+    url = start(API_KEY="key", MAX_QUEUE_LENGTH="1000")
+    key, body = "Authorization: Bearer key", b"x" * BODIES[size]
+    good = as_request(PHOTO, key)
+    refused = {
+        401: as_request(body),
+        404: as_request(body, key).replace(b"/predict", b"/nowhere", 1),
+        405: as_request(body, key).replace(b"POST", b"PUT", 1),
+        415: as_request(body, key).replace(b"image/jpeg", b"text/plain", 1),
+        413 if size == "17 MB" else 415.0: as_request(body, key),
+    }
+    for status, request in refused.items():
+        assert one_after_another(url, request, good) == [status, 200], status
+
+
+def test_after_a_chunked_body_that_was_refused_the_next_request_is_answered(
+    start: Callable[..., str], answering: Answering
+) -> None:
+    url = start(API_KEY="key")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunked = head + (b"10000\r\n" + b"x" * 0x10000 + b"\r\n") * 20 + b"0\r\n\r\n"
+    assert one_after_another(url, chunked, as_request(PHOTO, "Authorization: Bearer key")) == [401, 200]
+
+
+def test_a_body_beyond_what_is_drained_is_told_that_the_connection_closes(
+    start: Callable[..., str], raw: redis.Redis
+) -> None:
+    with connect(start()) as client:
+        lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: image/jpeg", "Content-Length: 100000000", "", ""]
+        client.sendall("\r\n".join(lines).encode() + b"x" * 1000)
+        head = client.recv(2000).decode()
+        assert head.startswith("HTTP/1.1 413")
+        assert "Connection: close" in head
+
+
+def test_sigterm_ends_a_server_with_idle_connections_at_once_and_answers_what_it_took(
+    processes: Processes, start: Callable[..., str], answering: Answering
+) -> None:
+    url = start()
+    held = threading.Event()
+
+    def slowly(job: Job) -> str:
+        held.wait(10)
+        return json.dumps(PREDICTIONS)
+
+    answering.reply = slowly
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            idle = stack.enter_context(connect(url))
+            idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            said = b""
+            while not said.endswith(b"}\n"):
+                said += idle.recv(1000)
+        silent = stack.enter_context(connect(url))  # it has never said anything
+        waiting = stack.enter_context(connect(url))
+        waiting.sendall(as_request(PHOTO))
+        wait_for(lambda: answering.jobs)
+        processes.running[-1].send_signal(signal.SIGTERM)
+        assert silent.recv(1) == idle.recv(1) == b""  # let go while the other waits still
+        assert processes.running[-1].poll() is None
+        held.set()
+        assert b"200 OK" in waiting.recv(1000)
+        assert processes.running[-1].wait(timeout=15) == 0
+
+
+def test_many_connections_that_dribble_cost_no_place_and_hold_nobody_up(
+    start: Callable[..., str], answering: Answering
+) -> None:
+    url = start(WEB_THREADS="2")
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 5000\r\n\r\nx"
+    with contextlib.ExitStack() as stack:
+        for place in range(200):
+            stack.enter_context(connect(url)).sendall(head if place % 2 else head[:30])
+        for _ in range(10):
+            assert upload(f"{url}/predict", PHOTO).status == 200
+    for _ in range(10):  # and when all of them go at once
+        assert upload(f"{url}/predict", PHOTO).status == 200
+
+
+def test_large_images_are_decoded_and_the_pages_answer_meanwhile(
+    start: Callable[..., str], answering: Answering
+) -> None:
+    url = start(WEB_WORKERS="1", REQUEST_TIMEOUT_SECONDS="60")
+    large = as_bytes(Image.new("RGB", (7000, 7000), "red"), "PNG")
+    statuses: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: statuses.append(upload(f"{url}/predict", large).status)) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    answered_meanwhile = 0
+    while any(thread.is_alive() for thread in threads):
+        assert http("GET", f"{url}/healthz").status == 200
+        answered_meanwhile += 1
+    assert statuses == [200] * 3
+    assert answered_meanwhile > 10

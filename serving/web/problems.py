@@ -1,0 +1,48 @@
+"""Every error is JSON: {"success": false, "error": "… what was wrong, what to do …"}."""
+
+import logging
+
+from flask import Flask, Response, current_app, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from serving.errors import ServiceError, Unauthorized, Unavailable
+
+log = logging.getLogger(__name__)
+
+
+def add_to(app: Flask) -> None:
+    """Have `app` answer its errors so."""
+    app.register_error_handler(ServiceError, service_error)
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, unexpected)
+
+
+def service_error(error: ServiceError) -> tuple[Response, int, dict[str, str]]:
+    """One of ours, which says it all."""
+    if error.__cause__ is not None and error.status >= 500:
+        # Not its repr: of Redis's errors that names no more than the class.
+        log.warning("%s %s: %s: %s", request.method, request.path, type(error.__cause__).__name__, error.__cause__)
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return jsonify(success=False, error=str(error)), error.status, headers
+
+
+def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
+    """One of Flask's, in words of ours."""
+    code = error.code or 500
+    says = {
+        404: "There is no such page. Images go to POST /predict; GET / is the page for people.",
+        405: f"{request.method} is not answered at {request.path}. Images go to POST /predict.",
+        413: f"The upload is too large: at most {current_app.config['MAX_UPLOAD_BYTES']:,} bytes are accepted.",
+    }.get(code, error.description or error.name)
+    methods = getattr(error, "valid_methods", None)
+    return jsonify(success=False, error=says), code, {"Allow": ", ".join(sorted(methods))} if methods else {}
+
+
+def unexpected(error: Exception) -> tuple[Response, int]:
+    """One that nobody has thought of."""
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return jsonify(success=False, error="The web server failed on this request; its log says why."), 500

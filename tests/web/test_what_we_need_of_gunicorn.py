@@ -1,0 +1,66 @@
+"""We need of gunicorn six names that are in no documentation, and two of its sentences; whoever raises its version
+learns here what has changed."""
+
+import inspect
+import re
+
+from conftest import ROOT
+from gunicorn import util
+from gunicorn.glogging import Logger
+from gunicorn.http import wsgi
+from gunicorn.http.message import Request
+from gunicorn.workers.base import Worker as BaseWorker
+from gunicorn.workers.base_async import AsyncWorker
+from gunicorn.workers.ggevent import GeventWorker
+
+PRIVATE = {
+    "handle": "the gevent worker serves each connection in a call of handle(listener, client, addr)",
+    "timeout_ctx": "it waits for each head within timeout_ctx()",
+    "alive": "it stops when `alive` is False",
+    "write_error": "refusals are written by gunicorn.util.write_error(sock, status, reason, message)",
+    "default_headers": "wsgi.Response.default_headers() returns the head's first lines, one of them the Server's",
+    "force_close": "a request's force_close() has its answer say `Connection: close`",
+}
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_worker_serves_a_connection_in_one_call_and_waits_for_heads_in_a_context() -> None:
+    assert parameters(GeventWorker.handle) == ["self", "listener", "client", "addr"], PRIVATE["handle"]
+    assert parameters(GeventWorker.timeout_ctx) == ["self"], PRIVATE["timeout_ctx"]
+    assert "with self.timeout_ctx():\n                            req = next(parser)" in inspect.getsource(
+        AsyncWorker.handle
+    ), PRIVATE["timeout_ctx"]
+    assert "while self.alive:" in inspect.getsource(GeventWorker.run), PRIVATE["alive"]
+
+
+def test_refusals_are_written_by_one_function_that_is_looked_up_when_it_is_called() -> None:
+    assert parameters(util.write_error) == ["sock", "status_int", "reason", "mesg"] or util.write_error.__module__ == (
+        "serving.web.server"
+    ), PRIVATE["write_error"]
+    assert "util.write_error(client, status_int, reason, mesg)" in inspect.getsource(BaseWorker.handle_error)
+
+
+def test_the_server_is_named_in_a_line_of_its_own() -> None:
+    assert parameters(wsgi.Response.default_headers)[:1] in (["self"], ["response"]), PRIVATE["default_headers"]
+    assert "self.default_headers()" in inspect.getsource(wsgi.Response.send_headers), PRIVATE["default_headers"]
+    assert parameters(Request.force_close) == ["self"], PRIVATE["force_close"]
+
+
+def test_what_it_logs_of_a_request_that_cannot_be_read_begins_so_and_quotes_it_so() -> None:
+    source = inspect.getsource(BaseWorker.handle_error)
+    assert 'msg = "Invalid request from ip={ip}: {error}"' in source
+    assert "self.log.warning(msg.format(" in source
+    assert parameters(Logger.warning) == ["self", "msg", "args", "kwargs"]
+
+
+def test_these_are_all_the_names_that_are_used() -> None:
+    """Every attribute of gunicorn's objects that the module which knows it touches; new ones are to be listed above."""
+    source = (ROOT / "serving" / "web" / "server.py").read_text() + (ROOT / "serving/web/arrival.py").read_text()
+    for name in PRIVATE:
+        assert re.search(rf"\b{name}\b", source), f"{name} is needed no more: take it out"
+    documented = {"BaseApplication", "Logger", "GeventWorker", "wsgi", "util"}
+    imported = set(re.findall(r"^from gunicorn[\w.]* import (\w+)$", source, re.MULTILINE))
+    assert imported == documented
