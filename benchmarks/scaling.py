@@ -26,8 +26,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import helpers  # noqa: E402
-from serving.jobs.job_queue import Job, JobQueue  # noqa: E402
-from serving.jobs.model_side import Outcome, QueueWorker  # noqa: E402
+from serving.jobs.job import Job, Outcome  # noqa: E402
+from serving.jobs.job_queue import JobQueue  # noqa: E402
+from serving.jobs.model_side import QueueWorker  # noqa: E402
 from serving.local import redis_server  # noqa: E402
 
 BATCH_SIZE, WAITING, TICKS = 32, 400, os.sysconf("SC_CLK_TCK")

@@ -29,7 +29,6 @@ from systems import CPUS, ROOT, SYSTEMS, System, bodies
 
 import helpers
 from serving.local import redis_server
-from serving.web.gunicorn_worker import SPARE_THREADS
 from stress_test import made_photo
 
 CONNECTIONS, WARM_UP_SECONDS, SECONDS, JOBS = 64, 2, 4, 16
@@ -43,11 +42,11 @@ def predict():
     return Response({ANSWER!r}, mimetype="application/json")
 """
 BESIDE = ["ours", "Triton", "Mosec", "LitServe"]
-# gunicorn's own two, and this service's: whichever costs the least.
+# Three of gunicorn's own, the last of which is this service's: whichever costs the least.
 WORKERS = [
     ["-k", "sync"],
     ["-k", "gthread", "--threads", str(CONNECTIONS)],
-    ["-k", "serving.web.gunicorn_worker.Worker", "--threads", str(CONNECTIONS + SPARE_THREADS)],
+    ["-k", "gevent"],
 ]
 
 

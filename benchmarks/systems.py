@@ -78,11 +78,12 @@ def tutorial_keras(port: int, redis_port: int) -> dict[str, list[str]]:
     return {**tutorial(port, redis_port), "model": python(RIVALS / "tutorial_model.py", Path(sys.executable))}
 
 
-def ours(_port: int, _redis_port: int, servers: int = 1) -> dict[str, list[str]]:
+def ours(_port: int, _redis_port: int, servers: int = 1, root: Path = ROOT) -> dict[str, list[str]]:
+    """This service; that of another checkout, where `root` is one."""
     here = Path(sys.executable)
     names = [f"model{number or ''}" for number in range(servers)]
-    models = {name: python(RIVALS / "ours_model.py", here) for name in names}
-    return {"web": python(ROOT / "run_web_server.py", here), **models}
+    models = {name: python(root / "benchmarks" / "rivals" / "ours_model.py", here) for name in names}
+    return {"web": python(root / "run_web_server.py", here), **models}
 
 
 def one(script: str) -> Callable[[int, int], dict[str, list[str]]]:

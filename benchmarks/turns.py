@@ -2,6 +2,7 @@
 
     python benchmarks/turns.py [--only ours --only Triton --only Mosec] [--turns 5] [--connections 16 64]
     KERAS_BACKEND=jax python benchmarks/turns.py --model ResNet50 --model-servers 1 2 4      # on a GPU
+    python benchmarks/turns.py --beside ../before --model none                  # another checkout, and this one
 
 A ratio is the median over the turns of a system's figure divided by the first system's in the same turn, so that what
 the machine does meanwhile strikes both. Idle systems stand by: their memory is there, and costs a little.
@@ -71,8 +72,11 @@ def line(name: str, turns: list[Figures], first: list[Figures], parts: list[str]
     )
 
 
-def chosen(names: list[str], servers: list[int]) -> list[System]:
+def chosen(names: list[str], servers: list[int], beside: Path | None) -> list[System]:
     by_name = {system.name: system for system in SYSTEMS}
+    if beside:
+        other = dataclasses.replace(by_name["ours"], name=str(beside), commands=partial(ours, root=beside.absolute()))
+        return [dataclasses.replace(other, environment={"PYTHONPATH": str(beside.absolute())}), by_name["ours"]]
     if unknown := set(names) - set(by_name):
         raise SystemExit(f"no such system: {', '.join(sorted(unknown))}. There are {', '.join(by_name)}.")
     found = [by_name[name] for name in names]
@@ -90,16 +94,18 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help=f"a system; default: {', '.join(BEST)}")
     several = "ours with so many, each a system; and Mosec with as many that predict, where it is among --only"
     parser.add_argument("--model-servers", type=int, nargs="+", default=[], help=several)
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="of this service: it first, and then this one")
     parser.add_argument("--model", help="of keras.applications, by KERAS_BACKEND; none: costs nothing")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[16, 64])
     options = parser.parse_args()
+    only = options.only or ([] if options.model_servers else BEST)
     model = {None: lambda: keep("random"), "none": str}.get(options.model, lambda: options.model)()
     photos, up = [made_photo(seed) for seed in range(4)], {}
     with contextlib.ExitStack() as stack:
         folders = []
-        for system in chosen(options.only or ([] if options.model_servers else BEST), options.model_servers):
+        for system in chosen(only, options.model_servers, options.beside):
             folders.append(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             headers, files = bodies(system, photos, folders[-1])
             url, processes = stack.enter_context(running(system, model, folders[-1]))
