@@ -111,9 +111,16 @@ def test_a_service_in_trouble_tells_no_secret(tiny_model: dict[str, str]) -> Non
             said.append(told(upload(f"{web}/predict", PHOTO, **headers)))
         for page in ("", "readyz", "metrics", "openapi.json", "nowhere"):
             said.append(told(http("GET", f"{web}/{page}", **right)))
-        for wrong in (f"Authorization Bearer {KEY}", f"Authorization : Bearer {KEY}", f" Bearer {KEY}", f"A: {KEY}\0"):
+        for wrong in (
+            f"Authorization Bearer {KEY}",
+            f"Authorization : Bearer {KEY}",
+            f" Bearer {KEY}",
+            f"Authorization Bearer {KEY}'x",
+            f"A: {KEY}\0",
+        ):
             head = raw_request(port, "POST /predict HTTP/1.1", "Host: here", wrong, "Content-Length: 0")
             assert head.startswith("HTTP/1.1 400"), head
+            said.append(head)
         for first in (f"Authorization: Bearer {KEY}", f"Authorization:{KEY}"):  # no request line
             raw_request(port, first, "Host: here")
         letters = processes.start("dead_letters.py", "list")

@@ -50,12 +50,9 @@ class Ticket:
         """Wait for the answer, JSON text, until `until`, monotonic seconds; None when it has not come by then."""
         while self._answer is None:
             try:
-                news = self._news.get(timeout=max(0.0, until - time.monotonic()))
+                self._news.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:
-                return None
-            if isinstance(news, str):
-                self._answer = news
-                self._web_side.forget(self)
+                break
         return self._answer
 
     def status(self) -> Status:
@@ -86,6 +83,9 @@ class Ticket:
 
     def tell(self, news: str | Exception | None) -> None:
         """For the sender and the listener: wake who waits."""
+        if isinstance(news, str):
+            self._answer = news
+            self._web_side.forget(self)
         self._news.put(news)
 
     def wait_until_accepted(self, seconds: float) -> None:
@@ -96,9 +96,6 @@ class Ticket:
             raise TimedOut("The queue did not take the image in time. Try again in a moment.") from None
         if isinstance(news, Exception):
             raise news
-        if news is not None:  # the answer was faster
-            self._answer = news
-            self._web_side.forget(self)
 
 
 class WebSide:

@@ -56,9 +56,12 @@ class ArrivingHead:
 
     def let_go_if_silent(self) -> None:
         """End the wait unless a request is coming, or is being answered."""
+        self._loop.run_callback(self._let_go)  # what is thrown from a greenlet would never come back to it
+
+    def _let_go(self) -> None:
         if self._is_silent and not is_readable(self.connection):
             self._is_silent = False
-            self._loop.run_callback(self._greenlet.throw, self._over)
+            self._greenlet.throw(self._over)
 
     def close(self) -> None:
         """The connection has ended."""
@@ -83,14 +86,15 @@ class RequestBody(io.RawIOBase):
         body: gunicorn's, which has a `read`.
         length: bytes; None: not known, as it comes in chunks.
         request: gunicorn's, which has a `force_close`.
+        connection: the client's, to linger on after a body that failed; None: not at all.
     """
 
     in_hand = 0  # bytes that the requests of this process have read
     most_in_hand = 2**62
 
-    def __init__(self, body: Any, length: int | None, request: Any) -> None:
+    def __init__(self, body: Any, length: int | None, request: Any, connection: socket.socket | None = None) -> None:
         super().__init__()
-        self._body, self._request = body, request
+        self._body, self._request, self._connection = body, request, connection
         self._left = length
         self._received = 0
         self._until = time.monotonic() + ARRIVAL_SECONDS
@@ -130,6 +134,8 @@ class RequestBody(io.RawIOBase):
     def after_the_answer(self) -> None:
         """Drain what was not read: a connection closed on it would take the answer along, and its next request."""
         RequestBody.in_hand -= self._received
+        if self._has_failed and self._connection is not None:
+            linger(b"", self._connection)
         drained = 0
         with contextlib.suppress(OSError):
             while drained < DRAIN_BYTES and not self._has_failed and (piece := self._read_piece(PIECE_BYTES)):

@@ -2,8 +2,8 @@
 
     upload -- gates: room? place? --> decode, resize --> base64 --> job -- submit: room still? --> ticket --> answer
 
-A request decodes an image of up to LARGE_PIXELS itself. One of few real threads decodes a larger one, so that other
-requests go on meanwhile.
+A request decodes an image of up to LARGE_PIXELS itself. One of few real threads decodes one that takes longer, so that
+other requests go on meanwhile.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 import helpers
 from serving.errors import ClientGone, TimedOut, Unavailable
-from serving.images.decode import open_image, to_pixels
+from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.job import Job
 from serving.jobs.web_side import Ticket, WebSide
 
-# Decoding as many pixels takes some 30 ms as a PNG, 10 ms as a JPEG: docs/decisions/027.
+# Of work, see images.decode. As a JPEG they take some 7 ms, and a PNG or WebP of an eighth as long or twice as long.
 LARGE_PIXELS = 2_000_000
 
 
@@ -106,7 +106,7 @@ class PredictionService:
         options = self._options
         image = open_image(upload, options.max_pixels)
         size = (options.width, options.height)
-        if image.width * image.height > LARGE_PIXELS:
+        if pixels_of_work(image, upload) > LARGE_PIXELS:
             pixels = self._pool.apply(to_pixels, (image, *size))
         else:
             pixels = to_pixels(image, *size)

@@ -47,6 +47,8 @@ def start_clock() -> None:
 @blueprint.after_request
 def count(response: Response) -> Response:
     """Note an answer of this door, whatever it says."""
+    if request.method == "OPTIONS":  # a browser's question, no prediction
+        return response
     try:
         current_app.extensions["counts"].answered(response.status_code, time.monotonic() - g.came)
     except OSError:  # its files are gone, or the disk is full: no reason to spoil an answer

@@ -19,7 +19,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -35,12 +34,12 @@ from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.wsgi import ClosingIterator
 
 from serving.errors import CannotStart
-from serving.web.arrival import KEEP_ALIVE_SECONDS, ArrivingHead, RequestBody, is_readable, linger
+from serving.web.arrival import KEEP_ALIVE_SECONDS, ArrivingHead, RequestBody, linger
 
 STUCK_WORKER_SECONDS = 60
 # Each costs a greenlet and a file, no place.
 MOST_CONNECTIONS, SPARE_FILES = 8192, 200
-STOP_LOOK_SECONDS, STOP_ACCEPT_SECONDS = 0.02, 1.0
+STOP_LOOK_SECONDS, STOP_ACCEPT_SECONDS = 0.02, 0.2
 DECODERS = 2
 MOST_ECHOED_CHARACTERS = 200
 SERVER_FAILED = "The web server failed on this request; its log says why."
@@ -191,9 +190,14 @@ def arriving_in_time(application: Application, headers: Mapping[str, str]) -> Ap
         length = environ.get("CONTENT_LENGTH")
         if not length and "HTTP_TRANSFER_ENCODING" not in environ:
             return application(environ, start)
-        body = RequestBody(environ["wsgi.input"], int(length) if length else None, _current.request)
+        length_bytes = int(length) if length else None
+        body = RequestBody(environ["wsgi.input"], length_bytes, _current.request, environ["service.connection"])
         environ["wsgi.input"] = body
-        answer = application(environ, start)
+        try:
+            answer = application(environ, start)
+        except BaseException:
+            body.after_the_answer()
+            raise
         body.before_the_answer()
         return ClosingIterator(answer, body.after_the_answer)
 
@@ -205,8 +209,12 @@ class Log(Logger):  # type: ignore[misc]
 
     def warning(self, msg: str, *args: Any, **options: Any) -> None:
         if msg.startswith("Invalid request"):
-            msg = re.sub(r"'.*'", "'(hidden)'", msg, flags=re.DOTALL)
+            msg = _hide_what_is_quoted(msg)
         super().warning(msg, *args, **options)
+
+
+def _hide_what_is_quoted(message: str) -> str:
+    return re.sub(r"""['"].*""", "'(hidden)'", message, flags=re.DOTALL)
 
 
 def refuse_with(headers: Mapping[str, str]) -> None:
@@ -216,7 +224,11 @@ def refuse_with(headers: Mapping[str, str]) -> None:
     """
 
     def write_error(client: socket.socket, status: int, _reason: str, message: str) -> None:
-        says = f"This request cannot be read: {message[:MOST_ECHOED_CHARACTERS]}." if message else SERVER_FAILED
+        says = (
+            f"This request cannot be read: {_hide_what_is_quoted(message)[:MOST_ECHOED_CHARACTERS]}."
+            if message
+            else SERVER_FAILED
+        )
         body = json.dumps({"success": False, "error": says})
         head = {"Connection": "close", "Content-Type": "application/json", "Content-Length": len(body), **headers}
         lines = [
@@ -240,15 +252,10 @@ def _stop_at_sigterm(worker: Any) -> None:
 
 
 def _stop(worker: Any, main: gevent.greenlet) -> None:
-    def is_asked() -> bool:
-        return any(listener.fileno() >= 0 and is_readable(listener) for listener in worker.sockets)
-
-    accept_until = time.monotonic() + STOP_ACCEPT_SECONDS
-    while is_asked() and time.monotonic() < accept_until:
-        gevent.sleep(STOP_LOOK_SECONDS)
+    gevent.sleep(STOP_ACCEPT_SECONDS)  # for what the system has accepted for it
     worker.alive = False  # within a second gunicorn accepts no more; what it answers meanwhile says `Connection: close`
     gevent.sleep(STOP_LOOK_SECONDS)
-    while _heads or is_asked():
+    while _heads:
         for head in list(_heads.values()):
             head.let_go_if_silent()
         gevent.sleep(STOP_LOOK_SECONDS)

@@ -15,11 +15,12 @@ from flask import Flask
 
 import helpers
 from serving.errors import ClientGone, QueueFull, TimedOut, TooLarge, Unavailable, UndecodableImage
+from serving.images.decode import open_image, pixels_of_work
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import QueueWorker
 from serving.web import classify, predict, problems
-from serving.web.classify import ImageOptions, Places, PredictionService, has_hung_up
+from serving.web.classify import LARGE_PIXELS, ImageOptions, Places, PredictionService, has_hung_up
 
 PHOTO = as_bytes(some_photo(), "JPEG")
 NewService = Callable[..., PredictionService]
@@ -181,6 +182,18 @@ def test_large_images_go_to_the_pool_and_photos_do_not(
         service.predict(as_bytes(some_photo(400, 300), "JPEG")[:3000], time.monotonic())
     assert len(answering.jobs) == 2
     assert isinstance(answering.jobs[0], Job)
+
+
+def test_what_takes_long_is_known_from_the_header_and_the_scans() -> None:
+    def work(data: bytes) -> float:
+        return pixels_of_work(open_image(data, 10**7), data)
+
+    photo = as_bytes(some_photo(400, 300), "JPEG")
+    assert work(photo) == 120_000
+    assert work(as_bytes(some_photo(400, 300), "JPEG", progressive=True)) >= 8 * 120_000
+    assert work(photo + b"\xff\xda" * 2000) > LARGE_PIXELS  # a small image may take seconds
+    assert work(as_bytes(some_photo(600, 500), "PNG")) > LARGE_PIXELS
+    assert work(as_bytes(some_photo(40, 30), "TIFF")) > LARGE_PIXELS
 
 
 def test_who_finds_no_place_is_refused_and_places_are_given_back() -> None:
