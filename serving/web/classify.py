@@ -21,7 +21,7 @@ from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.job import Job
 from serving.jobs.web_side import Ticket, WebSide
 
-# Of work, see images.decode. As a JPEG they take some 7 ms, and a PNG or WebP of an eighth as long or twice as long.
+# Of work, see images.decode.pixels_of_work: docs/decisions/027 has what images of either side take.
 LARGE_PIXELS = 2_000_000
 
 
