@@ -29,7 +29,7 @@ from serving.batching.loop import BatchLoop
 from serving.batching.predictor import BatchPredictor, Item, Write
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import QueueWorker, has_lease
+from serving.jobs.model_side import ModelSide, has_lease
 from serving.model import gpus, openvino_runtime
 from serving.model.classifier import Classifier
 from serving.telemetry.metrics import ModelMetrics
@@ -199,8 +199,14 @@ def serve(config: settings.Settings, queue: JobQueue, predict) -> None:  # type:
             metrics.serve(config.metrics_host, config.metrics_port)
         except OSError as error:
             log.warning("no /metrics: METRICS_PORT=%d cannot be used: %s", config.metrics_port, error)
+    side = ModelSide(
+        queue,
+        lease_seconds=config.lease_seconds,
+        max_attempts=config.max_attempts,
+        result_ttl_seconds=config.result_ttl_seconds,
+    )
     loop = BatchLoop(
-        join=lambda: join(config, queue),
+        join=side.join,
         read=lambda text, attempts: read_job(text, attempts, (config.image_height, config.image_width, 3), queue.now()),
         predictor=BatchPredictor(predict, queue.now, metrics, config.batch_size),
         observer=metrics,
@@ -213,18 +219,6 @@ def serve(config: settings.Settings, queue: JobQueue, predict) -> None:  # type:
     gc.freeze()  # the model and its libraries stay: no collection need look at them again
     log.info("ready")
     loop.run()
-
-
-def join(config: settings.Settings, queue: JobQueue) -> QueueWorker:
-    """Register with the queue under a fresh name. Raises QueueAway."""
-    worker = QueueWorker(
-        queue,
-        lease_seconds=config.lease_seconds,
-        max_attempts=config.max_attempts,
-        result_ttl_seconds=config.result_ttl_seconds,
-    )
-    worker.join()
-    return worker
 
 
 def read_job(text: bytes, attempts: int, shape: tuple[int, int, int], now: float) -> Item:

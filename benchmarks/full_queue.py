@@ -68,7 +68,7 @@ def fed(
     ]
     try:
         until = time.monotonic() + START_SECONDS
-        while queue.live_workers() < servers:
+        while queue.live_model_servers() < servers:
             if any(server.poll() is not None for server in started) or time.monotonic() > until:
                 raise SystemExit("a model server does not start")
             time.sleep(0.2)

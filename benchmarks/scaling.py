@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import helpers  # noqa: E402
 from serving.jobs.job import Job, Outcome  # noqa: E402
 from serving.jobs.job_queue import JobQueue  # noqa: E402
-from serving.jobs.model_side import QueueWorker  # noqa: E402
+from serving.jobs.model_side import ModelSide  # noqa: E402
 from serving.local import redis_server  # noqa: E402
 
 BATCH_SIZE, WAITING, TICKS = 32, 400, os.sysconf("SC_CLK_TCK")
@@ -67,8 +67,8 @@ def feed(queue: JobQueue, image: str, stop: threading.Event) -> None:
 
 def served_when_a_batch_ends(queue: JobQueue) -> int:
     """How many jobs have been served, just after there were fewer."""
-    before = int(queue.redis.get(queue.served) or 0)
-    while (served := int(queue.redis.get(queue.served) or 0)) == before:
+    before = int(queue.redis.get(queue.settled_total) or 0)
+    while (served := int(queue.redis.get(queue.settled_total) or 0)) == before:
         time.sleep(0.005)
     return served
 
@@ -99,7 +99,7 @@ def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: i
     stop = threading.Event()
     feeder = threading.Thread(target=feed, args=(queue, image, stop))
     try:
-        while queue.live_workers() < count:
+        while queue.live_model_servers() < count:
             time.sleep(0.1)
         feeder.start()
         time.sleep(2)
@@ -115,8 +115,7 @@ def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: i
 
 def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> str:
     """Submit, take and answer batches as fast as one client can; what one core of Redis could do at that price."""
-    worker = QueueWorker(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=1)
-    worker.join()
+    worker = ModelSide(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=1).join()
     texts = [job_text(image) for _ in range(BATCH_SIZE)]
     jobs, spent, began = 0, cpu_seconds(redis_pid), time.monotonic()
     while time.monotonic() - began < seconds:

@@ -194,7 +194,7 @@ class Rig:
     def is_whole(self) -> bool:
         """Whether all model servers hold a lease, by Redis's clock."""
         now = self.queue.now(good_for_seconds=1.0)
-        return bool(self.redis.client.zcount(self.queue.workers, now, "+inf") >= self.model_servers)
+        return bool(self.redis.client.zcount(self.queue.leases, now, "+inf") >= self.model_servers)
 
     def computed(self) -> Counter[int]:
         """Number of a request -> how often a model server computed it."""
@@ -211,10 +211,10 @@ class Rig:
         """The keys that should not be in Redis any more; an answer that nobody read may be, for its lifetime."""
         client, found = self.redis.client, []
         lasting = {
-            self.queue.served,
-            self.queue.emptied,
-            self.queue.settled,
-            self.queue.workers,
+            self.queue.settled_total,
+            self.queue.last_empty_at,
+            self.queue.settled_by_server,
+            self.queue.leases,
             *([self.queue.dead] if dead_letters else []),
         }
         for key in client.keys("*"):

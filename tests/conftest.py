@@ -27,7 +27,7 @@ from PIL import Image
 
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import QueueWorker
+from serving.jobs.model_side import Membership, ModelSide
 from serving.jobs.web_side import WebSide
 from serving.local import redis_server as local_redis
 
@@ -121,12 +121,10 @@ def queue(redis_server: RedisServer, raw: redis.Redis) -> Iterator[JobQueue]:
 
 
 @pytest.fixture
-def new_worker(queue: JobQueue) -> Callable[..., QueueWorker]:
-    def join(**changes: object) -> QueueWorker:
+def new_worker(queue: JobQueue) -> Callable[..., Membership]:
+    def join(**changes: object) -> Membership:
         options = {"lease_seconds": 10.0, "max_attempts": 3, "result_ttl_seconds": 60} | changes
-        worker = QueueWorker(queue, **options)  # type: ignore[arg-type]
-        worker.join()
-        return worker
+        return ModelSide(queue, **options).join()  # type: ignore[arg-type]
 
     return join
 
@@ -248,8 +246,7 @@ class Answering:
         self.thread.start()
 
     def run(self) -> None:
-        worker = QueueWorker(self.queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60)
-        worker.join()
+        worker = ModelSide(self.queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60).join()
         while self.going:
             texts = worker.take(8, wait_seconds=0.1).jobs
             jobs = [Job.from_text(text) for text in texts]

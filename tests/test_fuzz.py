@@ -51,7 +51,7 @@ from serving.batching.loop import BatchLoop
 from serving.batching.predictor import BatchPredictor, Item, Write
 from serving.errors import NoImage
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import QueueWorker
+from serving.jobs.model_side import ModelSide
 from serving.web.uploads import read_form_file
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))
@@ -259,14 +259,9 @@ def answer_mean(pixels: np.ndarray) -> Write:
 def model_server(queue: JobQueue) -> Iterator[Counts]:
     """A loop with the real reader of jobs; what it counts."""
 
-    def join() -> QueueWorker:
-        worker = QueueWorker(queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60)
-        worker.join()
-        return worker
-
     counts = Counts()
     loop = BatchLoop(
-        join=join,
+        join=ModelSide(queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60).join,
         read=lambda text, attempts: run_model_server.read_job(text, attempts, fuzzing.JOB_SHAPE, NOW),
         predictor=BatchPredictor(answer_mean, lambda: NOW, counts, 8),
         observer=counts,
@@ -313,7 +308,14 @@ def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
     assert raw.lrange("precious list", 0, -1) == [b"untouched"]
     assert [foreign.get_message(timeout=0.05) for _ in range(5)] == [None] * 5  # the first two: it has subscribed
     foreign.close()
-    ours = {queue.served, queue.emptied, queue.settled, queue.workers, "precious", "precious list"}
+    ours = {
+        queue.settled_total,
+        queue.last_empty_at,
+        queue.settled_by_server,
+        queue.leases,
+        "precious",
+        "precious list",
+    }
     others = [key.decode() for key in raw.keys("*") if key.decode() not in ours]
     assert [key for key in others if not fuzzing.UUID.fullmatch(key)] == []  # hence no queue, no processing list
 

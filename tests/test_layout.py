@@ -22,10 +22,6 @@ MAY_IMPORT = {
     "telemetry": [],
     "local": [],
 }
-# What moving the modules could not satisfy, and what ends it.
-NOT_YET = {
-    ("batching", "jobs.model_side"),  # ends when batching meets the model server's side as a protocol of jobs.job
-}
 # Outside libraries and the one place (of stories and serving/) that may import each.
 ONLY_IN = {
     "PIL": "serving/images/",
@@ -85,7 +81,7 @@ def test_the_wings_are_those_that_imports_are_told_of() -> None:
 
 @pytest.mark.parametrize("wing", MAY_IMPORT)
 def test_imports_between_wings_point_one_way(wing: str) -> None:
-    allowed = ["errors", wing, *MAY_IMPORT[wing], *(module for user, module in NOT_YET if user == wing)]
+    allowed = ["errors", wing, *MAY_IMPORT[wing]]
     for name in (name for name in MODULES if Path(name).parts[1] == wing):
         strangers = {
             module
@@ -97,11 +93,6 @@ def test_imports_between_wings_point_one_way(wing: str) -> None:
 
 def test_the_encoding_of_images_is_known_where_a_job_is_made_and_read() -> None:
     assert [name for name in MODULES if "helpers" in ours(name)] == ["serving/web/classify.py"]
-
-
-def test_what_is_excused_from_the_rule_is_still_needed() -> None:
-    used = {(Path(name).parts[1], module) for name in MODULES for module in ours(name)}
-    assert used >= NOT_YET
 
 
 def test_no_import_leads_back_to_where_it_began() -> None:

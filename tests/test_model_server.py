@@ -33,7 +33,7 @@ def label(raw: redis.Redis, job: Job) -> str:
     return json.loads(wait_for(lambda: raw.get(job.id)))[0]["label"]
 
 
-def live_workers(raw: redis.Redis) -> int:
+def live_model_servers(raw: redis.Redis) -> int:
     return raw.zcount("{image_queue}:workers", time.time(), "+inf")
 
 
@@ -111,9 +111,9 @@ def test_stopped_it_loses_its_lease_and_going_on_it_is_fenced(raw: redis.Redis, 
     jobs = [colour_job("red") for _ in range(20)]
     push(raw, *jobs)
     assert {label(raw, job) for job in jobs} == {"red"}
-    wait_for(lambda: live_workers(raw) == 1)
+    wait_for(lambda: live_model_servers(raw) == 1)
     stopped.send_signal(signal.SIGCONT)
-    wait_for(lambda: live_workers(raw) == 2)
+    wait_for(lambda: live_model_servers(raw) == 2)
     assert "starting afresh" in output(stopped)
     more = [colour_job("blue") for _ in range(20)]
     push(raw, *more)
@@ -128,7 +128,7 @@ def test_a_redis_that_restarts_is_found_again(processes: Processes, tiny_model: 
     own = RedisServer()
     try:
         process = processes.start("run_model_server.py", **tiny_model, REDIS_URL=own.url)
-        wait_for(lambda: live_workers(own.client))
+        wait_for(lambda: live_model_servers(own.client))
         own.stop()
         time.sleep(1)
         own.start()
@@ -213,12 +213,12 @@ def test_the_health_check_tells_a_server_that_stands_still_from_one_that_works(
     server = start(LEASE_SECONDS="1", METRICS_PORT=port)
     assert check_health(processes) == (0, "")
     server.send_signal(signal.SIGSTOP)
-    wait_for(lambda: live_workers(raw) == 1)  # the one on the other host
+    wait_for(lambda: live_model_servers(raw) == 1)  # the one on the other host
     status, says = check_health(processes, LEASE_SECONDS="1")
     assert status == 1
     assert "for 1 s none made progress" in says
     server.send_signal(signal.SIGCONT)
-    wait_for(lambda: live_workers(raw) == 2)
+    wait_for(lambda: live_model_servers(raw) == 2)
     assert check_health(processes) == (0, "")
     server.send_signal(signal.SIGTERM)
     assert server.wait(timeout=20) == 0

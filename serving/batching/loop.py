@@ -19,8 +19,7 @@ from collections.abc import Callable
 from serving.batching.batch import Staging
 from serving.batching.predictor import BatchPredictor, Item, Observer
 from serving.errors import LeaseLost, QueueAway
-from serving.jobs.job import Outcome
-from serving.jobs.model_side import QueueWorker
+from serving.jobs.job import Member, Outcome
 
 # While the model is busy the next batch is topped up after these pauses, which double as long as nothing comes: on a
 # CPU each look takes time from the model. Blocking instead would win jobs that an idle model server is waiting for.
@@ -51,7 +50,7 @@ class BatchLoop:
     def __init__(
         self,
         *,
-        join: Callable[[], QueueWorker],
+        join: Callable[[], Member],
         read: Callable[[bytes, int], Item],
         predictor: BatchPredictor,
         observer: Observer,
@@ -62,11 +61,11 @@ class BatchLoop:
         self._end_process = end_process
         self._join, self._read, self._predictor, self._observer = join, read, predictor, observer
         self._wait_seconds, self._lease_seconds = wait_seconds, lease_seconds
-        self._answers: queue.SimpleQueue[tuple[QueueWorker, Callable[[], list[Outcome]]] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Member, Callable[[], list[Outcome]]] | None] = queue.SimpleQueue()
         # All below is guarded by `_changed`.
         self._changed = threading.Condition()
-        self._worker: QueueWorker | None = None
-        self._lost: QueueWorker | None = None  # a worker whose answer told that its lease is lost
+        self._worker: Member | None = None
+        self._lost: Member | None = None  # a worker whose answer told that its lease is lost
         self._next_batch: list[Item] = []
         self._staging = Staging(predictor.batch_size)
         self._last_batch = 0  # its size
@@ -114,7 +113,7 @@ class BatchLoop:
 
     # Predict: the calling thread.
 
-    def _wait_for_batch(self) -> tuple[QueueWorker, list[Item]] | None:
+    def _wait_for_batch(self) -> tuple[Member, list[Item]] | None:
         with self._changed:
             if not self._next_batch or self._worker is None:
                 self._changed.wait(0.2)  # not for ever: stop() notifies nobody
@@ -127,7 +126,7 @@ class BatchLoop:
             self._wake_fetcher(there_is_room=len(batch) >= self._predictor.batch_size)
             return self._worker, batch
 
-    def _run_batch(self, worker: QueueWorker, batch: list[Item]) -> None:
+    def _run_batch(self, worker: Member, batch: list[Item]) -> None:
         for outcomes_of_piece in self._predictor.outcomes(batch):
             if self._answers.qsize() >= MOST_UNWRITTEN:
                 outcomes_of_piece = functools.partial(list, outcomes_of_piece())
@@ -165,7 +164,7 @@ class BatchLoop:
                 self._wait_for_model()  # what it is at is answered under the old name
                 self._give_back(dropped)
 
-    def _start(self) -> QueueWorker:
+    def _start(self) -> Member:
         worker = self._join()
         log.info("joined the queue as %s", worker.name)
         with self._changed:
@@ -185,7 +184,7 @@ class BatchLoop:
                 self._changed.wait(0.2)
             return max(room, 0), self._in_hand == 0
 
-    def _top_up(self, worker: QueueWorker, room: int, hands_are_empty: bool) -> None:
+    def _top_up(self, worker: Member, room: int, hands_are_empty: bool) -> None:
         taken = worker.take(room, self._wait_seconds if hands_are_empty else 0.0)
         stage = self._staging.filling
         items = [self._read(text, taken.attempts).staged(stage) for text in taken.jobs]
@@ -215,7 +214,7 @@ class BatchLoop:
         if there_is_room or self._has_to_look() or self._worker is None:
             self._changed.notify_all()
 
-    def _drop_worker(self) -> QueueWorker | None:
+    def _drop_worker(self) -> Member | None:
         """Forget the worker and what it holds but has not begun: the queue has it, or gets it back."""
         with self._changed:
             worker, self._worker = self._worker, None
@@ -233,7 +232,7 @@ class BatchLoop:
                     self._end_process(EXIT_STUCK)
                     return
 
-    def _give_back(self, worker: QueueWorker | None) -> None:
+    def _give_back(self, worker: Member | None) -> None:
         while not self._stopping:
             time.sleep(RECONNECT_SECONDS)
             try:
@@ -258,7 +257,7 @@ class BatchLoop:
                     self._in_hand -= len(outcomes)
                 self._wake_fetcher()
 
-    def _deliver(self, worker: QueueWorker, outcomes: list[Outcome]) -> bool:
+    def _deliver(self, worker: Member, outcomes: list[Outcome]) -> bool:
         """Answer, however long Redis is away; while stopping, for one lease. False: the worker lost its lease."""
         away, give_up_at = False, float("inf")
         while time.monotonic() < give_up_at:

@@ -40,13 +40,13 @@ class Admission:
         self._lock = threading.Lock()
         self._ahead, self._seen_at = 0, -math.inf  # jobs that waited when last seen, and when, monotonic seconds
 
-    def note(self, clock: float, ahead: int, served: int, emptied: float = 0.0) -> None:
+    def note(self, clock: float, ahead: int, settled_total: int, last_empty_at: float = 0.0) -> None:
         """What was seen of the queue, at `clock` by Redis, seconds.
 
-        `ahead` jobs waited, `served` were ever settled, and no job waited at `emptied`, the last time.
+        `ahead` jobs waited, `settled_total` were ever settled, and no job waited at `last_empty_at`, the last time.
         """
         with self._lock:
-            self._rate.note(clock, ahead, served, emptied)
+            self._rate.note(clock, ahead, settled_total, last_empty_at)
             self._ahead, self._seen_at = ahead, time.monotonic()
 
     def most_waiting(self) -> int:
@@ -82,27 +82,29 @@ class ServiceRate:
 
     def __init__(self) -> None:
         self._clock = self._backlog_since = -math.inf
-        self._served = 0
-        self._moves: deque[tuple[float, int]] = deque(maxlen=MOST_MOVES)  # (clock, served) when the counter had moved
+        self._settled_total = 0
+        # (clock, settled_total) when the counter had moved
+        self._moves: deque[tuple[float, int]] = deque(maxlen=MOST_MOVES)
         self._usual_gap = RATE_WINDOW_SECONDS / LONG_GAP  # between two moves
         self._measured: float | None = None  # in this backlog
         self._known: float | None = None  # from an earlier one, which ended at
         self._known_at = -math.inf
 
-    def note(self, clock: float, ahead: int, served: int, emptied: float = 0.0) -> None:
+    def note(self, clock: float, ahead: int, settled_total: int, last_empty_at: float = 0.0) -> None:
         """What was seen of the queue; see Admission.note."""
         if clock <= self._clock:  # the replies to two threads crossed
             return
         self._clock = clock
-        if ahead == 0 or emptied > self._backlog_since or served < self._served:  # the last: it is another Redis
+        is_another_redis = settled_total < self._settled_total
+        if ahead == 0 or last_empty_at > self._backlog_since or is_another_redis:
             self._begin_anew()
-        elif served > self._served:
-            self._moves.append((clock, served))
+        elif settled_total > self._settled_total:
+            self._moves.append((clock, settled_total))
             # One move from before the window stays: with batches slower than the window it is needed.
             while len(self._moves) > 2 and self._moves[1][0] < clock - RATE_WINDOW_SECONDS:
                 self._moves.popleft()
             self._measure()
-        self._served = served
+        self._settled_total = settled_total
 
     def per_second(self) -> float | None:
         """The rate; None when there was never a backlog to measure it. It falls while the counter stands still."""

@@ -7,9 +7,10 @@ Job -- to_text --> JSON in the queue -- from_text --> Job … Outcome -- reply -
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -155,3 +156,51 @@ class Outcome:
 
     def _reason(self) -> str:
         return (self.failure or "")[:MOST_REASON_CHARACTERS]  # garbage may be quoted in it, whole
+
+
+class Member(Protocol):
+    """One name under which a model server takes jobs, with its lease; every method raises QueueAway.
+
+    One thread may call `take` and `return_expired` while another calls `answer`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in the queue, made anew with each `join`."""
+
+    @property
+    def in_hand(self) -> int:
+        """How many jobs this name has taken and not yet struck off."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a command found that the lease is lost; then it is lost for good."""
+
+    def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
+        """Take up to `most` jobs; with `wait_seconds`, which only empty hands may, wait for a first one.
+
+        Raises:
+            LeaseLost: others took this name for dead, and get its jobs.
+        """
+
+    def answer(self, outcomes: Sequence[Outcome]) -> bool:
+        """End the oldest jobs in hand, in their order; False if the lease was lost meanwhile."""
+
+    def return_expired(self) -> int:
+        """Return the jobs of every model server whose lease ran out to the head of the queue; how many."""
+
+    def leave(self, *, forget: bool = True) -> int:
+        """Give back what is in hand, and end the lease; how many jobs went back.
+
+        `forget` False: a command of this name may still be under way.
+        """
+
+
+class ModelQueue(Protocol):
+    """The queue as a model server meets it."""
+
+    def join(self) -> Member:
+        """Register under a fresh name, whose lease begins now. Raises QueueAway."""
+
+    def now(self) -> float:
+        """The time by the queue's own clock, unix seconds, by which deadlines count. Raises QueueAway."""

@@ -4,7 +4,7 @@ through `JobQueue`; what travels stands in `job`, the connection in `redis_url` 
 Every key (Q is the queue's name; the braces put all but the answers into one slot of a Redis cluster):
 
     Q                       LIST    waiting jobs, JSON, oldest at the left         until taken
-    {Q}:processing:<worker> LIST    jobs this model server took and has not settled until settled or returned
+    {Q}:processing:<server> LIST    jobs that this model server took               until settled or returned
     {Q}:workers             ZSET    model server -> when its lease runs out        renewed by progress
     {Q}:attempts            HASH    job id -> how often it came back               until settled
     {Q}:dead                LIST    dead letters, JSON, newest at the right        capped at MOST_DEAD_LETTERS
@@ -15,10 +15,10 @@ Every key (Q is the queue's name; the braces put all but the answers into one sl
     {Q}:answered:<web>      pub/sub answers just set, JSON: job id -> answer       -
 
 Life of a job: submit -> waiting -- take --> processing -- settle --> answered, dead letter, or dropped.
-If its worker's lease runs out it goes from processing back to the head of the queue. Each verb is atomic: one script
-of serving/jobs/lua, or one transaction of a script and plain commands, which move the jobs themselves: a text of 200 kB
-costs Redis a third of a millisecond whenever it enters Lua. Scripts travel whole (EVAL), so that a Redis that
-restarted knows them as well.
+If its model server's lease runs out, a job goes from processing back to the head of the queue. Each verb is atomic: it
+is one script of serving/jobs/lua, or one transaction of a script and plain commands. The plain commands move the jobs
+themselves, because a text of 200 kB costs Redis a third of a millisecond whenever it enters Lua. Scripts travel whole
+(EVAL), so that a Redis that restarted knows them as well.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class JobQueue:
     """A connection to the queue `name` in the Redis at `url`; safe to share between threads.
 
     With `resend` a command whose connection broke is sent once more: for the web server, where a job pushed twice
-    is answered once. A worker must not: what a lost *take* moved, it would never hear of.
+    is answered once. A model server must not: it would never hear of what a lost *take* moved.
 
     Raises:
         QueueAway: `url` cannot be understood.
@@ -59,15 +59,16 @@ class JobQueue:
         self, url: str, name: str, *, resend: bool = False, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS
     ) -> None:
         self.name = name
-        self.workers, self.attempts, self.dead, self.settled, self.served, self.emptied = (
-            f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead", "settled", "served", "emptied")
+        self.leases, self.attempts, self.dead = (f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead"))
+        self.settled_by_server, self.settled_total, self.last_empty_at = (
+            f"{{{name}}}:{key}" for key in ("settled", "served", "emptied")
         )
         self.redis = open_redis(url, resend=resend, timeout_seconds=timeout_seconds)
         # Redis's clock less this machine's monotonic one, and when that was found, by the latter; seconds.
         self._clock_offset, self._clock_heard = 0.0, -math.inf
 
-    def processing(self, worker: str) -> str:
-        return f"{{{self.name}}}:processing:{worker}"
+    def processing(self, server: str) -> str:
+        return f"{{{self.name}}}:processing:{server}"
 
     def channel(self, web: str) -> str:
         return f"{{{self.name}}}:answered:{web}"
@@ -104,38 +105,39 @@ class JobQueue:
         Where there is no room for all of them, the first ones are accepted. The answers of the job ids `delete` go in
         the same round trip: they have been read. Raises QueueAway.
         """
-        script = _command("submit", [self.name, self.served, self.emptied], [len(jobs), most_waiting])
+        script = _command("submit", [self.name, self.settled_total, self.last_empty_at], [len(jobs), most_waiting])
         ahead: list[Command] = [("UNLINK", *delete)] if delete else []
         _, (_, reply) = self._transact([("RPUSH", self.name, *jobs), script], ahead)
         return reply
 
     def move(
-        self, processing: str, most: int, keep: Sequence[Any], wait_seconds: float = 0.0
+        self, processing: str, most: int, confirm: Sequence[Any], wait_seconds: float = 0.0
     ) -> tuple[list[bytes], list[Any]]:
-        """Move up to `most` jobs to the end of a processing list, in one transaction with keep.lua, which may put them
-        back; with `wait_seconds`, wait for a first one.
+        """Move up to `most` jobs to the end of a processing list; with `wait_seconds`, wait for a first one.
 
-        Returns the jobs that were moved, and what keep.lua, run with the arguments `keep`, returns. Raises QueueAway.
+        The moves share a transaction with confirm.lua, which may put the jobs back. Returns the jobs that were moved,
+        and what confirm.lua, run with the arguments `confirm`, returns. Raises QueueAway.
         """
         ahead: list[Command] = []
         if wait_seconds > 0:
             ahead = [("BLMOVE", self.name, processing, "LEFT", "RIGHT", wait_seconds)]
         moves: list[Command] = [("LMOVE", self.name, processing, "LEFT", "RIGHT")] * (most - len(ahead))
-        keys = [self.name, processing, self.workers, self.attempts, self.emptied, self.settled]
-        first, (*moved, reply) = self._transact([*moves, _command("keep", keys, keep)], ahead)
+        keys = [self.name, processing, self.leases, self.attempts, self.last_empty_at, self.settled_by_server]
+        first, (*moved, reply) = self._transact([*moves, _command("confirm", keys, confirm)], ahead)
         return [job for job in (*first, *moved) if job is not None], reply  # b"" is a job as well, a bad one
 
     def cancel(self, job: str) -> None:
         """Take a job, as it travels, out of the queue, unless a model server has it already. Raises QueueAway."""
         self.run("cancel", [self.name, self.attempts], [job])
 
-    def look(self) -> tuple[float, int, int, float]:
+    def queue_state(self) -> tuple[float, int, int, float]:
         """Redis's clock, how many jobs wait, how many were ever settled, and when none waited, seconds.
 
         Raises QueueAway.
         """
-        waiting, served, emptied, clock = self.run("look", [self.name, self.served, self.emptied], [])
-        return float(clock), waiting, served, float(emptied)
+        keys = [self.name, self.settled_total, self.last_empty_at]
+        waiting, settled_total, last_empty_at, clock = self.run("queue_state", keys, [])
+        return float(clock), waiting, settled_total, float(last_empty_at)
 
     def find_answers(self, job_ids: Sequence[str]) -> dict[str, str]:
         """The answers, JSON, of those jobs that have one: job id -> answer. Raises QueueAway."""
@@ -167,20 +169,20 @@ class JobQueue:
         """How many jobs wait. Raises QueueAway."""
         return int(self._exchange(("LLEN", self.name))[0])
 
-    def live_workers(self) -> int:
+    def live_model_servers(self) -> int:
         """How many model servers hold a lease. Raises QueueAway."""
-        return len(self.worker_names(expired=False))
+        return len(self.model_server_names(expired=False))
 
-    def worker_names(self, *, expired: bool) -> list[str]:
+    def model_server_names(self, *, expired: bool) -> list[str]:
         """The model servers whose lease ran out, or those whose lease lives. Raises QueueAway."""
         clock = self.now(CLOCK_GOOD_FOR_SECONDS)
         low, high = ("-inf", f"({clock}") if expired else (f"{clock}", "+inf")
-        (names,) = self._exchange(("ZRANGEBYSCORE", self.workers, low, high))
+        (names,) = self._exchange(("ZRANGEBYSCORE", self.leases, low, high))
         return [name.decode(errors="replace") for name in names]
 
-    def end_lease(self, worker: str) -> None:
+    def end_lease(self, server: str) -> None:
         """End the lease of a model server that is known to be dead. Raises QueueAway."""
-        self._exchange(("ZADD", self.workers, self.now() - 1, worker))
+        self._exchange(("ZADD", self.leases, self.now() - 1, server))
 
     def dead_letters(self) -> list[bytes]:
         """The dead letters as they lie in one moment, oldest first. Raises QueueAway."""

@@ -1,7 +1,11 @@
 """The model server's side of the queue: take jobs under a lease, answer them, return those of the dead.
 
-A worker is one name with one lease. Progress renews it: taking with empty hands, and answering. Whoever lets it run
-out, or does not know whether a command arrived, starts afresh under a new name; what the old name held is returned.
+    ModelSide.join --> Membership: one fresh name with one lease
+        take --> the jobs move to the processing list of this name --> answer strikes them off
+        leave --> what it still holds goes back to the head of the queue
+
+Progress renews the lease: `take` with empty hands, and `answer`. A model server that lets its lease run out, or does
+not know whether a command arrived, joins again under a new name; others return what the old name held.
 """
 
 import json
@@ -10,56 +14,103 @@ import socket
 import time
 import uuid
 from collections.abc import Sequence
+from enum import IntEnum
 
 from serving.errors import BadJob, LeaseLost, QueueOutOfMemory
 from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Outcome, Taken
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS
 
-# How long a dead worker's name is looked after: longer than TCP goes on sending a BLMOVE of its last moments.
-FORGET_WORKER_SECONDS = 1200
+# How long others look after a dead model server's name: longer than TCP goes on sending a BLMOVE of its last moments.
+FORGET_NAME_SECONDS = 1200
 FORGET_ATTEMPTS_SECONDS = 24 * 3600
 LONGEST_BLOCK_SECONDS = SOCKET_TIMEOUT_SECONDS / 2
 
-FIRST_LOOK = 4  # jobs that are asked for while it is not known how many wait
-
-_ALONE_LATER, _LOST, _LOOK_AT_EACH = -1, -2, -3
+FIRST_LOOK = 4  # jobs to ask for while the model server does not know how many wait
 
 
-class QueueWorker:
-    """One name in the queue, with its lease. Raises QueueAway from every method when Redis does not answer."""
+class Refusal(IntEnum):
+    """The states with which take.lua and confirm.lua hand out no jobs; the scripts know them by the same names."""
+
+    ALONE_LATER = -1  # the next job, or the one in hand, runs alone: ask again with empty hands
+    LEASE_LOST = -2  # this name was taken for dead: join again
+    ONE_BY_ONE = -3  # some job came back lately: ask take.lua, which looks at each job
+
+
+class ModelSide:
+    """What one model server needs of the queue before it has a name there.
+
+    Args:
+        queue: the queue, without `resend`.
+        lease_seconds: how long a model server may make no progress before its jobs go to others.
+        max_attempts: a job that came back so often becomes a dead letter.
+        result_ttl_seconds: how long Redis keeps an answer that nobody reads.
+    """
+
+    def __init__(self, queue: JobQueue, *, lease_seconds: float, max_attempts: int, result_ttl_seconds: int) -> None:
+        self._queue = queue
+        self._lease_seconds = lease_seconds
+        self._max_attempts = max_attempts
+        self._result_ttl_seconds = result_ttl_seconds
+
+    def join(self) -> "Membership":
+        """Register under a fresh name, whose lease begins now. Raises QueueAway."""
+        queue = self._queue
+        member = Membership(
+            queue,
+            lease_seconds=self._lease_seconds,
+            max_attempts=self._max_attempts,
+            result_ttl_seconds=self._result_ttl_seconds,
+        )
+        clock = queue.run("join", [queue.leases, queue.settled_by_server], [member.name, self._lease_seconds])
+        queue.set_clock(float(clock))
+        return member
+
+    def now(self) -> float:
+        """The time by Redis's clock, unix seconds. Raises QueueAway when Redis was never heard and does not answer."""
+        return self._queue.now()
+
+
+class Membership:
+    """One name in the queue, with its lease; `ModelSide.join` makes it.
+
+    One thread may call `take` and `return_expired` while another calls `answer`. Every method raises QueueAway when
+    Redis does not answer.
+    """
 
     def __init__(self, queue: JobQueue, *, lease_seconds: float, max_attempts: int, result_ttl_seconds: int) -> None:
         self.name = f"{_process_name(os.getpid())}{uuid.uuid4().hex[:8]}"
+        self.is_lost = False  # whether a command found that the lease is lost; then it is lost for good
         self._queue = queue
         self._processing = queue.processing(self.name)
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
         self._result_ttl_seconds = result_ttl_seconds
-        self._taken = self._settled = 0  # jobs, so far
+        # Jobs, so far. The thread that takes is the only one to raise the first, the thread that answers the second.
+        self._taken = self._settled = 0
         self._waiting = 0  # jobs left in the queue when last seen
         self._some_came_back = False
 
-    def join(self) -> None:
-        """Register: from now on the queue counts on this worker."""
-        queue = self._queue
-        queue.set_clock(float(queue.run("join", [queue.workers, queue.settled], [self.name, self._lease_seconds])))
+    @property
+    def in_hand(self) -> int:
+        """How many jobs this name has taken and not yet struck off."""
+        return self._taken - self._settled
 
     def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
         """Take up to `most` jobs; with `wait_seconds`, which only empty hands may, wait for a first one.
 
         Raises:
-            LeaseLost: this worker was taken for dead.
+            LeaseLost: others took this name for dead, and get its jobs.
         """
         # The wait must end well before the lease, which nobody renews meanwhile.
         timeout_seconds = min(wait_seconds, self._lease_seconds / 3, LONGEST_BLOCK_SECONDS)
         if self._some_came_back:
-            taken = self._look_at_each(most)
+            taken = self._take_one_by_one(most)
             return taken if taken.jobs or taken.runs_alone else self._move(most, timeout_seconds)
         try:
             return self._move(most, timeout_seconds)
         except QueueOutOfMemory:  # it refuses to move and to block, while a script can take what waits all the same
-            taken = self._look_at_each(most)
+            taken = self._take_one_by_one(most)
             if not taken.jobs:
                 time.sleep(max(0.0, timeout_seconds / 10))
             return taken
@@ -74,49 +125,58 @@ class QueueWorker:
             )
             self._queue.set_clock(float(clock))
             self._check(state)
-            if state == _LOOK_AT_EACH:
-                return Taken(jobs) if jobs else self._look_at_each(most)
+            if state == Refusal.ONE_BY_ONE:
+                return Taken(jobs) if jobs else self._take_one_by_one(most)
             self._taken += len(moved)
             jobs += moved
             if not moved:
                 break
         return Taken(jobs, all_that_waited=not self._waiting)
 
-    def _look_at_each(self, most: int) -> Taken:
+    def _take_one_by_one(self, most: int) -> Taken:
         """Take jobs by a script that looks for those that came back."""
         queue = self._queue
         state, clock, came_back, *jobs = queue.run(
             "take",
-            [queue.name, self._processing, queue.workers, queue.attempts, queue.emptied],
+            [queue.name, self._processing, queue.leases, queue.attempts, queue.last_empty_at],
             [self.name, self._lease_seconds, most],
         )
         queue.set_clock(float(clock))
         self._check(state)
         self._some_came_back = came_back > 0
         self._taken += len(jobs)
-        return Taken(jobs, attempts=max(0, state), runs_alone=state == _ALONE_LATER)
+        return Taken(jobs, attempts=max(0, state), runs_alone=state == Refusal.ALONE_LATER)
 
     def _check(self, state: int) -> None:
-        if state == _LOST:
+        if state == Refusal.LEASE_LOST:
+            self.is_lost = True
             raise LeaseLost(f"the lease of {self.name} ran out; its jobs go to others")
 
-    def answer(self, outcomes: Sequence[Outcome], *, in_hand: bool = True) -> bool:
+    def answer(self, outcomes: Sequence[Outcome]) -> bool:
         """End the oldest jobs in hand, in their order, in one round trip; False if the lease was lost meanwhile.
 
-        Then the answers count all the same, but the jobs were no longer this worker's to strike off. It may be sent
-        again when its reply was lost. Without `in_hand` the jobs are only answered, not struck off.
+        With a lost lease the answers count all the same, but the jobs were no longer this name's to strike off. The
+        same outcomes may be sent again when the reply was lost: Redis strikes them off once.
         """
+        dead_letters = [
+            outcome.to_dead_letter(self._queue.now()) for outcome in outcomes if outcome.failure is not None
+        ]
+        holds_lease = self._run_answer(outcomes, len(outcomes), dead_letters)
+        self._settled += len(outcomes)
+        return holds_lease
+
+    def _run_answer(self, outcomes: Sequence[Outcome], struck_off: int, dead_letters: Sequence[str]) -> bool:
+        """Set the answers, wake their web processes, strike off the `struck_off` oldest jobs in hand."""
         queue = self._queue
         replies = {outcome.job_id: reply for outcome in outcomes if (reply := outcome.reply()) and outcome.job_id}
-        struck_off = outcomes if in_hand else []
-        dead_letters = [outcome.to_dead_letter(queue.now()) for outcome in struck_off if outcome.failure is not None]
-        settled = queue.run(
+        keys = [self._processing, queue.leases, queue.attempts, queue.dead, queue.settled_total]
+        holds_lease = queue.run(
             "answer",
-            [self._processing, queue.workers, queue.attempts, queue.dead, queue.served, queue.settled, *replies],
+            [*keys, queue.settled_by_server, *replies],
             [
                 self.name,
                 self._lease_seconds,
-                len(struck_off),
+                struck_off,
                 self._settled,
                 self._result_ttl_seconds,
                 MOST_DEAD_LETTERS,
@@ -126,24 +186,25 @@ class QueueWorker:
                 *self._messages(outcomes),
             ],
         )
-        self._settled += len(struck_off)
-        return bool(settled)
+        if not holds_lease:
+            self.is_lost = True
+        return bool(holds_lease)
 
     def return_expired(self) -> int:
-        """Return the jobs of every worker whose lease ran out to the head of the queue; how many."""
+        """Return the jobs of every model server whose lease ran out to the head of the queue; how many."""
         queue, returned = self._queue, 0
-        for name in queue.worker_names(expired=True):
+        for name in queue.model_server_names(expired=True):
             count, *given_up = queue.run(
                 "return_jobs",
-                [queue.name, queue.processing(name), queue.workers, queue.attempts, queue.dead, queue.settled],
+                [queue.name, queue.processing(name), queue.leases, queue.attempts, queue.dead, queue.settled_by_server],
                 [
                     *(name, self._max_attempts, MOST_DEAD_LETTERS, MOST_DEAD_LETTER_BYTES),
-                    *(FORGET_WORKER_SECONDS, FORGET_ATTEMPTS_SECONDS),
+                    *(FORGET_NAME_SECONDS, FORGET_ATTEMPTS_SECONDS),
                 ],
             )
             returned += count
             if given_up:
-                self.answer([self._given_up(text) for text in given_up], in_hand=False)
+                self._run_answer([self._given_up(text) for text in given_up], struck_off=0, dead_letters=[])
         return returned
 
     def leave(self, *, forget: bool = True) -> int:
@@ -152,7 +213,7 @@ class QueueWorker:
         `forget` False: a command of this name may still be under way, so that others go on looking after it.
         """
         queue = self._queue
-        keys = [queue.name, self._processing, queue.workers, queue.settled]
+        keys = [queue.name, self._processing, queue.leases, queue.settled_by_server]
         return int(queue.run("leave", keys, [self.name, int(forget)]))
 
     def _given_up(self, text: bytes) -> Outcome:
@@ -176,7 +237,7 @@ class QueueWorker:
 
 def has_lease(queue: JobQueue, process_id: int | None = None) -> bool:
     """Whether a process of this host, or any with None, is registered in the queue and alive. Raises QueueAway."""
-    return any(name.startswith(_process_name(process_id)) for name in queue.worker_names(expired=False))
+    return any(name.startswith(_process_name(process_id)) for name in queue.model_server_names(expired=False))
 
 
 def end_leases(queue: JobQueue, process_id: int) -> None:
@@ -184,7 +245,7 @@ def end_leases(queue: JobQueue, process_id: int) -> None:
 
     Raises QueueAway.
     """
-    for name in queue.worker_names(expired=False):
+    for name in queue.model_server_names(expired=False):
         if name.startswith(_process_name(process_id)):
             queue.end_lease(name)
 

@@ -101,7 +101,7 @@ def requeue(queue: JobQueue, letter: Letter) -> bool:
     job = fresh_job(letter)
     # Job.to_text takes an image to be base64. This one may be a dead letter because it is not: escaped, it stays one.
     text = replace(job, image=json.dumps(job.image)[1:-1]).to_text()
-    keys = [queue.dead, queue.name, queue.attempts, queue.workers]
+    keys = [queue.dead, queue.name, queue.attempts, queue.leases]
     return bool(queue.run("requeue_dead", keys, [letter.text, text]))
 
 

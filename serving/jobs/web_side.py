@@ -127,7 +127,7 @@ class WebSide:
         """Refuse at once what the queue has no room for, before it costs anything. Raises QueueFull, QueueAway."""
         full = self._admission.is_full()
         if full is None:
-            self._admission.note(*self.queue.look())
+            self._admission.note(*self.queue.queue_state())
             full = self._admission.is_full()
         if full:
             raise self._refusal("Too many images wait already.")
@@ -162,9 +162,9 @@ class WebSide:
         """
         answered, self._answered = self._answered, []  # what Redis does not delete now ends by its time to live
         room = self._admission.most_waiting()
-        accepted, ahead, served, emptied, clock = self.queue.submit(jobs, room, delete=answered)
+        accepted, ahead, settled_total, last_empty_at, clock = self.queue.submit(jobs, room, delete=answered)
         self.queue.set_clock(float(clock))
-        self._admission.note(float(clock), ahead, served, float(emptied))
+        self._admission.note(float(clock), ahead, settled_total, float(last_empty_at))
         return int(accepted)
 
     def forget(self, ticket: Ticket) -> None:

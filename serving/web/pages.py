@@ -46,7 +46,7 @@ def healthz() -> Response:
 def readyz() -> Response:
     """Redis answers, and a model server holds a lease. Raises Unavailable."""
     queue: JobQueue = current_app.extensions["queue"]
-    model_servers = queue.live_workers()
+    model_servers = queue.live_model_servers()
     if not model_servers:
         raise Unavailable("No model server is ready: start one, or wait while it loads.", retry_after_seconds=5)
     return jsonify(ready=True, model_servers=model_servers)
@@ -59,7 +59,7 @@ def metrics() -> Response:
     queue: JobQueue = current_app.extensions["queue"]
     waiting = model_servers = None
     with contextlib.suppress(QueueAway):  # what else is counted matters all the more then
-        waiting, model_servers = queue.waiting(), queue.live_workers()
+        waiting, model_servers = queue.waiting(), queue.live_model_servers()
     body, content_type = current_app.extensions["counts"].render(waiting, model_servers)
     return Response(body, content_type=content_type)
 

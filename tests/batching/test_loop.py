@@ -16,7 +16,7 @@ from serving.batching.predictor import BatchPredictor, Item
 from serving.errors import ModelFailed, OutOfMemory, QueueAway
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import QueueWorker
+from serving.jobs.model_side import Membership, ModelSide
 
 GUILTY = 66
 
@@ -82,9 +82,8 @@ class Running:
         self.names: list[str] = []
         self.thread = threading.Thread(target=self.run, daemon=True)
 
-    def join(self, queue: JobQueue, lease_seconds: float) -> QueueWorker:
-        worker = QueueWorker(queue, lease_seconds=lease_seconds, max_attempts=3, result_ttl_seconds=60)
-        worker.join()
+    def join(self, queue: JobQueue, lease_seconds: float) -> Membership:
+        worker = ModelSide(queue, lease_seconds=lease_seconds, max_attempts=3, result_ttl_seconds=60).join()
         self.names.append(worker.name)
         return worker
 

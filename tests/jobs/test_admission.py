@@ -39,7 +39,7 @@ def test_bursts_that_were_served_in_between_are_no_backlog() -> None:
     """Each process sees the queue when it submits, and in a burst somebody has always just submitted before."""
     rate = ServiceRate()
     for burst in range(20):
-        rate.note(1000.0 + 2 * burst, 3, 8 * burst, emptied=1000.0 + 2 * burst - 1.9)
+        rate.note(1000.0 + 2 * burst, 3, 8 * burst, last_empty_at=1000.0 + 2 * burst - 1.9)
     assert rate.per_second() is None
 
 

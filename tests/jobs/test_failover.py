@@ -30,7 +30,7 @@ from test_redis_url import PASSWORD, TlsServer, skip_without_tls
 from serving.errors import LeaseLost, QueueAway, TimedOut
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import QueueWorker
+from serving.jobs.model_side import ModelSide
 from serving.jobs.redis_url import CONNECT_TIMEOUT_SECONDS
 from serving.local import redis_server as local_redis
 
@@ -221,8 +221,7 @@ def serve(url: str, ended: threading.Event) -> None:
     queue = JobQueue(url, "image_queue", timeout_seconds=2.0)
     while not ended.is_set():
         with contextlib.suppress(QueueAway, LeaseLost):
-            worker = QueueWorker(queue, lease_seconds=3, max_attempts=3, result_ttl_seconds=60)
-            worker.join()
+            worker = ModelSide(queue, lease_seconds=3, max_attempts=3, result_ttl_seconds=60).join()
             while not ended.is_set():
                 jobs = [(text, Job.from_text(text)) for text in worker.take(8, wait_seconds=0.5).jobs]
                 worker.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]') for text, job in jobs])

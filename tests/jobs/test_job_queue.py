@@ -18,9 +18,9 @@ from serving.jobs import job as job_module
 from serving.jobs import model_side
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
-from serving.jobs.model_side import QueueWorker, end_leases, has_lease
+from serving.jobs.model_side import Membership, ModelSide, end_leases, has_lease
 
-NewWorker = Callable[..., QueueWorker]
+NewWorker = Callable[..., Membership]
 SHAPE = (1, 1, 3)
 
 
@@ -28,7 +28,7 @@ def ids(texts: list[bytes]) -> list[str]:
     return [Job.from_text(text).id for text in texts]
 
 
-def run_out(raw: redis.Redis, worker: QueueWorker) -> None:
+def run_out(raw: redis.Redis, worker: Membership) -> None:
     """Let a lease run out without waiting for it."""
     raw.zadd("{image_queue}:workers", {worker.name: 1.0})
 
@@ -323,7 +323,7 @@ def test_taking_with_empty_hands_renews_the_lease_and_taking_more_does_not(
 
 
 def test_the_leases_of_a_dead_process_can_be_ended_at_once(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push(raw, 1)
     mine = new_worker()
@@ -335,9 +335,9 @@ def test_the_leases_of_a_dead_process_can_be_ended_at_once(
     assert new_worker().return_expired() == 0
     end_leases(queue, process_id)
     assert not has_lease(queue, process_id)
-    survivor = QueueWorker(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60)
-    survivor.name = "elsewhere:1:1"
-    survivor.join()
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    survivor = new_worker()
+    assert survivor.name.startswith("elsewhere:")
     assert survivor.return_expired() == 1
 
 
@@ -577,8 +577,7 @@ def test_a_redis_out_of_memory_refuses_new_jobs_and_still_serves_those_it_has() 
                 client.submit_texts([new_job(image="A" * 200_000).to_text()])
                 accepted += 1
         assert accepted > 3
-        worker = QueueWorker(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60)
-        worker.join()
+        worker = ModelSide(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60).join()
         served = 0
         while texts := worker.take(4).jobs:
             assert worker.answer([answered(text) for text in texts])

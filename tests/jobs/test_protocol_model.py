@@ -42,7 +42,7 @@ from serving.errors import LeaseLost
 from serving.jobs import job_queue, operator
 from serving.jobs.job import Job, Outcome, Taken
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import FORGET_WORKER_SECONDS, QueueWorker
+from serving.jobs.model_side import FORGET_NAME_SECONDS, Membership, ModelSide
 from serving.jobs.web_side import Ticket, WebSide
 
 EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
@@ -195,7 +195,7 @@ class End:
 class Server:
     """What one model server's process knows, right or wrong."""
 
-    def __init__(self, label: str, worker: QueueWorker) -> None:
+    def __init__(self, label: str, worker: Membership) -> None:
         self.label, self.worker = label, worker
         self.in_hand: list[tuple[bytes, int]] = []  # taken and not answered, with their attempts
         self.moved: list[bytes] = []  # by a BLMOVE; the transaction that follows it has not run yet
@@ -243,7 +243,7 @@ class Protocol(RuleBasedStateMachine):
         self.refused = 0
         self.numbers = itertools.count(1)
         # Leases run out one after another, all of them lately, by Redis's clock.
-        self.lately = time.time() - FORGET_WORKER_SECONDS / 2
+        self.lately = time.time() - FORGET_NAME_SECONDS / 2
         self.run_out_at = (self.lately + step / 1000 for step in itertools.count(1))
         self.real: object = None
         self.expected: object = None
@@ -315,27 +315,27 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: sum(server.runs for server in self.servers) < MOST_RUNNING)
     @rule()
     def join(self) -> None:
-        worker = QueueWorker(
+        side = ModelSide(
             self.queue,
             lease_seconds=LEASE_SECONDS,
             max_attempts=self.model.max_attempts,
             result_ttl_seconds=RESULT_TTL_SECONDS,
         )
+        worker = side.join()
         server = Server(f"w{len(self.servers) + 1}", worker)
-        worker.join()
         self.servers.append(server)
         self.labels[worker.name] = server.label
         self.model.join(server.label)
 
     # The job of a BLMOVE for a name that is forgotten already would be lost. The protocol counts on it that none
-    # comes so late (docs/decisions/001, FORGET_WORKER_SECONDS), and so do the two rules that send one.
+    # comes so late (docs/decisions/001, FORGET_NAME_SECONDS), and so do the two rules that send one.
     @rule_for(lambda self, server: server.runs and server.hands_are_empty and self.may_blmove(server))
     def blmove(self, server: Server) -> None:
         server.moved = [self.move(server)]
 
     @rule_for(lambda self, server: self.has_to_take(server) and 1 + 3 * bool(server.in_hand), most=st.integers(1, 4))
     def take(self, server: Server, most: int) -> None:
-        """With or without empty hands; or what QueueWorker.take sends together with its BLMOVE."""
+        """With or without empty hands; or what Membership.take sends together with its BLMOVE."""
         self.take_up_to(most, server)
 
     @rule_for(lambda self, server: server.runs and server.hands_are_empty and bool(self.model.waiting))
@@ -398,7 +398,7 @@ class Protocol(RuleBasedStateMachine):
         self.queue.set_clock(time.time() + 10 * LEASE_SECONDS * clock_is_ahead)
         self.real = server.worker.return_expired()
         self.queue.set_clock(time.time())
-        self.expected = self.model.return_expired(forgotten_before=time.time() - FORGET_WORKER_SECONDS)
+        self.expected = self.model.return_expired(forgotten_before=time.time() - FORGET_NAME_SECONDS)
 
     @rule_for(lambda self, server: server.runs and self.model.lives(server.label) and bool(server.in_hand))
     def dies_and_another_returns_its_jobs(self, server: Server) -> None:
@@ -441,7 +441,7 @@ class Protocol(RuleBasedStateMachine):
         """Until names may be forgotten, and answers that nobody read expire."""
         for server in self.servers:
             if server.label in self.model.ran_out():
-                self.set_lease(server, self.model.leases[server.label] - 2 * FORGET_WORKER_SECONDS)
+                self.set_lease(server, self.model.leases[server.label] - 2 * FORGET_NAME_SECONDS)
         if self.model.answers:
             self.redis.delete(*(self.ids[job] for job in self.model.answers))
             self.model.answers = {}
@@ -489,7 +489,7 @@ class Protocol(RuleBasedStateMachine):
         if not self.agreed or not hasattr(self, "model"):
             return
         for server in self.servers:
-            if self.redis.zscore(self.queue.workers, server.worker.name) is not None:
+            if self.redis.zscore(self.queue.leases, server.worker.name) is not None:
                 self.set_lease(server, next(self.run_out_at))
         self.join()
         worker = self.servers[-1].worker
@@ -505,7 +505,7 @@ class Protocol(RuleBasedStateMachine):
             if server.label in state["leases"]:
                 self.set_lease(server, 1.0)
         worker.return_expired()
-        assert self.redis.exists(self.queue.workers) == 0
+        assert self.redis.exists(self.queue.leases) == 0
 
     # What the rules are made of
 
@@ -547,7 +547,7 @@ class Protocol(RuleBasedStateMachine):
             self.start_afresh(server)
         return settled
 
-    def after_blmove(self, worker: QueueWorker, most: int, moved: bytes) -> Taken:
+    def after_blmove(self, worker: Membership, most: int, moved: bytes) -> Taken:
         """What take does when its BLMOVE, which Redis did a while ago, was ahead of its transaction."""
         transact, self.redis.transact = self.redis.transact, lambda commands, _: ([moved], transact(commands)[1])
         try:
@@ -560,7 +560,7 @@ class Protocol(RuleBasedStateMachine):
         self.join()
 
     def set_lease(self, server: Server, seconds: float) -> None:
-        self.redis.zadd(self.queue.workers, {server.worker.name: seconds}, xx=True)
+        self.redis.zadd(self.queue.leases, {server.worker.name: seconds}, xx=True)
         self.model.leases[server.label] = seconds
 
     def run_out(self, server: Server) -> None:
@@ -584,10 +584,10 @@ class Protocol(RuleBasedStateMachine):
         def take_out(key: str, default: Any = ()) -> Any:
             return found.pop(key, (0, default))[1]
 
-        leases = dict(pairs(take_out(queue.workers)))
+        leases = dict(pairs(take_out(queue.leases)))
         self.lease_ends = {self.labels[name.decode()]: float(end) for name, end in leases.items()}
         letters = [json.loads(text) for text in take_out(queue.dead)]
-        take_out(queue.emptied, 0)  # a time, which only admission reads
+        take_out(queue.last_empty_at, 0)  # a time, which only admission reads
         state = {
             "waiting": self.jobs(take_out(queue.name)),
             "in_hand": {
@@ -598,8 +598,10 @@ class Protocol(RuleBasedStateMachine):
             "leases": {worker: LIVES if end > now else end for worker, end in self.lease_ends.items()},
             "attempts": {self.labels[job.decode()]: int(times) for job, times in pairs(take_out(queue.attempts))},
             "dead": [(self.labels[job_id(letter["job"].encode())], letter["attempts"]) for letter in letters],
-            "served": int(take_out(queue.served, 0)),
-            "settled": {self.labels[name.decode()]: int(count) for name, count in pairs(take_out(queue.settled))},
+            "served": int(take_out(queue.settled_total, 0)),
+            "settled": {
+                self.labels[name.decode()]: int(count) for name, count in pairs(take_out(queue.settled_by_server))
+            },
         }
         answers = {key: self.short(answer) for key, (_, answer) in found.items()}
         assert expire - {queue.attempts} == set(answers)
@@ -692,18 +694,30 @@ BROKEN = {
     "return_jobs keeps the attempts of the dead": ("return_jobs", "redis.call('HDEL', KEYS[4], id)", ""),
     "return_jobs forgets names at once": ("return_jobs", "and ran_out <= clock - ARGV[5]", ""),
     "return_jobs keeps the count of the dead": ("return_jobs", "redis.call('HDEL', KEYS[6], ARGV[1])", ""),
-    "keep does not let jobs run alone": ("keep", "redis.call('HLEN', KEYS[4]) > 0", "false"),
-    "keep ignores the lease": ("keep", "if lease_end(KEYS[3], ARGV[1]) <= clock", "if false"),
-    "keep keeps what came for a lost lease": (
-        "keep",
+    "confirm does not let jobs run alone": ("confirm", "redis.call('HLEN', KEYS[4]) > 0", "false"),
+    "confirm ignores the lease": ("confirm", "if lease_end(KEYS[3], ARGV[1]) <= clock", "if false"),
+    "confirm keeps what came for a lost lease": (
+        "confirm",
         "for _ = 1, moved do",
-        "for _ = 1, state == -3 and moved or 0 do",
+        "for _ = 1, state == ONE_BY_ONE and moved or 0 do",
     ),
-    "keep keeps what has to be looked at": ("keep", "for _ = 1, moved do", "for _ = 1, state == -2 and moved or 0 do"),
-    "keep puts back all that is in hand": ("keep", "redis.call('LLEN', KEYS[2]) - held", "redis.call('LLEN', KEYS[2])"),
-    "keep puts back what others got": ("keep", "settled and ARGV[3] - settled or 0", "ARGV[3] - (settled or 0)"),
-    "keep puts them at the tail": ("keep", "'RIGHT', 'LEFT'", "'LEFT', 'RIGHT'"),
-    "keep renews the lease of full hands": ("keep", "if held == 0", "if true"),
+    "confirm keeps what has to be looked at": (
+        "confirm",
+        "for _ = 1, moved do",
+        "for _ = 1, state == LEASE_LOST and moved or 0 do",
+    ),
+    "confirm puts back all that is in hand": (
+        "confirm",
+        "redis.call('LLEN', KEYS[2]) - held",
+        "redis.call('LLEN', KEYS[2])",
+    ),
+    "confirm puts back what others got": (
+        "confirm",
+        "settled_by_server and ARGV[3] - settled_by_server or 0",
+        "ARGV[3] - (settled_by_server or 0)",
+    ),
+    "confirm puts them at the tail": ("confirm", "'RIGHT', 'LEFT'", "'LEFT', 'RIGHT'"),
+    "confirm renews the lease of full hands": ("confirm", "if held == 0", "if true"),
     "take does not let jobs run alone": ("take", "if times > 0 then", "if false then"),
     "take adds to a job that runs alone": ("take", "if holds and", "if false and"),
     "take goes on to a job that came back": (

@@ -31,7 +31,7 @@ from serving.errors import QueueAway
 from serving.jobs import operator
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import QueueWorker, end_leases
+from serving.jobs.model_side import Membership, ModelSide, end_leases
 from serving.local import redis_server as local_redis
 
 PASSWORD = "a-secret-of-redis"
@@ -173,11 +173,9 @@ def as_user(shared_server: RedisServer) -> Iterator[JobQueue]:
     queue.close()
 
 
-def worker_of(queue: JobQueue, **changes: object) -> QueueWorker:
+def worker_of(queue: JobQueue, **changes: object) -> Membership:
     options = {"lease_seconds": 10.0, "max_attempts": 3, "result_ttl_seconds": 60} | changes
-    worker = QueueWorker(queue, **options)  # type: ignore[arg-type]
-    worker.join()
-    return worker
+    return ModelSide(queue, **options).join()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("listens", [True, False])
@@ -207,7 +205,7 @@ def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_lett
     for _ in range(2):  # the second time it comes back once, and runs alone
         dead = worker_of(as_user, max_attempts=2)
         assert dead.take(2).jobs
-        as_user.redis.zadd(as_user.workers, {dead.name: as_user.now() - 1})
+        as_user.redis.zadd(as_user.leases, {dead.name: as_user.now() - 1})
         worker.return_expired()
     (letter,) = operator.read_letters(as_user)
     assert operator.requeue(as_user, letter)

@@ -13,10 +13,10 @@ from conftest import RedisServer, answered, ask, keys, new_job, new_web_side, pu
 from serving.errors import QueueAway, QueueFull, TimedOut
 from serving.jobs.job import Job, Outcome, Status
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import QueueWorker
+from serving.jobs.model_side import Membership
 from serving.jobs.web_side import MOST_SUBMITTED_TOGETHER, Ticket, WebSide
 
-NewWorker = Callable[..., QueueWorker]
+NewWorker = Callable[..., Membership]
 
 
 def own_job(side: WebSide, seconds: float = 10.0) -> Job:

@@ -18,7 +18,7 @@ from serving.errors import ClientGone, QueueFull, TimedOut, TooLarge, Unavailabl
 from serving.images.decode import open_image, pixels_of_work
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import QueueWorker
+from serving.jobs.model_side import Membership
 from serving.web import classify, predict, problems
 from serving.web.classify import LARGE_PIXELS, ImageOptions, Places, PredictionService, has_hung_up
 
@@ -48,7 +48,7 @@ def test_an_upload_becomes_a_job_and_its_answer_comes_back(new_service: NewServi
 
 
 def test_another_front_door_is_a_few_lines(
-    new_service: NewService, raw: redis.Redis, queue: JobQueue, new_worker: Callable[..., QueueWorker]
+    new_service: NewService, raw: redis.Redis, queue: JobQueue, new_worker: Callable[..., Membership]
 ) -> None:
     service = new_service()
     until = time.monotonic() + 5

@@ -1,10 +1,13 @@
--- Answer jobs, wake their web servers, and strike the jobs off the worker's processing list, whose oldest they are.
--- Sent twice, as after a reply that was lost, it does no more than once.
--- KEYS: 1 processing list  2 workers  3 attempts  4 dead  5 served  6 settled  7… job ids to answer
--- ARGV: 1 worker  2 lease in seconds  3 how many jobs to strike off  4 how many it had settled before
+-- Answer jobs, wake their web servers, and strike the jobs off the model server's processing list, whose oldest they
+-- are. Sent twice, as after a reply that was lost, the script does no more than once.
+-- KEYS: 1 processing list  2 leases  3 attempts  4 dead  5 settled_total  6 settled_by_server  7… job ids to answer
+-- ARGV: 1 model server  2 lease in seconds  3 how many jobs to strike off  4 how many it had settled before
 --       5 time to live of the answers in seconds  6 most dead letters  7 how many dead letters follow
 --       8… the dead letters, an answer for each job id, then channel, message, …
--- Returns 1; or 0 when the lease is lost: the answers count, but the list is no longer this worker's to strike off
+-- Returns a state:
+--   1  DONE: the jobs are answered and struck off
+--   0  LEASE_LOST: the answers count, but the list is no longer this model server's to strike off
+local DONE, LEASE_LOST = 1, 0
 allow_out_of_memory(KEYS[2])
 local next_arg = 8 + tonumber(ARGV[7])
 for i = 7, #KEYS do
@@ -16,9 +19,9 @@ for i = next_arg, #ARGV, 2 do
 end
 
 local clock = now()
-if lost(KEYS[1], KEYS[2], ARGV[1], clock) then return 0 end
+if lost(KEYS[1], KEYS[2], ARGV[1], clock) then return LEASE_LOST end
 local count = tonumber(ARGV[3])
-if count == 0 or redis.call('HGET', KEYS[6], ARGV[1]) ~= ARGV[4] then return 1 end
+if count == 0 or redis.call('HGET', KEYS[6], ARGV[1]) ~= ARGV[4] then return DONE end
 
 if redis.call('HLEN', KEYS[3]) > 0 then
   for _, text in ipairs(redis.call('LRANGE', KEYS[1], 0, count - 1)) do
@@ -33,4 +36,4 @@ redis.call('LTRIM', KEYS[1], count, -1)
 redis.call('ZADD', KEYS[2], clock + ARGV[2], ARGV[1])
 redis.call('INCRBY', KEYS[5], count)
 redis.call('HINCRBY', KEYS[6], ARGV[1], count)
-return 1
+return DONE

@@ -6,15 +6,15 @@ local function now()
   return time[1] + time[2] / 1000000
 end
 
-local function lease_end(workers, worker)
-  return tonumber(redis.call('ZSCORE', workers, worker) or '0')
+local function lease_end(leases, server)
+  return tonumber(redis.call('ZSCORE', leases, server) or '0')
 end
 
--- Whether a worker's lease ran out. A name that is not even known (somebody deleted the set) becomes known again, as
--- one that ran out: else nobody would look after its list.
-local function lost(processing, workers, worker, clock)
-  local ends = lease_end(workers, worker)
-  if ends == 0 and redis.call('LLEN', processing) > 0 then redis.call('ZADD', workers, clock, worker) end
+-- Whether a model server's lease ran out. A name that is not even known (somebody deleted the set) becomes known
+-- again, as one that ran out: else nobody would look after its list.
+local function lost(processing, leases, server, clock)
+  local ends = lease_end(leases, server)
+  if ends == 0 and redis.call('LLEN', processing) > 0 then redis.call('ZADD', leases, clock, server) end
   return ends <= clock
 end
 
@@ -30,6 +30,6 @@ end
 
 -- A Redis out of memory refuses a script whose first write may take memory. Scripts that move and end jobs free more
 -- than they take, and must run just then: they begin with a write that takes none.
-local function allow_out_of_memory(workers)
-  redis.call('ZREM', workers, '')
+local function allow_out_of_memory(leases)
+  redis.call('ZREM', leases, '')
 end

@@ -1,6 +1,6 @@
--- Register a worker: its lease begins.
--- KEYS: 1 workers  2 settled
--- ARGV: 1 worker  2 lease in seconds
+-- Register a model server, whose lease begins.
+-- KEYS: 1 leases  2 settled_by_server
+-- ARGV: 1 model server  2 lease in seconds
 -- Returns Redis's clock in seconds, as text
 allow_out_of_memory(KEYS[1])
 local clock = now()

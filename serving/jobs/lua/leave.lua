@@ -1,6 +1,6 @@
--- Give a worker's jobs back to the head of the queue, in their order and with no attempt counted, and end its lease.
--- KEYS: 1 queue  2 processing list  3 workers  4 settled
--- ARGV: 1 worker  2 forget its name: 1, or 0 when a command of it may still be under way
+-- Give a model server's jobs back to the head of the queue, in their order and with no attempt counted, and end its lease.
+-- KEYS: 1 queue  2 processing list  3 leases  4 settled_by_server
+-- ARGV: 1 model server  2 forget its name: 1, or 0 when a command of it may still be under way
 -- Returns how many jobs went back
 allow_out_of_memory(KEYS[3])
 local returned = 0

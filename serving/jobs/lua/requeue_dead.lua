@@ -1,6 +1,6 @@
 -- Put the job of a dead letter at the end of the queue, with no attempt counted, and strike the letter off. The letter
 -- is found by its text: its place in the list moves with each trim.
--- KEYS: 1 dead  2 queue  3 attempts  4 workers
+-- KEYS: 1 dead  2 queue  3 attempts  4 leases
 -- ARGV: 1 the letter  2 its job
 -- Returns 1; or 0 when the letter has gone
 allow_out_of_memory(KEYS[4])

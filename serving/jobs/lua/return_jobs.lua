@@ -1,7 +1,7 @@
--- Return the jobs of a worker whose lease ran out to the head of the queue, in their order, each with one more
+-- Return the jobs of a model server whose lease ran out to the head of the queue, in their order, each with one more
 -- attempt; a job out of attempts becomes a dead letter.
--- KEYS: 1 queue  2 processing list  3 workers  4 attempts  5 dead  6 settled
--- ARGV: 1 worker  2 most attempts  3 most dead letters  4 most bytes of a job kept in one
+-- KEYS: 1 queue  2 processing list  3 leases  4 attempts  5 dead  6 settled_by_server
+-- ARGV: 1 model server  2 most attempts  3 most dead letters  4 most bytes of a job kept in one
 --       5 seconds until the name is forgotten  6 seconds until attempts that nobody clears are
 -- Returns {jobs returned, job given up, …}
 allow_out_of_memory(KEYS[3])

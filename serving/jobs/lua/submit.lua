@@ -1,9 +1,9 @@
 -- Let jobs into the queue, at whose end they have just been put in the same transaction; or take those out again that
 -- it has no room for, the last ones.
--- KEYS: 1 queue  2 served  3 emptied
+-- KEYS: 1 queue  2 settled_total  3 last_empty_at
 -- ARGV: 1 how many jobs were put there  2 most jobs that may wait
--- Returns {how many are accepted, jobs that waited before, jobs served so far, and in seconds, as text: when the queue
--- was last emptied, Redis's clock}
+-- Returns {how many are accepted, jobs that waited before, jobs settled so far, and in seconds, as text: when the queue
+-- was last empty, Redis's clock}
 local count = tonumber(ARGV[1])
 local waiting = redis.call('LLEN', KEYS[1]) - count
 local accepted = math.max(0, math.min(count, ARGV[2] - waiting))

@@ -1,17 +1,18 @@
--- Move waiting jobs to a worker's processing list, with a look at each: while some job came back, or where Redis is out
--- of memory; else keep.lua does for less. A worker with empty hands proves by this that it is alive.
--- KEYS: 1 queue  2 processing list  3 workers  4 attempts  5 emptied
--- ARGV: 1 worker  2 lease in seconds  3 most jobs to take
+-- Move waiting jobs to a model server's processing list, with a look at each: while some job came back, or where Redis
+-- is out of memory; else confirm.lua does for less. A model server with empty hands proves by this that it is alive.
+-- KEYS: 1 queue  2 processing list  3 leases  4 attempts  5 last_empty_at
+-- ARGV: 1 model server  2 lease in seconds  3 most jobs to take
 -- Returns {state, Redis's clock in seconds, as text, how many jobs came back and have not ended, job, …}; the state is
---   0  these jobs run together
+--   0  TOGETHER: these jobs run together, none of them came back
 --   n  this one job came back n times: it runs alone
---  -1  the next job runs alone, or the one in hand does: come back with empty hands
---  -2  the lease is lost: nothing was taken
+--  -1  ALONE_LATER: the next job runs alone, or the one in hand does: come back with empty hands
+--  -2  LEASE_LOST: nothing was taken
+local TOGETHER, ALONE_LATER, LEASE_LOST = 0, -1, -2
 allow_out_of_memory(KEYS[3])
 local clock = now()
 local stamp = string.format('%.6f', clock)
 local came_back = redis.call('HLEN', KEYS[4])
-if lost(KEYS[2], KEYS[3], ARGV[1], clock) then return {-2, stamp, came_back} end
+if lost(KEYS[2], KEYS[3], ARGV[1], clock) then return {LEASE_LOST, stamp, came_back} end
 
 local holds = redis.call('LLEN', KEYS[2]) > 0
 if not holds then redis.call('ZADD', KEYS[3], clock + ARGV[2], ARGV[1]) end
@@ -23,7 +24,7 @@ end
 
 if came_back > 0 then
   local times = attempts(redis.call('LINDEX', KEYS[1], 0))
-  if holds and (times > 0 or attempts(redis.call('LINDEX', KEYS[2], 0)) > 0) then return {-1, stamp, came_back} end
+  if holds and (times > 0 or attempts(redis.call('LINDEX', KEYS[2], 0)) > 0) then return {ALONE_LATER, stamp, came_back} end
   if times > 0 then return {times, stamp, came_back, redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')} end
 end
 
@@ -36,4 +37,4 @@ while #taken < tonumber(ARGV[3]) do
 end
 -- Who reads this knows that the model servers kept up with what came.
 if #taken > 0 and redis.call('LLEN', KEYS[1]) == 0 then redis.call('SET', KEYS[5], stamp) end
-return {0, stamp, came_back, unpack(taken)}
+return {TOGETHER, stamp, came_back, unpack(taken)}
