@@ -50,7 +50,7 @@ def main() -> int:
             return run(arguments, queue, (config.image_height, config.image_width, 3))
     except errors.QueueAway as error:
         print(error, file=sys.stderr)
-    return settings.EXIT_WRONG_SETTING
+        return error.exit_status
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -35,7 +35,6 @@ from serving.model.classifier import Classifier
 from serving.telemetry.metrics import ModelMetrics
 
 EXIT_UNHEALTHY = 1
-EXIT_NO_DOWNLOAD = 3
 EXIT_INTERRUPTED = 130
 RANDOM_WARNING = "The model has random weights: its predictions mean nothing. Set MODEL_WEIGHTS."
 
@@ -63,14 +62,11 @@ def main() -> int:
         else:
             serve(config, queue, load_classifier(config))
         return 0
-    except errors.WeightsDownloadFailed as error:
+    except (errors.StartError, errors.QueueAway) as error:
         print(error, file=sys.stderr)
-        return EXIT_NO_DOWNLOAD
-    except (errors.CannotStart, errors.QueueAway) as error:
-        print(error, file=sys.stderr)
+        return error.exit_status
     except KeyboardInterrupt:  # while it loads; later it stops in order
         return EXIT_INTERRUPTED
-    return settings.EXIT_WRONG_SETTING
 
 
 def check_health(queue: JobQueue, lease_seconds: float) -> int:

@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.text import Text
 
 import settings
-from run_model_server import EXIT_NO_DOWNLOAD
 from serving import errors
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import end_leases, has_lease
@@ -73,9 +72,9 @@ class Service:
                 self.start_servers()
                 self.wait_until_ready()
                 self.watch()
-            except errors.ServiceError as error:
+            except (errors.StartError, errors.QueueAway) as error:
                 tell(str(error), "bold red")
-                return settings.EXIT_WRONG_SETTING
+                return error.exit_status
             finally:
                 self.stop()
         return 0
@@ -115,7 +114,7 @@ class Service:
                 connect(self.redis_url, self.config.image_queue, patience_seconds=10)
             except errors.QueueAway as error:
                 said = self.last_words.get("redis", "nothing")
-                raise errors.CannotStart(f"The private Redis ({server}) does not start; it said: {said}") from error
+                raise errors.StartError(f"The private Redis ({server}) does not start; it said: {said}") from error
             tell(f"Redis: a private one on port {port} ({server}); it keeps nothing when it stops")
 
     @functools.cached_property
@@ -192,10 +191,11 @@ class Service:
             status = child.exit_status()
             if status is None:
                 continue
-            if starting and child in self.models and status == EXIT_NO_DOWNLOAD and self.go_on_with_random_weights():
+            no_weights = child in self.models and status == errors.WeightsDownloadFailed.exit_status
+            if starting and no_weights and self.go_on_with_random_weights():
                 return
-            if starting and status == settings.EXIT_WRONG_SETTING:
-                raise errors.CannotStart(f"The {child.name} server refuses to start: see its last line above.")
+            if starting and status == errors.StartError.exit_status:
+                raise errors.StartError(f"The {child.name} server refuses to start: see its last line above.")
             self.bury(child, status)
 
     def bury(self, child: Child, status: int) -> None:

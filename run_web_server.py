@@ -95,9 +95,9 @@ def main() -> int:
     try:
         server.check_address(config.web_host, config.web_port)
         JobQueue(config.redis_url, config.image_queue).connect()
-    except (errors.CannotStart, errors.QueueAway) as error:
+    except (errors.StartError, errors.QueueAway) as error:
         print(error, file=sys.stderr)
-        return settings.EXIT_WRONG_SETTING
+        return error.exit_status
     server.serve(
         lambda: start_app(config),
         host=config.web_host,

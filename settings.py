@@ -13,8 +13,6 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-EXIT_WRONG_SETTING = 2
-
 
 def count_cpus() -> int:
     """The CPUs that this process may use."""
@@ -143,7 +141,7 @@ def load(**overrides: object) -> Settings:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         print(explain(error), file=sys.stderr)
-        raise SystemExit(EXIT_WRONG_SETTING) from None
+        raise SystemExit(2) from None  # as serving.errors.StartError
 
 
 def kept_models(runtime: str) -> Path:

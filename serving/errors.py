@@ -1,75 +1,102 @@
-"""What can go wrong, and the HTTP status it has.
+"""What can go wrong, in three branches.
 
-    ServiceError                500
+    RequestError                     a request ends with this HTTP status, and its client reads the message
     ├── NoImage                 400  nothing to classify in the request
     ├── Unauthorized            401  the API key is missing or wrong
     ├── Forbidden               403  not for this client
-    ├── TooLarge                413  more bytes or more pixels than allowed
-    ├── UnsupportedFormat       415  not an image format that we read
+    ├── TooLarge                413  more bytes, pixels or work than the service accepts
+    ├── UnsupportedFormat       415  not an image format that the service reads
     ├── UndecodableImage        422  an image, but truncated or corrupt
-    ├── ClientGone              499  nobody waits for the answer; nginx's number, seen in the metrics alone
+    ├── ClientGone              499  nobody waits for the answer; only the metrics see this status, which is nginx's
     ├── ModelFailed             500  the model failed on this very image
-    │   └── OutOfMemory              … because the batch did not fit; half of it may
+    │   └── OutOfMemory              … because the batch did not fit; half of the batch may
     ├── Unavailable             503  try again after `retry_after_seconds`
     │   ├── QueueFull
-    │   └── QueueAway                Redis does not answer
+    │   └── QueueAway                Redis does not answer; a program that meets this at its start exits with 2
     │       └── QueueOutOfMemory     … or cannot take more
-    ├── TimedOut                504  no answer before the deadline
-    ├── BadJob                       garbage in the queue; its sender gets 500, if there is one
-    ├── LeaseLost                    this model server was taken for dead; its jobs went to another
-    ├── RuntimeUnsuitable            this way to run the model does not do; Keras does
-    └── CannotStart                  the process exits and says what to set
-        └── ModelUnavailable             the model cannot be set up
-            └── WeightsDownloadFailed    … because the ImageNet weights cannot be fetched
+    └── TimedOut                504  no answer before the deadline
 
-The message of each says what was wrong and what to do, and is what the client reads.
+    StartError                    2  a program cannot start, says what to set, and exits with this status
+    └── ModelUnavailable          2  the model cannot be set up
+        └── WeightsDownloadFailed 3  … because the ImageNet weights cannot be fetched
+
+    Signal                           one of our parts tells another; no client ever reads it
+    ├── BadJob                       a text in the queue is no job; its sender gets 500, if it has one
+    ├── LeaseLost                    this model server was taken for dead, and its jobs went to another
+    └── RuntimeUnsuitable            this way to run the model does not do; Keras does
+
+The message of a RequestError and of a StartError says what was wrong and what to do.
 """
 
 
-class ServiceError(Exception):
-    """The root of the tree. `status` is the HTTP status that a request ends with."""
+class RequestError(Exception):
+    """The root of all that a client is told. `status` is the HTTP status of the answer.
 
-    status = 500
+    `when` says in general when a request ends so, and `advice` what its client can do. The HTTP API's documents are
+    made of both: /openapi.json, and the table in docs/api.md.
+    """
+
+    status: int
+    when: str
+    advice: str
 
 
-class NoImage(ServiceError):
+class NoImage(RequestError):
     status = 400
+    when = "The request brings no image or an empty one, or its body cannot be read."
+    advice = "Send the image as the multipart field `image`, or as the body with its `Content-Type`."
 
 
-class Unauthorized(ServiceError):
+class Unauthorized(RequestError):
     status = 401
+    when = "The service asks for an API key, and the request brings none or a wrong one."
+    advice = "Send the header `Authorization: Bearer <key>`."
 
 
-class Forbidden(ServiceError):
+class Forbidden(RequestError):
     status = 403
+    when = "Only at `/metrics`: the service has no API key, and the request comes from another machine or a proxy."
+    advice = "Set `API_KEY` for the service, and send that key."
 
 
-class TooLarge(ServiceError):
+class TooLarge(RequestError):
     status = 413
+    when = "The image has more bytes or more pixels than the service accepts, or takes too much work to decode."
+    advice = "Send a smaller image, or save it in a simpler way."
 
 
-class UnsupportedFormat(ServiceError):
+class UnsupportedFormat(RequestError):
     status = 415
+    when = "The service does not read the image's format, or the request's `Content-Type`."
+    advice = "Convert the image to JPEG or PNG, and send it with a `Content-Type` of the kinds above."
 
 
-class UndecodableImage(ServiceError):
+class UndecodableImage(RequestError):
     status = 422
+    when = "The image cannot be decoded, because it is truncated or corrupt."
+    advice = "Send the image again; if that fails too, save it anew."
 
 
-class ClientGone(ServiceError):
+class ClientGone(RequestError):
     status = 499
+    when = "The client hung up before its answer came."
+    advice = "Nothing: no client reads this status."
 
 
-class ModelFailed(ServiceError):
+class ModelFailed(RequestError):
     status = 500
+    when = "The model failed on this image, which is kept as a dead letter; or the web server failed."
+    advice = "Tell the operator: the logs and `python dead_letters.py list` say why. The same image may fail again."
 
 
 class OutOfMemory(ModelFailed):
     pass
 
 
-class Unavailable(ServiceError):
+class Unavailable(RequestError):
     status = 503
+    when = "More requests wait than can be answered in time, or Redis is away."
+    advice = "Wait as many seconds as the header `Retry-After` says, then send the request again."
 
     def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
         super().__init__(message)
@@ -80,37 +107,52 @@ class QueueFull(Unavailable):
     pass
 
 
-class QueueAway(Unavailable):
+class StartError(Exception):
+    """The root of all that keeps a program from starting. `exit_status` is its exit status."""
+
+    exit_status = 2
+
+
+class ModelUnavailable(StartError):
     pass
+
+
+class WeightsDownloadFailed(ModelUnavailable):
+    exit_status = 3
+
+
+class QueueAway(Unavailable):
+    exit_status = StartError.exit_status  # of a program that meets it at its start
 
 
 class QueueOutOfMemory(QueueAway):
     pass
 
 
-class TimedOut(ServiceError):
+class TimedOut(RequestError):
     status = 504
+    when = "No answer came within `REQUEST_TIMEOUT_SECONDS`."
+    advice = "Send the request again. If that fails too, ask the operator whether a model server runs."
 
 
-class BadJob(ServiceError):
+class Signal(Exception):
+    """The root of what one of our parts tells another."""
+
+
+class BadJob(Signal):
     pass
 
 
-class LeaseLost(ServiceError):
+class LeaseLost(Signal):
     pass
 
 
-class RuntimeUnsuitable(ServiceError):
+class RuntimeUnsuitable(Signal):
     pass
 
 
-class CannotStart(ServiceError):
-    pass
-
-
-class ModelUnavailable(CannotStart):
-    pass
-
-
-class WeightsDownloadFailed(ModelUnavailable):
-    pass
+def statuses() -> dict[int, tuple[str, str]]:
+    """Each HTTP status of a RequestError that a client can read, in ascending order -> its (`when`, `advice`)."""
+    rows = {error.status: (error.when, error.advice) for error in RequestError.__subclasses__()}
+    del rows[ClientGone.status]
+    return dict(sorted(rows.items()))

@@ -685,13 +685,13 @@ def _peak_megabytes() -> float:
 
 def decode(data: bytes, cpu_seconds: float) -> str:
     """How it ended: `decoded`, or the refusal's name. Raises what must not be; ends the process after `cpu_seconds`."""
-    from serving.errors import ServiceError
+    from serving.errors import RequestError
     from serving.images.decode import decode_image
 
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # its signal ends the process, wherever it is
     try:
         pixels = decode_image(data, WIDTH, HEIGHT, MOST_PIXELS)
-    except ServiceError as error:
+    except RequestError as error:
         if not 400 <= error.status < 500:
             raise
         if isinstance(error.__cause__, MemoryError):

@@ -5,19 +5,19 @@ import logging
 from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from serving.errors import ServiceError, Unauthorized, Unavailable
+from serving.errors import RequestError, Unauthorized, Unavailable
 
 log = logging.getLogger(__name__)
 
 
 def add_to(app: Flask) -> None:
     """Have `app` answer its errors so."""
-    app.register_error_handler(ServiceError, service_error)
+    app.register_error_handler(RequestError, request_error)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, unexpected)
 
 
-def service_error(error: ServiceError) -> tuple[Response, int, dict[str, str]]:
+def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
     """One of ours, which says it all."""
     if error.__cause__ is not None and error.status >= 500:
         # Not its repr: of Redis's errors that names no more than the class.

@@ -33,7 +33,7 @@ from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.wsgi import ClosingIterator
 
-from serving.errors import CannotStart
+from serving.errors import StartError
 from serving.web.arrival import KEEP_ALIVE_SECONDS, ArrivingHead, RequestBody, linger
 
 STUCK_WORKER_SECONDS = 60
@@ -67,13 +67,13 @@ def restart_with_heap_settings() -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises CannotStart when nothing can listen there; gunicorn by itself tries five times and ends with 1."""
+    """Raises StartError when nothing can listen there; gunicorn by itself tries five times and ends with 1."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise CannotStart(
+            raise StartError(
                 f"WEB_HOST={host}, WEB_PORT={port}: {error.strerror}. Set WEB_PORT to a free port."
             ) from error
 
