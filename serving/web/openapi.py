@@ -3,21 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-ERRORS = {
-    400: "No image in the request, or an empty one",
-    401: "The API key is missing or wrong",
-    403: "Without API_KEY: not from this machine, or through a proxy",
-    413: "Too many bytes, or too many pixels",
-    415: "Not an image format that is read here, or a wrong content type",
-    422: "An image that cannot be decoded: truncated or corrupt",
-    500: "The model failed on this image; it is kept as a dead letter",
-    503: "Queue full, or Redis away: try again after Retry-After seconds",
-    504: "No answer before the deadline",
-}
+from serving.errors import statuses
 
 
 def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: bool) -> dict[str, Any]:
-    """The OpenAPI document, ready for JSON."""
+    """The OpenAPI document, ready for JSON.
+
+    Args:
+        max_upload_bytes: of one image, at most.
+        formats: names of the image formats that the service reads.
+        asks_for_key: whether the service has API keys.
+    """
     refused, elsewhere = (401, {403}) if asks_for_key else (403, {401, 403})
     binary = {"schema": {"type": "string", "format": "binary", "maxLength": max_upload_bytes}}
     predict: dict[str, Any] = {
@@ -38,18 +34,20 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
             },
         },
         "responses": {
-            "200": _answer("The likeliest labels", "Predictions"),
-            **{str(status): _error(status, text) for status, text in ERRORS.items() if status not in elsewhere},
+            "200": _answer("The most likely labels, most likely first", "Predictions"),
+            **{str(status): _error(status) for status in statuses() if status not in elsewhere},
         },
     }
     metrics: dict[str, Any] = {
-        "summary": "What was counted, for Prometheus",
+        "summary": "The service's counts and durations, for Prometheus",
         "operationId": "metrics",
         "responses": {
             "200": {"description": "The counts", "content": {"text/plain": {"schema": {"type": "string"}}}},
-            str(refused): _error(refused, ERRORS[refused]),
+            str(refused): _error(refused),
         },
     }
+    ready = _page("readyz", "Redis answers, and a model server is ready", "Ready")
+    ready["responses"]["503"] = _error(503, "Redis is away, or no model server is ready.")
     if asks_for_key:
         predict["security"] = metrics["security"] = [{"key": []}]
     return {
@@ -57,8 +55,8 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
         "info": {"title": "Image classification", "version": "1", "description": "Send a picture, get its labels."},
         "paths": {
             "/predict": {"post": predict},
-            "/healthz": {"get": _page("healthz", "The web process lives", "Alive")},
-            "/readyz": {"get": _page("readyz", "Redis answers and a model server is ready", "Ready", fails=True)},
+            "/healthz": {"get": _page("healthz", "The web process is alive", "Alive")},
+            "/readyz": {"get": ready},
             "/metrics": {"get": metrics},
         },
         "components": {"schemas": _SCHEMAS, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
@@ -70,13 +68,13 @@ def _answer(description: str, schema: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
-def _error(status: int, description: str) -> dict[str, Any]:
-    return _answer(description, "Error") | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
+def _error(status: int, description: str = "") -> dict[str, Any]:
+    answer = _answer(description or " ".join(statuses()[status]), "Error")
+    return answer | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
 
 
-def _page(name: str, summary: str, schema: str, *, fails: bool = False) -> dict[str, Any]:
-    responses = {"200": _answer(summary, schema)} | ({"503": _error(503, "Not ready")} if fails else {})
-    return {"summary": summary, "operationId": name, "responses": responses}
+def _page(name: str, summary: str, schema: str) -> dict[str, Any]:
+    return {"summary": summary, "operationId": name, "responses": {"200": _answer(summary, schema)}}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
