@@ -1,64 +1,63 @@
-"""The images of the next batch, side by side in memory before the model asks for them.
+"""Defines what the threads of a model server hand to each other: Item, Batch, Predicted.
 
-    fetcher: put, put, … --> rows of one array -- turn: the batch is taken --> side_by_side --> that array, not a copy
-                             rows of the other one, from now on
-
-Gathered when the model is free, a batch would let it wait while 150 kB an image are copied, which have left the caches
-by then (docs/decisions/025). An image that has just been decoded is in them still.
+    fetcher -- Item, pixels --> inbox -- Batch --> predictor -- Predicted --> answerer -- Outcome --> the queue
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-
-class Stage:
-    """Rows for so many images, (height, width, 3) uint8 0..255, all of one shape."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._used = most, 0
-        self._rows: np.ndarray | None = None
-
-    def put(self, pixels: np.ndarray) -> np.ndarray:
-        """The next row, with a copy of `pixels`; or `pixels` itself where there is no row for it."""
-        if self._rows is None:
-            self._rows = np.empty((self._most, *pixels.shape), pixels.dtype)
-        if self._used == self._most or pixels.shape != self._rows.shape[1:]:
-            return pixels
-        row = self._rows[self._used]
-        row[...] = pixels
-        self._used += 1
-        return row  # type: ignore[no-any-return]
-
-    def clear(self) -> None:
-        self._used = 0
+from serving.jobs.job import Member, Outcome
 
 
-class Staging:
-    """Two stages: while the model has the images of one, the other is filled."""
+@dataclass(frozen=True)
+class Item:
+    """A taken job without its pixels. An item without a row ends without the model: failed, or else dropped."""
 
-    def __init__(self, most: int) -> None:
-        self.filling, self._other = Stage(most), Stage(most)
+    text: bytes
+    job_id: str | None = None
+    reply_to: str | None = None
+    deadline: float = float("inf")  # unix seconds, Redis's clock
+    failure: str | None = None
+    attempts: int = 0
+    row: int | None = None  # of the batch's array of pixels
 
-    def turn(self) -> None:
-        """Fill the other stage from now on. Nobody may need the images in it any more."""
-        self._other.clear()  # first: whoever fills it may see it at once
-        self.filling, self._other = self._other, self.filling
-
-
-def side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
-    """n arrays of one shape as one, (n, …); a copy unless they are rows of one array, one after the other."""
-    rows = images[0].base
-    if (
-        isinstance(rows, np.ndarray)
-        and rows.shape[1:] == images[0].shape
-        and all(image.base is rows for image in images)
-    ):
-        first, *others = ((_address(image) - _address(rows)) // rows.strides[0] for image in images)
-        if others == list(range(first + 1, first + len(images))):
-            return rows[first : first + len(images)]
-    return np.stack(images)
+    def ends(self, answer: str | None) -> Outcome:
+        """Tell how the job ends: with `answer` (JSON), else with its failure, else dropped."""
+        return Outcome(self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts)
 
 
-def _address(array: np.ndarray) -> int:
-    return int(array.__array_interface__["data"][0])
+@dataclass(frozen=True)
+class Batch:
+    """Items in the order in which they were taken, and the array that their rows belong to.
+
+    `rows` is (rows, height, width, 3) uint8 0..255, and has rows of other batches as well.
+    """
+
+    member: Member  # under whose lease the items were taken
+    items: list[Item]
+    rows: np.ndarray
+
+    def pixels(self, items: list[Item]) -> np.ndarray:
+        """Return the images of these items, which all have rows: (items, height, width, 3) uint8 0..255.
+
+        The array is a part of `rows`, not a copy, where the rows follow each other; a copy otherwise.
+        """
+        chosen = [item.row for item in items if item.row is not None]
+        if chosen[-1] - chosen[0] == len(chosen) - 1:
+            return self.rows[chosen[0] : chosen[-1] + 1]
+        return self.rows[chosen]
+
+    def halves(self) -> "list[Batch]":
+        """Split the batch in two."""
+        middle = len(self.items) // 2
+        return [Batch(self.member, part, self.rows) for part in (self.items[:middle], self.items[middle:])]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Items that the model is done with, and of each its probabilities: (classes,) float32 0..1, or None without."""
+
+    member: Member
+    items: list[Item]
+    probabilities: list[np.ndarray | None]

@@ -1,116 +1,97 @@
-"""A batch of jobs -> how each of them ends. Where the model fails on a batch, halves find the guilty job."""
+"""Runs the model on one batch after the other. Where the model fails on a batch, halves find the guilty job.
 
-import functools
+    inbox -- take --> Batch -- the model --> Predicted --> handover
+"""
+
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from serving.batching.batch import Stage, side_by_side
+from serving.batching.batch import Batch, Item, Predicted
+from serving.batching.handover import Handover
+from serving.batching.inbox import Inbox
+from serving.batching.state import LoopState
 from serving.errors import ModelFailed, OutOfMemory
-from serving.jobs.job import Outcome
+from serving.jobs.job import ModelQueue
+from serving.model.runtime import Model
+from serving.telemetry.metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Item:
-    """A taken job, ready for the model; or, without pixels, one that ends without it (`failure`, else dropped)."""
-
-    text: bytes
-    job_id: str | None = None
-    reply_to: str | None = None
-    deadline: float = float("inf")  # unix seconds, Redis's clock
-    pixels: np.ndarray | None = None  # (height, width, 3) uint8 0..255
-    failure: str | None = None
-    attempts: int = 0
-
-    def staged(self, stage: Stage) -> "Item":
-        """The same with its pixels in `stage`."""
-        return self if self.pixels is None else replace(self, pixels=stage.put(self.pixels))
-
-    def ends(self, *, answer: str | None = None, failure: str | None = None) -> Outcome:
-        return Outcome(self.text, self.job_id, self.reply_to, answer, failure, self.attempts)
-
-
-class Observer(Protocol):
-    """Who counts."""
-
-    def predicted(self, jobs: int, seconds: float) -> None: ...
-
-    def ended(self, outcomes: Sequence[Outcome]) -> None: ...
-
-
-Write = Callable[[], list[str]]  # writes n answers, JSON, of what the model has computed; another thread may call it
-
-
-class BatchPredictor:
-    """Predicts batches of items.
+class Predictor:
+    """The thread that calls the model.
 
     Args:
-        predict: pixels (n, height, width, 3) uint8 0..255 -> what writes n answers. Raises ModelFailed, OutOfMemory.
-        now: the time by Redis's clock, unix seconds.
-        observer: is told of every batch.
-        batch_size: most images in one call of `predict`; the attribute falls when that many do not fit into memory.
+        clock: tells the time by Redis's clock.
+        inbox: where the jobs wait.
+        model: maps pixels to probabilities.
+        handover: the way to the answerer.
     """
 
     def __init__(
         self,
-        predict: Callable[[np.ndarray], Write],
-        now: Callable[[], float],
-        observer: Observer,
-        batch_size: int,
+        clock: ModelQueue,
+        inbox: Inbox,
+        model: Model,
+        handover: Handover,
+        state: LoopState,
+        metrics: ModelMetrics,
     ) -> None:
-        self._predict, self._now, self._observer = predict, now, observer
-        self.batch_size = batch_size
+        self._clock, self._inbox, self._model, self._handover = clock, inbox, model, handover
+        self._state, self._metrics = state, metrics
 
-    def split(self, items: list[Item]) -> tuple[list[Item], list[Item]]:
-        """The items of one batch, those that end without the model going along for free, and the rest."""
-        images = 0
-        for position, item in enumerate(items):
-            images += item.pixels is not None
-            if images > self.batch_size:
-                return items[:position], items[position:]
-        return items, []
-
-    def outcomes(self, batch: Sequence[Item]) -> Iterator[Callable[[], list[Outcome]]]:
-        """How the items end, in their order, in as many pieces as it took: of each a function that tells, so that the
-        thread which answers can write the answers while the model goes on.
+    def run(self) -> None:
+        """Predict until the loop stops.
 
         Raises:
             ModelFailed: the model is broken: it fails on a blank image as well, and no job is to blame.
         """
-        expired = self._now()
-        good = [item for item in batch if item.pixels is not None and item.deadline > expired]
+        while not self._state.stopping:
+            batch = self._inbox.take()
+            if batch is not None:
+                for predicted in self.predict(batch):
+                    self._handover.put(predicted)
+
+    def predict(self, batch: Batch) -> Iterator[Predicted]:
+        """Run the model on a batch; yield its items in their order, in as many pieces as it took.
+
+        Raises:
+            ModelFailed: the model is broken.
+        """
+        now = self._clock.now()
+        good = [item for item in batch.items if item.row is not None and item.deadline > now]
         started = time.monotonic()
         try:
-            pixels = [item.pixels for item in good if item.pixels is not None]
-            write = self._predict(side_by_side(pixels)) if good else list
+            rows = self._call_model(batch.pixels(good)) if good else []
         except ModelFailed as error:
             if isinstance(error, OutOfMemory) and len(good) > 1:
-                self.batch_size = max(1, len(good) // 2)
-                log.warning("out of memory with %d images; batches of %d from now on", len(good), self.batch_size)
+                self._inbox.batch_size = max(1, len(good) // 2)
+                log.warning("out of memory with %d images; batches of %d from now on", len(good), len(good) // 2)
             if len(good) > 1:
-                yield from self.outcomes(batch[: len(batch) // 2])
-                yield from self.outcomes(batch[len(batch) // 2 :])
+                for half in batch.halves():
+                    yield from self.predict(half)
                 return
-            self._blame(good[0], error)
-            ends = [item.ends(failure=str(error) if item is good[0] else item.failure) for item in batch]
-            yield lambda: ends
+            self._blame(batch, good[0], error)
+            items = [replace(item, failure=str(error)) if item is good[0] else item for item in batch.items]
+            yield Predicted(batch.member, items, [None] * len(items))
             return
         if good:
-            self._observer.predicted(len(good), time.monotonic() - started)
-        yield functools.partial(_written, batch, good, write)
+            self._metrics.predicted(len(good), time.monotonic() - started)
+        of_row = {item.row: row for item, row in zip(good, rows, strict=True)}
+        yield Predicted(batch.member, batch.items, [of_row.get(item.row) for item in batch.items])
 
-    def _blame(self, item: Item, error: ModelFailed) -> None:
-        """Is it the image? If the model fails on a blank one as well the model is broken, and no job's fault."""
+    def _call_model(self, pixels: np.ndarray) -> np.ndarray:
+        self._state.model_busy_since = time.monotonic()
+        try:
+            return self._model.probabilities(pixels)
+        finally:
+            self._state.model_busy_since = None
+
+    def _blame(self, batch: Batch, item: Item, error: ModelFailed) -> None:
+        """Is it the image? If the model fails on a blank one as well, the model is broken, and no job is to blame."""
         log.error("the model failed on job %s: %r", item.job_id, error.__cause__ or error)
-        self._predict(np.zeros_like(item.pixels)[np.newaxis])
-
-
-def _written(batch: Sequence[Item], good: Sequence[Item], write: Write) -> list[Outcome]:
-    by_item = dict(zip(map(id, good), write(), strict=True))
-    return [item.ends(answer=by_item.get(id(item)), failure=item.failure) for item in batch]
+        self._call_model(np.zeros_like(batch.rows[:1]))

@@ -1,0 +1,70 @@
+"""Writes the answers while the model goes on, and ends the jobs in the queue.
+
+    Predicted -- the model's labels --> answers, JSON -- answer, in one round trip --> the queue: set, woken, struck off
+"""
+
+import logging
+import time
+
+from serving.batching.handover import Handover
+from serving.batching.inbox import Inbox
+from serving.batching.state import LoopState
+from serving.errors import QueueAway
+from serving.jobs.job import Member, Outcome
+from serving.model.runtime import Model
+from serving.telemetry.metrics import ModelMetrics
+
+RECONNECT_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class Answerer:
+    """The thread that answers.
+
+    Args:
+        handover: brings what to answer.
+        model: writes an answer from an image's probabilities.
+        inbox: is told, so that the fetcher wakes when nothing is in hand.
+    """
+
+    def __init__(
+        self,
+        handover: Handover,
+        model: Model,
+        inbox: Inbox,
+        state: LoopState,
+        metrics: ModelMetrics,
+    ) -> None:
+        self._handover, self._model, self._inbox = handover, model, inbox
+        self._state, self._metrics = state, metrics
+
+    def run(self) -> None:
+        """Answer until the handover is finished."""
+        while (predicted := self._handover.get()) is not None:
+            outcomes = [
+                item.ends(None if probabilities is None else self._model.answer(probabilities))
+                for item, probabilities in zip(predicted.items, predicted.probabilities, strict=True)
+            ]
+            self._deliver(predicted.member, outcomes)
+            self._metrics.ended(outcomes)
+            self._inbox.answered()
+
+    def finish(self) -> None:
+        """Let `run` end once it has answered what is predicted."""
+        self._handover.finish()
+
+    def _deliver(self, member: Member, outcomes: list[Outcome]) -> None:
+        """Answer, however long Redis is away; while the loop stops, for one lease: then the jobs go to others."""
+        is_away, give_up_at = False, float("inf")
+        while time.monotonic() < give_up_at:
+            try:
+                member.answer(outcomes)
+                return
+            except QueueAway as error:
+                if not is_away:
+                    log.warning("answers wait for the queue: %s", error.__cause__)
+                is_away = True
+                if self._state.stopping:
+                    give_up_at = min(give_up_at, time.monotonic() + self._state.lease_seconds)
+                time.sleep(RECONNECT_SECONDS)

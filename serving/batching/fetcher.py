@@ -1,0 +1,146 @@
+"""Takes jobs from the queue, decodes them, and puts them into the inbox, so that the model never waits for Redis.
+
+    queue -- take, under a lease --> jobs as they travel -- read_job --> Item, pixels -- put --> inbox
+"""
+
+import logging
+import time
+
+import numpy as np
+
+import helpers
+from serving.batching.batch import Item
+from serving.batching.inbox import Inbox
+from serving.batching.state import LoopState
+from serving.errors import BadJob, LeaseLost, QueueAway
+from serving.jobs.job import Job, Member, ModelQueue
+
+# While the model is busy the fetcher looks at the queue after these pauses, which double as long as nothing comes: on a
+# CPU each look takes time from the model. Blocking instead would win jobs that an idle model server is waiting for.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.02
+RETURN_EXPIRED_SECONDS = 1.0
+RECONNECT_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class Fetcher:
+    """The thread that takes jobs.
+
+    Args:
+        queue: where model servers join, take and answer.
+        inbox: where the jobs wait for the model.
+        shape: of the model's input, (height, width, 3).
+        wait_seconds: the longest wait on an empty queue.
+    """
+
+    def __init__(
+        self, queue: ModelQueue, inbox: Inbox, state: LoopState, shape: tuple[int, int, int], *, wait_seconds: float
+    ) -> None:
+        self._queue, self._inbox, self._state, self._shape = queue, inbox, state, shape
+        self._wait_seconds = wait_seconds
+        self._member: Member | None = None
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._expired_checked = 0.0  # monotonic seconds
+
+    def run(self) -> None:
+        """Take jobs until the loop stops."""
+        is_away = False
+        while not self._state.stopping:
+            try:
+                member = self._member or self._join()
+                is_away = False
+                self._fetch(member)
+            except LeaseLost as error:
+                log.warning("%s; starting afresh when the model is free", error)
+                self._drop()
+                self._state.wait_for_model()
+            except QueueAway as error:
+                if not is_away:  # said once, not twice a second
+                    log.warning("the queue is away: %s", error.__cause__)
+                is_away = True
+                dropped = self._drop()
+                self._state.wait_for_model()  # what it is at is answered under the old name
+                self._give_back(dropped)
+
+    def leave(self) -> None:
+        """Give the jobs that were not begun back to the queue, and end the lease."""
+        try:
+            returned = self._member.leave() if self._member is not None else 0
+            log.info("stopped; %d jobs that were not begun went back to the queue", returned)
+        except QueueAway as error:
+            log.warning(
+                "stopped without the queue, which returns the jobs when the lease runs out: %s", error.__cause__
+            )
+
+    def _join(self) -> Member:
+        member = self._member = self._queue.join()
+        log.info("joined the queue as %s", member.name)
+        self._inbox.open(member)
+        return member
+
+    def _fetch(self, member: Member) -> None:
+        room = self._inbox.wait_for_room()
+        if member.is_lost:
+            raise LeaseLost(f"the lease of {member.name} ran out")
+        if self._state.is_model_late():
+            raise LeaseLost("the model has been busy for longer than the lease")
+        if not room:
+            return
+        if time.monotonic() - self._expired_checked >= RETURN_EXPIRED_SECONDS:
+            self._expired_checked = time.monotonic()
+            if returned := member.return_expired():
+                log.warning("returned %d jobs of model servers whose lease ran out", returned)
+        self._top_up(member, room)
+
+    def _top_up(self, member: Member, room: int) -> None:
+        """Take up to `room` jobs; then pause, unless it is known that more wait."""
+        hands_are_empty = member.in_hand == 0
+        taken = member.take(room, self._wait_seconds if hands_are_empty else 0.0)
+        now = self._queue.now()
+        self._inbox.put([read_job(text, taken.attempts, self._shape, now) for text in taken.jobs])
+        if taken.jobs:
+            self._pause_seconds = FIRST_PAUSE_SECONDS
+        has_waited = hands_are_empty and not taken.jobs and not taken.runs_alone
+        more_wait = bool(taken.jobs) and not taken.all_that_waited
+        if not has_waited and not more_wait:
+            self._inbox.wait_until_wanted(self._pause_seconds)
+            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+
+    def _drop(self) -> Member | None:
+        """Forget the lease, and the jobs under it that the model has not begun: the queue has them or gets them back."""
+        member, self._member = self._member, None
+        self._inbox.close()
+        return member
+
+    def _give_back(self, member: Member | None) -> None:
+        while not self._state.stopping:
+            time.sleep(RECONNECT_SECONDS)
+            try:
+                if member is not None:
+                    member.leave(forget=False)
+                return
+            except QueueAway:
+                continue
+
+
+def read_job(text: bytes, attempts: int, shape: tuple[int, int, int], now: float) -> tuple[Item, np.ndarray | None]:
+    """Read a job as it travels: the item, and its pixels, `shape` (height, width, 3) uint8 0..255.
+
+    The pixels are None where the item ends without the model: the item's failure says what is wrong with the job, or
+    the job is past its deadline by `now` (unix seconds, Redis's clock), so that nobody waits for its answer.
+    """
+    try:
+        job = Job.from_text(text)
+    except BadJob as error:
+        return Item(text, failure=str(error), attempts=attempts), None
+    item = Item(text, job.id, job.reply_to, job.deadline, attempts=attempts)
+    if job.deadline <= now:
+        return item, None
+    try:
+        if job.shape not in (None, shape, (1, *shape)):  # (1, …): the tutorial's
+            raise ValueError(f"the image's shape is {job.shape}; this model server takes {shape}")
+        return item, helpers.decode_image(job.image, shape, job.dtype)
+    except ValueError as error:
+        failure = f"The job cannot be read: {error}."
+        return Item(text, job.id, job.reply_to, job.deadline, failure, attempts), None

@@ -1,0 +1,130 @@
+"""Chooses what runs a model, and brings it to where it can serve.
+
+    ModelSpec --> a runtime of your own | OpenVINO | Keras --> Classifier -- warm_up --> ready, checked, timed
+
+OpenVINO runs a model where there is no GPU and where its answers are Keras's; Keras runs it elsewhere.
+"""
+
+import importlib
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from serving.errors import ModelUnavailable, RuntimeUnsuitable
+from serving.model import gpus, openvino_store
+from serving.model.classifier import Classifier
+from serving.model.labels import load_labels
+from serving.model.openvino_runtime import OpenVinoRuntime
+from serving.model.runtime import Runtime
+from serving.model.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+def load_classifier(spec: ModelSpec) -> Classifier:
+    """Load the model of `spec` on the runtime that suits this machine, warm it up, check it.
+
+    Raises:
+        ModelUnavailable: the model cannot be set up; the message says what to set.
+        WeightsDownloadFailed: the ImageNet weights cannot be fetched.
+    """
+    if ":" in spec.runtime:
+        runtime = _own_runtime(spec)
+        classifier = _classifier(spec, runtime, load_labels(spec.labels, runtime.classes))
+    else:
+        classifier = (_by_openvino(spec) if _wants_openvino(spec) else None) or _by_keras(spec)
+    classifier.warm_up()
+    return classifier
+
+
+def fetch(spec: ModelSpec) -> None:
+    """Fetch weights and labels into KERAS_HOME, so that a later start needs no internet.
+
+    Raises:
+        ModelUnavailable, WeightsDownloadFailed: as `load_classifier` does.
+    """
+    if ":" not in spec.runtime:
+        from serving.model import keras_runtime
+
+        network = keras_runtime.load_model(spec)
+        load_labels(spec.labels, network.output_shape[-1])
+
+
+def _classifier(spec: ModelSpec, runtime: Runtime, labels: list[str]) -> Classifier:
+    is_random = spec.has_random_weights
+    return Classifier(runtime, labels, top=spec.top, batch_size=spec.batch_size, is_random=is_random)
+
+
+def _own_runtime(spec: ModelSpec) -> Runtime:
+    module, _, name = spec.runtime.partition(":")
+    try:
+        runtime_class = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ModelUnavailable(
+            f"MODEL_RUNTIME={spec.runtime} cannot be imported: {error}. Set it to package.module:Class, and PYTHONPATH to "
+            "the folder of the package."
+        ) from error
+    runtime: Runtime = runtime_class(spec)
+    log.info("loaded %s, by %s", spec.architecture, spec.runtime)
+    return runtime
+
+
+def _wants_openvino(spec: ModelSpec) -> bool:
+    """Whether OpenVINO is to run the model. Raises ModelUnavailable when it cannot although it is asked for."""
+    if spec.runtime == "openvino":
+        if not openvino_store.is_installed():
+            raise ModelUnavailable("MODEL_RUNTIME=openvino: it is not installed. Try pip install openvino.")
+        if spec.precision == "float16":
+            raise ModelUnavailable("MODEL_PRECISION=float16 is for GPUs. Set MODEL_RUNTIME to keras, or auto.")
+    if spec.runtime != "auto":
+        return spec.runtime == "openvino"
+    on_a_gpu = spec.precision == "float16" or gpus.is_there_any()
+    return openvino_store.is_installed() and not on_a_gpu
+
+
+def _by_openvino(spec: ModelSpec) -> Classifier | None:
+    """The classifier on OpenVINO; None, with a warning, where its answers would not be Keras's."""
+    folder = openvino_store.folder_of(spec)
+    try:
+        with openvino_store.exclusive(folder):
+            runtime = _kept_runtime(spec, folder) if folder.is_dir() else None
+            if runtime is None:
+                _convert(spec, folder)
+                runtime = _open_runtime(spec, folder)
+            classifier = _classifier(spec, runtime, runtime.labels)
+    except RuntimeUnsuitable as error:
+        log.warning("not on OpenVINO: %s. Keras runs the model", error)
+        return None
+    log.info("loaded %s (%s), on the CPU by OpenVINO, %s", spec.architecture, spec.weights, runtime.precision)
+    return classifier
+
+
+def _convert(spec: ModelSpec, folder: Path) -> None:
+    from serving.model import keras_runtime
+
+    # OpenVINO's answers are compared with Keras's in float32; a .keras file has a precision of its own.
+    network = keras_runtime.load_model(replace(spec, precision="auto" if spec.is_keras_file else "float32"))
+    openvino_store.convert_and_store(network, load_labels(spec.labels, network.output_shape[-1]), folder)
+
+
+def _open_runtime(spec: ModelSpec, folder: Path) -> OpenVinoRuntime:
+    return OpenVinoRuntime(folder, precision=spec.precision, threads=spec.threads)
+
+
+def _kept_runtime(spec: ModelSpec, folder: Path) -> OpenVinoRuntime | None:
+    """The model that is kept in `folder`, or None if it has to be converted again."""
+    try:
+        return _open_runtime(spec, folder)
+    except RuntimeUnsuitable as error:
+        log.warning("%s; converting it again", error)
+        return None
+
+
+def _by_keras(spec: ModelSpec) -> Classifier:
+    from serving.model import keras_runtime  # only here: Keras takes seconds to import
+
+    network = keras_runtime.load_model(spec)
+    where = "a GPU" if keras_runtime.has_gpu() else "the CPU"
+    log.info("loaded %s (%s), on %s by Keras", spec.architecture, spec.weights, where)
+    labels = load_labels(spec.labels, network.output_shape[-1])
+    return _classifier(spec, keras_runtime.KerasRuntime(network), labels)

@@ -1,0 +1,31 @@
+"""Says what one model is, in one value: the settings that the model wing takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model's settings. The README's settings of the same names, MODEL_WEIGHTS for one, say more of each."""
+
+    architecture: str  # a classifier of keras.applications by name, or the path of a `.keras` file
+    weights: str  # `imagenet`, the path of a weights file, or `random`
+    labels: str  # `imagenet`, `numbers`, or the path of a file
+    width: int  # of the input, pixels
+    height: int
+    precision: str = "auto"  # or `float32`, `bfloat16`, `float16`
+    runtime: str = "auto"  # or `keras`, `openvino`, or `package.module:Class`
+    batch_size: int = 32  # most images in one batch
+    top: int = 5  # predictions in an answer
+    threads: int = 1  # CPUs that a runtime may use
+    store: Path = Path("~/.keras/openvino")  # the folder of converted models
+
+    @property
+    def is_keras_file(self) -> bool:
+        """Tell whether the model is a `.keras` file, which has its weights, its precision and its normalisation."""
+        return self.architecture.endswith(".keras")
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Tell whether the predictions mean nothing."""
+        return self.weights == "random" and not self.is_keras_file
