@@ -1,7 +1,8 @@
 """Every number of the service, with its unit; the only place where its settings are read.
 
-A setting is given in the environment, or in a file `.env` beside this one, under its name in the table
-of README.md: `BATCH_SIZE=16 python run_model_server.py`. A wrong value refuses to start.
+A setting is given in the environment, or in a file `.env` beside this one: `BATCH_SIZE=16 python run_model_server.py`.
+A process that meets a wrong value says so and exits with 2. docs/settings.md lists them all, made from the descriptions
+below by `python settings.py`.
 """
 
 import os
@@ -15,12 +16,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def count_cpus() -> int:
-    """The CPUs that this process may use."""
-    # Those that this process may run on, as `taskset` or a container's cpuset limits it.
+    """How many CPUs this process may use, as `taskset` or a container's cpuset limits it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# As browsers send it. No path, and no pattern: one that is too wide is the usual hole.
+# An origin as browsers send it, without a path. Patterns are not offered: one that is too wide is the usual hole.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?")
 
 
@@ -28,7 +28,7 @@ def _listed(text: str | None) -> list[str]:
     return [item.strip() for item in (text or "").split(",") if item.strip()]
 
 
-# `MODEL_PRECISION=FLOAT16` and ` uint8` are meant, not mistaken.
+# `MODEL_PRECISION=FLOAT16` and ` uint8` are accepted.
 _Lower = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
 
 
@@ -44,68 +44,92 @@ class Settings(BaseSettings):
         repr=False,  # it may hold a password
         pattern=r"^(rediss?(\+sentinel)?|unix)://",
         description="where Redis is: redis://host:port/db, rediss:// (TLS), unix://path, "
-        "redis+sentinel://host:port,host:port/service_name/db",
+        "redis+sentinel://host:port,host:port/service_name/db (the primary that Sentinels name)",
     )
     image_queue: str = Field("image_queue", pattern=r"^[^{}\s]+$", description="name of the Redis list of waiting jobs")
     image_width: int = Field(224, ge=1, le=4096, description="width of the model's input, pixels")
     image_height: int = Field(224, ge=1, le=4096, description="height of the model's input, pixels")
     image_dtype: Annotated[Literal["uint8", "float32"], _Lower] = Field(
         "uint8",
-        description="what travels: uint8 pixels, or float32 with ResNet50's normalisation (the tutorial's wire)",
+        description="what travels: uint8 pixels, or float32 with ResNet50's normalisation, as the tutorial sends it; "
+        "a model server reads both",
     )
     model: str = Field(
         "ResNet50",
         min_length=1,
-        description="a classifier of keras.applications by name, or the path of a .keras file",
+        description="a classifier of keras.applications by name, or the path of a .keras file that takes RGB values "
+        "0 to 255 and ends in a softmax",
     )
-    model_weights: str = Field("imagenet", min_length=1, description="imagenet, the path of a weights file, or random")
+    model_weights: str = Field(
+        "imagenet",
+        min_length=1,
+        description="imagenet, the path of a weights file, or random, which every answer then says",
+    )
     model_labels: str = Field(
         "imagenet",
         min_length=1,
-        description="imagenet, numbers, or the path of a class-index JSON or of a text file with a label a line",
+        description="imagenet, numbers, or the path of a class-index JSON, or of a text file with a label on each line",
     )
     model_runtime: Annotated[Literal["auto", "keras", "openvino"], _Lower] = Field(
-        "auto", description="what runs the model; auto is openvino where there is no GPU, keras elsewhere"
+        "auto",
+        description="what runs the model: openvino, keras, auto, which is openvino where there is no GPU and its answers "
+        "agree with Keras's, else keras, or package.module:Class, a runtime of your own",
     )
     model_precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower] = Field(
-        "auto", description="what the layers compute in; auto is float16 on a GPU, else what the CPU is fast in"
+        "auto",
+        description="what the layers compute in: float32, bfloat16, float16, or auto, which is float16 on a GPU, bfloat16 "
+        "on a CPU that is fast in it where the answers stay close enough, else float32",
     )
     batch_size: int = Field(32, ge=1, le=1024, description="most jobs in one batch")
-    top: int = Field(5, ge=1, le=1000, description="predictions in an answer")
-    client_sleep: float = Field(0.25, gt=0, le=60, description="longest sleep between polls of a result, seconds")
-    server_sleep: float = Field(1.0, gt=0, le=60, description="longest wait on an empty queue, seconds")
+    top: int = Field(5, ge=1, le=1000, description="how many predictions an answer has")
+    client_sleep: float = Field(
+        0.25,
+        gt=0,
+        le=60,
+        description="how often a web process looks for answers that no message brought, and for clients that hung up, seconds",
+    )
+    server_sleep: float = Field(
+        1.0, gt=0, le=60, description="longest wait of a model server on an empty queue, seconds"
+    )
     request_timeout_seconds: float = Field(
-        30.0, gt=0, le=3600, description="a request not answered by then gets 504, seconds"
+        30.0, gt=0, le=3600, description="a request that has no answer after this time gets 504, seconds"
     )
     result_ttl_seconds: int = Field(
-        60, ge=1, le=86400, description="how long an answer that nobody reads is kept, seconds"
+        60, ge=1, le=86400, description="Redis keeps an answer that nobody reads for this time, seconds"
     )
     lease_seconds: float = Field(
         10.0,
         ge=0.5,
         le=3600,
-        description="a model server without progress for this long loses its jobs, seconds; more than one batch takes",
+        description="a model server that makes no progress for this time loses its jobs, seconds; set it well above the "
+        "time of one batch",
     )
-    max_attempts: int = Field(3, ge=1, le=100, description="a job that came back this often is a dead letter")
-    max_queue_length: int = Field(1000, ge=1, le=10_000_000, description="most jobs that may wait")
+    max_attempts: int = Field(3, ge=1, le=100, description="a job that came back this often becomes a dead letter")
+    max_queue_length: int = Field(
+        1000,
+        ge=1,
+        le=10_000_000,
+        description="most jobs that may wait, fewer where they could not be answered in time; beyond it requests get 503",
+    )
     max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest upload, bytes")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels (width × height)")
     api_key: SecretStr | None = Field(
-        None, description="when set, requests need Authorization: Bearer <key>; several keys: comma-separated"
+        None,
+        description="when set, requests need the header Authorization: Bearer <key>; commas separate several keys",
     )
     cors_origins: str | None = Field(
         None,
-        description="origins whose pages may ask this service: https://app.example.org, comma-separated; * for any",
+        description="origins whose pages may ask this service, as https://app.example.org; commas separate several; * is any",
     )
     model_servers: int = Field(
-        0, ge=0, le=64, description="model servers that run_service.py starts; 0: one for each NVIDIA GPU, or one"
+        0, ge=0, le=64, description="how many model servers run_service.py starts; 0: one for each NVIDIA GPU, or one"
     )
     web_host: str = Field("127.0.0.1", min_length=1, description="address the web server listens on")
     web_port: int = Field(5000, ge=1, le=65535, description="port the web server listens on")
-    web_workers: int = Field(
-        default_factory=count_cpus, ge=1, le=512, description="web server processes; by default one per CPU"
+    web_workers: int = Field(default_factory=count_cpus, ge=1, le=512, description="how many web processes there are")
+    web_threads: int = Field(
+        256, ge=1, le=4096, description="how many requests one web process has in hand at once; beyond it they get 503"
     )
-    web_threads: int = Field(256, ge=1, le=4096, description="requests that one web server process has in hand at once")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of the model server's /metrics")
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
 
@@ -145,19 +169,39 @@ def load(**overrides: object) -> Settings:
 
 
 def kept_models(runtime: str) -> Path:
-    """Where what was converted or compiled for a runtime is kept, beside the weights that Keras downloads."""
+    """The folder of what was converted or compiled for `runtime`, beside the weights that Keras downloads."""
     return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / runtime
 
 
 def explain(error: ValidationError) -> str:
-    """One line per wrong setting: its name, its value, why it is refused, what it is for, its default."""
+    """One line for each wrong setting: its name, its value, why it is refused, what it is for, its default."""
     lines = []
     for problem in error.errors():
         field = str(problem["loc"][0])
-        info = Settings.model_fields[field]
         value = "(hidden)" if field in ("api_key", "redis_url") else repr(problem["input"])
-        default = "one per CPU" if info.default_factory else repr(info.default)
+        says = f"{field.upper()}={value} is not allowed: {problem['msg']}."
         lines.append(
-            f"{field.upper()}={value} is not allowed: {problem['msg']}. It is {info.description}; default {default}."
+            f"{says} {field.upper()}: {Settings.model_fields[field].description}; default {default_of(field)}."
         )
     return "\n".join(lines)
+
+
+def default_of(field: str) -> str:
+    """The default of a setting in words; `unset` where there is none."""
+    info = Settings.model_fields[field]
+    if info.default_factory:
+        return "one for each CPU"
+    return "unset" if info.default is None else str(info.default)
+
+
+def as_table() -> str:
+    """Every setting with its default and what it means, a table in Markdown."""
+    rows = [
+        f"| `{field.upper()}` | `{default_of(field)}` | {(info.description or '').replace('<', '&lt;')} |"
+        for field, info in Settings.model_fields.items()
+    ]
+    return "\n".join(["| name | default | what it is |", "|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(as_table())
