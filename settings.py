@@ -72,12 +72,14 @@ class Settings(BaseSettings):
     )
     model_runtime: Annotated[Literal["auto", "keras", "openvino"], _Lower] = Field(
         "auto",
-        description="what runs the model: openvino, keras, auto, which is openvino where there is no GPU and its answers "
+        description="what runs the model: openvino, keras, auto, which is openvino where there is no GPU and its "
+        "answers "
         "agree with Keras's, else keras, or package.module:Class, a runtime of your own",
     )
     model_precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower] = Field(
         "auto",
-        description="what the layers compute in: float32, bfloat16, float16, or auto, which is float16 on a GPU, bfloat16 "
+        description="what the layers compute in: float32, bfloat16, float16, or auto, which is float16 on a GPU, "
+        "bfloat16 "
         "on a CPU that is fast in it where the answers stay close enough, else float32",
     )
     batch_size: int = Field(32, ge=1, le=1024, description="most jobs in one batch")
@@ -86,7 +88,8 @@ class Settings(BaseSettings):
         0.25,
         gt=0,
         le=60,
-        description="how often a web process looks for answers that no message brought, and for clients that hung up, seconds",
+        description="how often a web process looks for answers that no message brought, and for clients that hung up, "
+        "seconds",
     )
     server_sleep: float = Field(
         1.0, gt=0, le=60, description="longest wait of a model server on an empty queue, seconds"
@@ -101,7 +104,8 @@ class Settings(BaseSettings):
         10.0,
         ge=0.5,
         le=3600,
-        description="a model server that makes no progress for this time loses its jobs, seconds; set it well above the "
+        description="a model server that makes no progress for this time loses its jobs, seconds; set it well above "
+        "the "
         "time of one batch",
     )
     max_attempts: int = Field(3, ge=1, le=100, description="a job that came back this often becomes a dead letter")
@@ -109,7 +113,8 @@ class Settings(BaseSettings):
         1000,
         ge=1,
         le=10_000_000,
-        description="most jobs that may wait, fewer where they could not be answered in time; beyond it requests get 503",
+        description="most jobs that may wait, fewer where they could not be answered in time; beyond it requests get "
+        "503",
     )
     max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest upload, bytes")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels (width × height)")
@@ -119,7 +124,8 @@ class Settings(BaseSettings):
     )
     cors_origins: str | None = Field(
         None,
-        description="origins whose pages may ask this service, as https://app.example.org; commas separate several; * is any",
+        description="origins whose pages may ask this service, as https://app.example.org; commas separate several; * "
+        "is any",
     )
     model_servers: int = Field(
         0, ge=0, le=64, description="how many model servers run_service.py starts; 0: one for each NVIDIA GPU, or one"
