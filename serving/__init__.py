@@ -1,5 +1,6 @@
 """The map: every module that an image meets, in the order in which it meets them, and the few beside its way. A folder
 is a wing: it has one responsibility, and tests/test_layout.py says which other wings it may import.
+docs/words.md says what job, ticket, lease and the other words mean.
 
 The web process (run_web_server.py)
     web/patch               makes waiting cheap, before anything else is imported
