@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -10,42 +11,91 @@ import settings
 from serving import errors
 from serving.images import decode
 
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 FIELDS = settings.Settings.model_fields
+RECORDS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+LISTED = subprocess.run(["git", "ls-files", "-z", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+# What git tracks; without git, as in an unpacked archive, what lies where documents do.
+PAGES = [name for name in LISTED.split("\0") if name] or [
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"))
+]
 
 
-def rows(table_head: str) -> list[list[str]]:
-    """The cells of the README's table under a head line."""
-    lines = README[README.index(table_head) :].splitlines()[2:]
-    table = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
+def rows(page: Path, table_head: str) -> list[list[str]]:
+    """The cells of a page's table under a head line."""
+    text = page.read_text()
+    lines = text[text.index(table_head) :].splitlines()[2:]
+    table = lines[: next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
-SETTINGS = {
-    name: row[1].split(", ")[position] if ", " in row[1] else row[1]
-    for row in rows("| name | default | |")
-    for position, name in enumerate(re.findall(r"`([A-Z_]+)`", row[0]))
-}
+def links(text: str) -> list[str]:
+    """What a page links to and shows, on this side of the network."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
 
 
-def test_every_setting_is_in_the_readme_and_no_other() -> None:
-    assert set(SETTINGS) == {name.upper() for name in FIELDS}
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        anchor = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        found.append(anchor if anchor not in found else f"{anchor}-{found.count(anchor)}")
+    return set(found)
+
+
+def status_of(record: Path) -> str:
+    """What stands behind `**Status:**`, right under a decision's title, on one line."""
+    status = re.match(r"# .*\n\n\*\*Status:\*\* (.*?)\n\n", record.read_text(), flags=re.DOTALL)
+    assert status, f"{record.name} has no status under its title"
+    return " ".join(status[1].split())
+
+
+def records_after(words: str, status: str) -> set[str]:
+    """The file names of the decisions that a status names right after some words."""
+    named = re.search(rf"{words} ((?:(?:, |and |parts of |a part of )*\[\d+\]\([^)]*\))+)", status)
+    return set(links(named[1])) if named else set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
+    for target in links((ROOT / page).read_text()):
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
+def test_every_file_that_a_page_names_exists(page: str) -> None:
+    pattern = r"`((?:serving|tests|docs|benchmarks|deploy)/[\w./]+|run_\w+\.py|stress_test\.py|dead_letters\.py)`"
+    for name in re.findall(pattern, (ROOT / page).read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_table_of_the_settings_is_what_the_settings_say() -> None:
+    assert f"\n{settings.as_table()}\n" in (DOCS / "settings.md").read_text(), "python settings.py prints the table"
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
-def test_a_settings_default_in_the_readme_is_the_codes(name: str) -> None:
+def test_a_setting_has_a_row_with_its_default(name: str) -> None:
+    told = {row[0].strip("`"): row[1].strip("`") for row in rows(DOCS / "settings.md", "| name | default |")}
+    assert set(told) == {name.upper() for name in FIELDS}
     default = FIELDS[name].default
-    told = SETTINGS[name.upper()].strip("`")
     if FIELDS[name].default_factory is not None:
-        assert told == "one per CPU"
+        assert told[name.upper()] == "one for each CPU"
     elif default is None:
-        assert told == "unset"
+        assert told[name.upper()] == "unset"
     else:
-        assert told == str(default)
+        assert told[name.upper()] == str(default)
 
 
-def test_every_status_is_in_the_readme() -> None:
-    assert {int(row[0]) for row in rows("| status | when | what to do |")} == {200, *errors.statuses()}
+def test_the_api_page_names_every_format() -> None:
+    page = (DOCS / "api.md").read_text().lower()
+    assert all(name.lower() in page for name in decode.FORMATS)
 
 
 def test_every_error_class_is_drawn_in_the_tree() -> None:
@@ -55,36 +105,60 @@ def test_every_error_class_is_drawn_in_the_tree() -> None:
             assert re.search(rf"\b{name}\b", drawn), name
 
 
-def test_the_readme_names_every_format() -> None:
-    assert all(name.lower() in README.lower() for name in decode.FORMATS)
-
-
 def test_the_guarantee_is_in_bold() -> None:
     assert "**An accepted job may be computed more than once, is answered at most once, and is never lost" in README
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_what_a_page_links_to_and_names_exists(page: str) -> None:
-    folder = (ROOT / page).parent
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        if "://" not in target:
-            assert (folder / target).exists(), target
-    for name in re.findall(r"`((?:serving|tests|docs|benchmarks|deploy)/[\w./]+|run_\w+\.py|stress_test\.py)`", text):
-        assert (ROOT / name).exists(), name
+def test_the_first_pages_are_short() -> None:
+    assert len(README.splitlines()) <= 90
+    assert len((DOCS / "performance.md").read_text().splitlines()) <= 60
 
 
-def test_every_decision_is_in_the_index() -> None:
-    index = (ROOT / "docs" / "decisions" / "README.md").read_text()
-    records = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("[0-9]*.md"))
-    assert re.findall(r"\]\(([^)]+)\)", index) == records
+def test_every_measurement_has_its_date_and_is_in_the_index() -> None:
+    pages = {path.name for path in (DOCS / "measurements").glob("*.md")} - {"README.md"}
+    assert all(re.match(r"20\d\d-\d\d-\d\d-", page) for page in pages)
+    assert set(links((DOCS / "measurements" / "README.md").read_text())) == pages | {"../performance.md"}
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_a_decision_holds_or_names_what_replaced_it(record: Path) -> None:
+    status = status_of(record)
+    assert re.match(r"holds\b|replaced by \[", status), status
+    replaced_by = records_after("replaced by", status)
+    assert replaced_by <= {path.name for path in RECORDS}
+    assert ("replaced by" in status) == bool(replaced_by)
+    for name in replaced_by:
+        assert record.name in records_after("replaces", status_of(record.parent / name)), name
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_what_a_decision_replaces_says_so(record: Path) -> None:
+    replaced = records_after("replaces", status_of(record))
+    assert bool(replaced) == ("replaces" in status_of(record))
+    for name in replaced:
+        assert record.name in records_after("replaced by", status_of(record.parent / name)), name
+
+
+def test_the_index_of_the_decisions_has_each_with_its_status() -> None:
+    told = {links(row[0])[0]: row[2] for row in rows(DOCS / "decisions" / "README.md", "| | | status |")}
+    assert list(told) == [path.name for path in RECORDS]
+    for record in RECORDS:
+        status, by = status_of(record), records_after("replaced by", status_of(record))
+        assert told[record.name].split()[0].strip(",") == re.split(r"[ ,;.]", status)[0], record.name
+        assert set(links(told[record.name])) == by, record.name
 
 
 def test_every_make_target_of_the_readme_exists() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^  make (\S+)", listed, flags=re.MULTILINE))
     assert {"run", "test", "lint", "format", "stress", "help"} <= targets
-    assert set(re.findall(r"`make (\w+)", README)) | {"run"} <= targets
+    named = {name for page in PAGES if "/measurements/" not in page for name in commands((ROOT / page).read_text())}
+    assert named | {"run"} <= targets
+
+
+def commands(text: str) -> list[str]:
+    """The targets of make that a page names as code."""
+    return re.findall(r"(?:`|^)make ([\w-]+)", text, flags=re.MULTILINE)
 
 
 def test_the_versions_of_requirements_are_pinned() -> None:
