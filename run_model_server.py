@@ -2,10 +2,10 @@
 
     image_queue -- take --> decode --> predict (GPU, or CPU) --> answer: SET <id>, wake the web server
 
-`python run_model_server.py`; run one for each GPU or more, on any host that reaches Redis. docs/settings.md says what the
-environment sets. Exit status: 0 stopped, 1 failed, 2 a wrong setting, 3 the ImageNet weights cannot be downloaded, 70 the
-model hung. `--check-health` starts no model server, but asks Redis about those of this host: 0 one makes progress, 1 none
-does, 2 a wrong setting or no Redis.
+Run one for each GPU or more, on any host that reaches Redis. docs/settings.md says what the environment sets. Exit
+status: 0 stopped, 1 failed, 2 a wrong setting, 3 the ImageNet weights cannot be downloaded, 70 the model hung.
+`--check-health` starts no model server, but asks Redis about those of this host: 0 one makes progress, 1 none does, 2 a
+wrong setting or no Redis.
 """
 
 import argparse

@@ -28,8 +28,14 @@ def _listed(text: str | None) -> list[str]:
     return [item.strip() for item in (text or "").split(",") if item.strip()]
 
 
-# `MODEL_PRECISION=FLOAT16` and ` uint8` are accepted.
-_Lower = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
+def _lower(value: object) -> object:
+    """Accept `MODEL_PRECISION=FLOAT16` and ` uint8`; the name of a class keeps its capitals."""
+    if not isinstance(value, str):
+        return value
+    return value.strip() if ":" in value else value.strip().lower()
+
+
+_Lower = BeforeValidator(_lower)
 
 
 class Settings(BaseSettings):
@@ -70,17 +76,16 @@ class Settings(BaseSettings):
         min_length=1,
         description="imagenet, numbers, or the path of a class-index JSON, or of a text file with a label on each line",
     )
-    model_runtime: Annotated[Literal["auto", "keras", "openvino"], _Lower] = Field(
+    model_runtime: Annotated[str, _Lower] = Field(
         "auto",
-        description="what runs the model: openvino, keras, auto, which is openvino where there is no GPU and its "
-        "answers "
-        "agree with Keras's, else keras, or package.module:Class, a runtime of your own",
+        pattern=r"^(auto|keras|openvino|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+        description="what runs the model: openvino, keras, auto (openvino where there is no GPU and its answers agree "
+        "with Keras's, else keras), or package.module:Class, a runtime of your own",
     )
     model_precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower] = Field(
         "auto",
         description="what the layers compute in: float32, bfloat16, float16, or auto, which is float16 on a GPU, "
-        "bfloat16 "
-        "on a CPU that is fast in it where the answers stay close enough, else float32",
+        "bfloat16 on a CPU that is fast in it where the answers stay close enough, else float32",
     )
     batch_size: int = Field(32, ge=1, le=1024, description="most jobs in one batch")
     top: int = Field(5, ge=1, le=1000, description="how many predictions an answer has")
@@ -105,16 +110,14 @@ class Settings(BaseSettings):
         ge=0.5,
         le=3600,
         description="a model server that makes no progress for this time loses its jobs, seconds; set it well above "
-        "the "
-        "time of one batch",
+        "the time of one batch",
     )
     max_attempts: int = Field(3, ge=1, le=100, description="a job that came back this often becomes a dead letter")
     max_queue_length: int = Field(
         1000,
         ge=1,
         le=10_000_000,
-        description="most jobs that may wait, fewer where they could not be answered in time; beyond it requests get "
-        "503",
+        description="most jobs that may wait, fewer where they could not be answered in time; more requests get 503",
     )
     max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest upload, bytes")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels (width × height)")

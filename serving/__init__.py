@@ -22,19 +22,31 @@ The queue
     jobs/redis_url          REDIS_URL -> a client
 The model server (run_model_server.py)
     jobs/model_side         take jobs under a lease, answer them, return those of the dead
-    batching/loop           three threads: fetch, predict, answer
-    batching/batch          decoded images, side by side
-    batching/predictor      a batch through the model; what fails is halved
-    model/classifier        pixels -> labels
+    batching/fetcher        take jobs, decode them, put them into the inbox
+    batching/inbox          the jobs that wait for the model, their images side by side
+    batching/predictor      a batch through the model; halves find the guilty job
+    model/classifier        pixels -> probabilities -> labels
     model/openvino_runtime  the model on OpenVINO
     model/keras_runtime     the model on Keras
+    batching/handover       predicted batches on their way to the answerer
+    batching/answerer       probabilities -> answers -> the queue
+    batching/loop           the three at the same time
+    batching/batch          what they hand to each other: Item, Batch, Predicted
+    batching/state          what they know of each other
+Where the model comes from
+    model/spec              one model's settings
+    model/choose            spec -> a runtime -> a classifier, warm and checked
+    model/runtime           what a model server asks of a runtime; yours may be one
+    model/compiled_batches  which compiled batches run a count of images soonest
+    model/openvino_store    converted models on disk
+    model/labels            a label for each class
+    model/gpus              which GPUs there are
 Beside the way
     errors                  what can go wrong
     web/problems            errors -> JSON
     web/pages               pages for people and machines
     web/openapi             the service's description
     jobs/operator           dead letters
-    model/gpus              which GPUs there are
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted
     local/redis_server      a Redis of run_service.py's own

@@ -30,6 +30,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import Membership, ModelSide
 from serving.jobs.web_side import WebSide
 from serving.local import redis_server as local_redis
+from serving.model.spec import ModelSpec
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -345,6 +346,12 @@ REAL_MODEL = {
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def tiny_spec(architecture: str, **changes: object) -> ModelSpec:
+    """The spec of a model of 32×32 pixels."""
+    defaults = {"weights": "imagenet", "labels": "numbers", "width": 32, "height": 32}
+    return ModelSpec(architecture, **(defaults | changes))  # type: ignore[arg-type]
 
 
 def save_tiny_model(folder: Path) -> dict[str, str]:

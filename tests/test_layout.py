@@ -30,7 +30,7 @@ ONLY_IN = {
     "orjson": "serving/jobs/job.py serving/jobs/listener.py",
     "pybase64": "helpers.py",
     "keras": "serving/model/keras_runtime.py",
-    "openvino": "serving/model/openvino_runtime.py",
+    "openvino": "serving/model/openvino_store.py",
     "multipart": "serving/web/uploads.py",
     "gunicorn": "serving/web/server.py",
     "gevent": "serving/web/server.py serving/web/arrival.py serving/web/patch.py",
@@ -92,7 +92,10 @@ def test_imports_between_wings_point_one_way(wing: str) -> None:
 
 
 def test_the_encoding_of_images_is_known_where_a_job_is_made_and_read() -> None:
-    assert [name for name in MODULES if "helpers" in ours(name)] == ["serving/web/classify.py"]
+    assert [name for name in MODULES if "helpers" in ours(name)] == [
+        "serving/batching/fetcher.py",
+        "serving/web/classify.py",
+    ]
 
 
 def test_no_import_leads_back_to_where_it_began() -> None:
@@ -134,9 +137,9 @@ def test_nothing_under_serving_reads_settings_or_the_environment(name: str) -> N
     assert [read for read in reads if "PROMETHEUS_MULTIPROC_DIR" not in read] == []
 
 
-def test_only_run_model_server_imports_the_model() -> None:
+def test_keras_is_imported_only_where_a_model_is_chosen() -> None:
     users = {name for name in [*STORIES, *MODULES] if "model.keras_runtime" in ours(name)}
-    assert users == {"run_model_server.py"}
+    assert users == {"serving/model/choose.py", "serving/model/labels.py"}
 
 
 @pytest.mark.parametrize("name", STORIES)

@@ -1,6 +1,6 @@
 """Writes the answers while the model goes on, and ends the jobs in the queue.
 
-    Predicted -- the model's labels --> answers, JSON -- answer, in one round trip --> the queue: set, woken, struck off
+Predicted -- the model's labels --> answers, JSON -- answer, in one round trip --> the queue: set, woken, struck off
 """
 
 import logging

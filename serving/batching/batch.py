@@ -1,6 +1,6 @@
 """Defines what the threads of a model server hand to each other: Item, Batch, Predicted.
 
-    fetcher -- Item, pixels --> inbox -- Batch --> predictor -- Predicted --> answerer -- Outcome --> the queue
+fetcher -- Item, pixels --> inbox -- Batch --> predictor -- Predicted --> answerer -- Outcome --> the queue
 """
 
 from dataclasses import dataclass

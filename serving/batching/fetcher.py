@@ -1,6 +1,6 @@
 """Takes jobs from the queue, decodes them, and puts them into the inbox, so that the model never waits for Redis.
 
-    queue -- take, under a lease --> jobs as they travel -- read_job --> Item, pixels -- put --> inbox
+queue -- take, under a lease --> jobs as they travel -- read_job --> Item, pixels -- put --> inbox
 """
 
 import logging
@@ -108,7 +108,7 @@ class Fetcher:
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
 
     def _drop(self) -> Member | None:
-        """Forget the lease, and the jobs under it that the model has not begun: the queue has them or gets them back."""
+        """Forget the lease, and the jobs under it that the model has not begun: the queue gets them back."""
         member, self._member = self._member, None
         self._inbox.close()
         return member

@@ -63,7 +63,7 @@ class Inbox:
             return max(0, self._room())
 
     def put(self, jobs: Sequence[tuple[Item, np.ndarray | None]]) -> None:
-        """Add jobs: items, each with its pixels (height, width, 3) uint8 0..255, or None where it ends without the model.
+        """Add jobs: items, each with its pixels (height, width, 3) uint8 0..255; None: it ends without the model.
 
         At most as many have pixels as `wait_for_room` has told.
         """

@@ -1,6 +1,6 @@
 """Runs the model on one batch after the other. Where the model fails on a batch, halves find the guilty job.
 
-    inbox -- take --> Batch -- the model --> Predicted --> handover
+inbox -- take --> Batch -- the model --> Predicted --> handover
 """
 
 import logging
@@ -66,7 +66,7 @@ class Predictor:
         good = [item for item in batch.items if item.row is not None and item.deadline > now]
         started = time.monotonic()
         try:
-            rows = self._call_model(batch.pixels(good)) if good else []
+            rows = self._call_model(batch.pixels(good)) if good else ()
         except ModelFailed as error:
             if isinstance(error, OutOfMemory) and len(good) > 1:
                 self._inbox.batch_size = max(1, len(good) // 2)

@@ -1,9 +1,9 @@
 """What the three threads of a model server know of each other, besides the inbox and the queue of predicted batches.
 
-    field              written by                      read by
-    stopping           a signal handler, any thread    all, at least every WAIT_SECONDS
-    failure            a thread that failed            the loop, which raises it
-    model_busy_since   the predictor                   the fetcher, and a thread that failed
+field              written by                      read by
+stopping           a signal handler, any thread    all, at least every WAIT_SECONDS
+failure            a thread that failed            the loop, which raises it
+model_busy_since   the predictor                   the fetcher, and a thread that failed
 """
 
 import logging

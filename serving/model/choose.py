@@ -61,8 +61,8 @@ def _own_runtime(spec: ModelSpec) -> Runtime:
         runtime_class = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ModelUnavailable(
-            f"MODEL_RUNTIME={spec.runtime} cannot be imported: {error}. Set it to package.module:Class, and PYTHONPATH to "
-            "the folder of the package."
+            f"MODEL_RUNTIME={spec.runtime} cannot be imported: {error}. Set it to package.module:Class, and PYTHONPATH "
+            "to the folder of the package."
         ) from error
     runtime: Runtime = runtime_class(spec)
     log.info("loaded %s, by %s", spec.architecture, spec.runtime)

@@ -1,6 +1,6 @@
 """Finds out which compiled batches run a count of images soonest.
 
-    batch_sizes --> a runtime compiles them -- time_of --> seconds of each -- soonest_done --> the plan for each count
+batch_sizes --> a runtime compiles them -- time_of --> seconds of each -- soonest_done --> the plan for each count
 """
 
 import time
@@ -51,7 +51,9 @@ def soonest_done(seconds: Mapping[BatchShape, float], most: int) -> list[list[Ba
         rest = plan[max(count - best.capacity, 0)]
         total.append(sums[best])
         plan.append(sorted([best, *rest], key=_largest_first))
-    for shape in sorted((shape for shape in seconds if shape.whole_batches_only), key=seconds.__getitem__, reverse=True):
+    for shape in sorted(
+        (shape for shape in seconds if shape.whole_batches_only), key=seconds.__getitem__, reverse=True
+    ):
         for count in range(1, min(shape.capacity, most) + 1):
             if seconds[shape] < total[count]:
                 plan[count] = [shape]

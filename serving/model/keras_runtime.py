@@ -45,7 +45,7 @@ class KerasRuntime:
         self._forward = compiled(model)
 
     def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:
-        """Return the batch sizes up to `batch_size` that are worth compiling for; the first call of each compiles it."""
+        """Return the batches worth having up to `batch_size`; the first call of each compiles it."""
         # JAX compiles each for seconds, and on a GPU a few images take nearly as long as many.
         few = keras.backend.backend() == "jax" and has_gpu()
         return [KerasBatch(self, size) for size in batch_sizes(batch_size, factor=4 if few else 2)]

@@ -1,6 +1,6 @@
 """Reads a label for each class.
 
-    imagenet | numbers | a class-index JSON | a text file with a label a line --> ["tench", "goldfish", …]
+imagenet | numbers | a class-index JSON | a text file with a label a line --> ["tench", "goldfish", …]
 """
 
 import json

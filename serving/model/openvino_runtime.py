@@ -94,7 +94,7 @@ class OpenVinoRuntime:
         self._folder, self._threads = folder, threads
 
     def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:
-        """Compile for the shapes worth having, found by measurement at the first start and kept; each agrees with Keras.
+        """Compile for the shapes worth having, which the first start measures and keeps; each agrees with Keras.
 
         Raises:
             RuntimeUnsuitable: one cannot be compiled, fails, or does not agree.
@@ -174,7 +174,8 @@ class OpenVinoRuntime:
         loss = float((expected.max(axis=1) - expected[np.arange(len(best)), best]).max())
         if not difference <= tolerance or loss > 2 * tolerance:
             raise RuntimeUnsuitable(
-                f"in {self.precision}, {shape.name}, a probability is {difference:.3g} from Keras's (at most {tolerance})"
+                f"in {self.precision}, {shape.name}, a probability is {difference:.3g} from Keras's, "
+                f"more than {tolerance}"
             )
 
 

@@ -1,7 +1,7 @@
 """Keeps models converted for OpenVINO, each with Keras's answers to golden images, under a name made of what it is.
 
-    Keras model --> converted, beside its answers to golden images --> <folder>/<key>      once, at the first start
-    <folder>/<key> --> openvino_runtime --> compiled, compared with those answers           at every start
+Keras model --> converted, beside its answers to golden images --> <folder>/<key>      once, at the first start
+<folder>/<key> --> openvino_runtime --> compiled, compared with those answers           at every start
 """
 
 import contextlib

@@ -76,7 +76,11 @@ class Model(Protocol):
     """What the batching wing meets: see Classifier."""
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels (n, height, width, 3) uint8 0..255 to (n, classes) float32 0..1. Raises ModelFailed, OutOfMemory."""
+        """Map pixels (n, height, width, 3) uint8 0..255 to (n, classes) float32 0..1.
+
+        Raises:
+            ModelFailed, OutOfMemory: as `run` of a compiled batch does.
+        """
         ...
 
     def answer(self, probabilities: np.ndarray) -> str:

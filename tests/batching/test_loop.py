@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,27 +12,25 @@ import pytest
 import redis
 from conftest import Counts, new_job, wait_for
 
-from serving.batching.loop import EXIT_STUCK, BatchLoop
-from serving.batching.predictor import BatchPredictor, Item
+import helpers
+from serving.batching.answerer import Answerer
+from serving.batching.fetcher import Fetcher
+from serving.batching.handover import Handover
+from serving.batching.inbox import Inbox
+from serving.batching.loop import BatchLoop
+from serving.batching.predictor import Predictor
+from serving.batching.state import EXIT_STUCK, LoopState
 from serving.errors import ModelFailed, OutOfMemory, QueueAway
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import Membership, ModelSide
 
 GUILTY = 66
+SHAPE = (1, 1, 3)
 
 
 def image(value: int) -> str:
     return base64.b64encode(bytes([value] * 3)).decode()
-
-
-def read(text: bytes, attempts: int) -> Item:
-    try:
-        job = Job.from_text(text)
-    except Exception as error:
-        return Item(text, failure=str(error), attempts=attempts)
-    pixels = np.frombuffer(base64.b64decode(job.image), np.uint8).reshape(1, 1, 3)
-    return Item(text, job.id, job.reply_to, job.deadline, pixels, attempts=attempts)
 
 
 class Model:
@@ -45,7 +44,7 @@ class Model:
         self.busy = threading.Event()
         self.fails: Callable[[list[int]], None] = lambda _: None
 
-    def predict(self, pixels: np.ndarray) -> Callable[[], list[str]]:
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         values = pixels[:, 0, 0, 0].tolist()
         self.busy.set()
         self.wait()
@@ -53,39 +52,45 @@ class Model:
         self.batches.append(values)
         self.are_rows.append(pixels.base is not None)
         self.fails(values)
-        return lambda: [json.dumps([value]) for value in values]
+        return np.array(values, np.float32)[:, np.newaxis]
+
+    def answer(self, probabilities: np.ndarray) -> str:
+        return json.dumps(probabilities.astype(int).tolist())
 
     def wait(self) -> None:
         self.free.wait(30)
 
 
+class Side(ModelSide):
+    """Remembers the names under which the model server has joined."""
+
+    def __init__(self, queue: JobQueue, lease_seconds: float) -> None:
+        super().__init__(queue, lease_seconds=lease_seconds, max_attempts=3, result_ttl_seconds=60)
+        self.members: list[Membership] = []
+
+    def join(self) -> Membership:
+        self.members.append(super().join())
+        return self.members[-1]
+
+
 class Running:
     def __init__(
-        self,
-        queue: JobQueue,
-        lease_seconds: float = 10.0,
-        batch_size: int = 8,
-        model: Model | None = None,
-        read: Callable[[bytes, int], Item] = read,
+        self, queue: JobQueue, lease_seconds: float = 10.0, batch_size: int = 8, model: Model | None = None
     ) -> None:
         self.model, self.counts, self.error = model or Model(), Counts(), None
-        self.ended_with: list[int] = []  # instead of ending the tests
+        self.side, state = Side(queue, lease_seconds), LoopState(lease_seconds)
+        self.inbox, handover = Inbox(batch_size, SHAPE), Handover(state)
         self.loop = BatchLoop(
-            join=lambda: self.join(queue, lease_seconds),
-            read=read,
-            predictor=BatchPredictor(self.model.predict, queue.now, self.counts, batch_size),
-            observer=self.counts,
-            wait_seconds=0.2,
-            lease_seconds=lease_seconds,
-            end_process=self.ended_with.append,
+            Fetcher(self.side, self.inbox, state, SHAPE, wait_seconds=0.2),
+            Predictor(self.side, self.inbox, self.model, handover, state, self.counts),
+            Answerer(handover, self.model, self.inbox, state, self.counts),
+            state,
         )
-        self.names: list[str] = []
         self.thread = threading.Thread(target=self.run, daemon=True)
 
-    def join(self, queue: JobQueue, lease_seconds: float) -> Membership:
-        worker = ModelSide(queue, lease_seconds=lease_seconds, max_attempts=3, result_ttl_seconds=60).join()
-        self.names.append(worker.name)
-        return worker
+    @property
+    def names(self) -> list[str]:
+        return [member.name for member in self.side.members]
 
     def run(self) -> None:
         try:
@@ -151,24 +156,24 @@ def test_while_the_model_is_busy_the_next_batch_fills(raw: redis.Redis, start: C
     assert running.model.batches == [[0], list(range(1, 9))]
 
 
-def test_what_is_read_while_the_model_takes_a_batch_is_not_written_over(
-    raw: redis.Redis, start: Callable[..., Running]
+def test_what_comes_while_the_model_takes_a_batch_is_not_written_over(
+    raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_read, turns = threading.Event(), threading.Semaphore(0)
+    may_read, is_reading, turns = threading.Event(), threading.Event(), threading.Semaphore(0)
+    really_decode = helpers.decode_image
 
     class OneByOne(Model):
         def wait(self) -> None:
             turns.acquire(timeout=10)
 
-    def slow_read(text: bytes, attempts: int) -> Item:
-        item = read(text, attempts)
-        if item.pixels is not None and item.pixels[0, 0, 0] == 2:
+    def decode_slowly(text: str, *rest: object) -> np.ndarray:
+        if text == image(2):
             is_reading.set()
             may_read.wait(10)
-        return item
+        return really_decode(text, *rest)  # type: ignore[arg-type]
 
-    is_reading = threading.Event()
-    running = start(model=OneByOne(), read=slow_read)
+    monkeypatch.setattr(helpers, "decode_image", decode_slowly)
+    running = start(model=OneByOne())
     jobs = push(raw, [0])
     running.model.busy.wait(5)
     jobs += push(raw, [1])
@@ -179,12 +184,12 @@ def test_what_is_read_while_the_model_takes_a_batch_is_not_written_over(
     turns.release()  # 0 ends, 1 begins, without the others, which are read just now
     running.model.busy.wait(5)
     may_read.set()
-    wait_for(lambda: len(running.loop._next_batch) == 3)
+    wait_for(lambda: len(running.inbox._items) == 3)
     running.model.busy.clear()
     turns.release()
     running.model.busy.wait(5)  # with 2, 3 and 4
     jobs += push(raw, range(5, 13))
-    wait_for(lambda: len(running.loop._next_batch) == 8)
+    wait_for(lambda: len(running.inbox._items) == 8)
     turns.release(10)
     wait_for(lambda: all_answered(raw, jobs))
     assert answers(raw, jobs) == [[value] for value in range(13)]
@@ -193,42 +198,66 @@ def test_what_is_read_while_the_model_takes_a_batch_is_not_written_over(
 
 
 class HeldWriter(Model):
-    """What writes its first answers is held up; remembers which thread wrote which."""
+    """The first answer is held up while it is written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_writing, self.may_write = threading.Event(), threading.Event()
-        self.writers: dict[int, str] = {}
+        self.writers: list[str] = []
 
-    def predict(self, pixels: np.ndarray) -> Callable[[], list[str]]:
-        write, value = super().predict(pixels), int(pixels[0, 0, 0, 0])
-
-        def held() -> list[str]:
-            if not self.is_writing.is_set():
-                self.is_writing.set()
-                self.may_write.wait(10)
-            self.writers[value] = threading.current_thread().name
-            return write()
-
-        return held
+    def answer(self, probabilities: np.ndarray) -> str:
+        if not self.is_writing.is_set():
+            self.is_writing.set()
+            self.may_write.wait(10)
+        self.writers.append(threading.current_thread().name)
+        return super().answer(probabilities)
 
 
-def test_the_model_goes_on_while_answers_are_written_and_writes_them_itself_before_they_pile_up(
+def test_the_model_goes_on_while_answers_are_written_and_waits_before_they_pile_up(
     raw: redis.Redis, start: Callable[..., Running]
 ) -> None:
     model = HeldWriter()
-    start(model=model)
+    running = start(model=model)
     jobs = push(raw, [0])
     model.is_writing.wait(5)
-    for value in range(1, 6):
+    for value in range(1, 4):  # two wait to be written, the third in the predictor's hands
         jobs += push(raw, [value])
         wait_for(lambda: len(model.batches) == value + 1)  # noqa: B023
-    wait_for(lambda: len(model.writers) == 3)
-    assert not any(raw.exists(job.id) for job in jobs)  # each waits for those before it
+    jobs += push(raw, [4, 5])
+    wait_for(lambda: raw.llen("image_queue") == 0)
+    time.sleep(0.5)
+    assert len(model.batches) == 4
+    assert not any(raw.exists(job.id) for job in jobs)
     model.may_write.set()
     wait_for(lambda: all_answered(raw, jobs))
     assert answers(raw, jobs) == [[value] for value in range(6)]
-    assert [model.writers[value] == "answer" for value in range(6)] == [True, True, True, False, False, False]
+    assert set(model.writers) == {"answerer"}
+    assert running.side.members[0].is_lost is False
+
+
+def test_a_queue_that_is_away_for_longer_than_a_hanging_model_may_be_is_waited_for(
+    raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While answers cannot be delivered the predictor waits, and the model is free: nothing hangs."""
+    is_away = threading.Event()
+    is_away.set()
+    really_answer = Membership.answer
+    exits = watch_exits(monkeypatch)
+
+    def answer(member: Membership, outcomes: list[object]) -> bool:
+        if is_away.is_set():
+            raise QueueAway("cut") from ConnectionError("cut")
+        return really_answer(member, outcomes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Membership, "answer", answer)
+    running = start(lease_seconds=0.5, batch_size=1)
+    jobs = push(raw, range(6))
+    wait_for(lambda: len(running.model.batches) >= 4)
+    time.sleep(2.0)  # four leases; the jobs in hand go round meanwhile
+    is_away.clear()
+    wait_for(lambda: all_answered(raw, jobs))
+    assert exits == []
+    assert running.error is None
 
 
 def test_stopping_answers_what_is_yet_to_be_written(raw: redis.Redis, start: Callable[..., Running]) -> None:
@@ -242,18 +271,26 @@ def test_stopping_answers_what_is_yet_to_be_written(raw: redis.Redis, start: Cal
     model.may_write.set()
     running.stop()
     assert answers(raw, jobs) == [[1], [2]]
-    assert running.loop._in_hand == 0
+    assert running.side.members[0].in_hand == 0
+
+
+def watch_exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The statuses with which a loop would have ended this process."""
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    return statuses
 
 
 @pytest.mark.parametrize("hangs", [False, True])
 def test_an_answer_that_cannot_be_written_ends_the_process_and_leaves_its_job_to_the_lease(
-    raw: redis.Redis, start: Callable[..., Running], hangs: bool
+    raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     class Broken(HeldWriter):
-        def predict(self, pixels: np.ndarray) -> Callable[[], list[str]]:
-            write = super().predict(pixels)
-            return lambda: write()[:0]  # an answer too few
+        def answer(self, probabilities: np.ndarray) -> str:
+            super().answer(probabilities)
+            raise ValueError("no label for this class")
 
+    exits = watch_exits(monkeypatch)
     model = Broken()
     running = start(model=model, lease_seconds=0.5)
     (job, *_) = push(raw, [1])
@@ -265,8 +302,8 @@ def test_an_answer_that_cannot_be_written_ends_the_process_and_leaves_its_job_to
         model.busy.wait(5)
     model.may_write.set()
     if hangs:
-        wait_for(lambda: running.ended_with)
-        assert running.ended_with == [EXIT_STUCK]
+        wait_for(lambda: exits)
+        assert exits == [EXIT_STUCK]
         model.free.set()
     running.thread.join(timeout=10)
     assert isinstance(running.error, ValueError)
@@ -439,15 +476,20 @@ def test_an_answer_whose_reply_was_lost_is_sent_again_and_everything_goes_on(
     assert raw.get("{image_queue}:served") == b"8"
 
 
-def test_a_model_that_hangs_for_good_ends_its_process(raw: redis.Redis, start: Callable[..., Running]) -> None:
+def test_a_model_that_hangs_for_good_ends_its_process(
+    raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exits = watch_exits(monkeypatch)
     hung = start(lease_seconds=0.5)
     hung.model.free.clear()
     push(raw, [1])
-    wait_for(lambda: hung.ended_with)
-    assert hung.ended_with == [EXIT_STUCK]
+    wait_for(lambda: exits)
+    assert exits == [EXIT_STUCK]
 
 
-def test_a_worker_whose_name_was_taken_away_while_idle_goes_on(raw: redis.Redis, start: Callable[..., Running]) -> None:
+def test_a_model_server_whose_name_was_taken_away_while_idle_goes_on(
+    raw: redis.Redis, start: Callable[..., Running]
+) -> None:
     running = start()
     wait_for(lambda: running.names)
     raw.delete("{image_queue}:workers")

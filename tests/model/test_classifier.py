@@ -1,15 +1,20 @@
-"""Images in, labels out: each its own, whatever the ways in which a batch is run."""
+"""Images in, labels out: each its own, whatever the compiled batches that run them."""
 
+import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from conftest import tiny_spec
 
 from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
-from serving.model.classifier import Classifier, Way, soonest_done
+from serving.model.classifier import Classifier
+from serving.model.compiled_batches import soonest_done
+from serving.model.runtime import BatchShape, CompiledBatch
 
 if TYPE_CHECKING:
     from serving.model.keras_runtime import KerasRuntime
@@ -25,15 +30,46 @@ def keras_runtime() -> ModuleType:
 
 @pytest.fixture
 def tiny(keras_runtime: ModuleType, tiny_model: dict[str, str]) -> "KerasRuntime":
-    return keras_runtime.KerasRuntime(
-        keras_runtime.load_model(tiny_model["MODEL"], "imagenet", width=32, height=32, precision="auto")
-    )
+    return keras_runtime.KerasRuntime(keras_runtime.load_model(tiny_spec(tiny_model["MODEL"])))
 
 
 RED_GREEN_BLUE = np.stack(
     [np.full((32, 32, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
 )
 LABELS = ["red", "green", "blue", "grey"]
+
+
+@dataclass
+class OneHot:
+    """Answers with the class that an image's first value names, and notes the sizes of its calls."""
+
+    shape: BatchShape
+    calls: list[int]
+    output: np.ndarray | None = None  # memory that each call fills anew
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        self.calls.append(len(pixels))
+        rows = np.eye(4, dtype=np.float32)[pixels[:, 0, 0, 0]]
+        if self.output is None:
+            return rows
+        self.output[:] = rows
+        return self.output
+
+
+class Prepared:
+    """A runtime with one compiled batch."""
+
+    input_shape, classes = (32, 32, 3), 4
+
+    def __init__(self, compiled: CompiledBatch) -> None:
+        self.compiled = compiled
+
+    def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:  # noqa: ARG002
+        return [self.compiled]
+
+
+def images(kinds: list[int]) -> np.ndarray:
+    return np.stack([np.full((32, 32, 3), kind, np.uint8) for kind in kinds])
 
 
 def test_each_image_of_a_batch_gets_its_own_labels_likeliest_first(tiny: "KerasRuntime") -> None:
@@ -58,8 +94,8 @@ def test_padding_changes_no_answer_and_is_never_returned(tiny: "KerasRuntime", c
 
 
 def sizes_soonest_done(seconds: dict[int, float]) -> list[list[int]]:
-    ways = {Way(str(size), size, np.asarray): time for size, time in seconds.items()}
-    return [[way.capacity for way in plan] for plan in soonest_done(ways, max(seconds))]
+    shapes = {BatchShape(str(size), size): time for size, time in seconds.items()}
+    return [[shape.capacity for shape in plan] for plan in soonest_done(shapes, max(seconds))]
 
 
 def test_images_go_in_the_batch_sizes_that_run_them_soonest() -> None:
@@ -74,43 +110,31 @@ def test_images_go_in_the_batch_sizes_that_run_them_soonest() -> None:
 @pytest.mark.parametrize("count", range(1, 9))
 def test_a_batch_in_several_parts_is_put_together_in_order(tiny: "KerasRuntime", count: int) -> None:
     classifier = Classifier(tiny, LABELS, top=1, batch_size=8)
-    classifier._plan = soonest_done({way: way.capacity + 0.1 for way in classifier._ways}, 8)
+    classifier._plan = soonest_done({shape: shape.capacity + 0.1 for shape in classifier._compiled}, 8)
     pixels = np.stack([RED_GREEN_BLUE[i % 3] for i in range(count)])
     labels = [answer[0]["label"] for answer in classifier.predict(pixels)]
     assert labels == [("red", "green", "blue")[i % 3] for i in range(count)]
 
 
-def test_a_way_for_a_batch_at_one_go_is_no_part_of_a_larger_one() -> None:
-    few, many = Way("few", 1, np.asarray, once=True), Way("many", 2, np.asarray)
+def test_a_shape_for_whole_batches_only_is_no_part_of_a_larger_one() -> None:
+    few, many = BatchShape("few", 1, whole_batches_only=True), BatchShape("many", 2)
     assert soonest_done({few: 1.0, many: 1.5}, 3) == [[], [few], [many], [many, many]]
     assert soonest_done({few: 1.5, many: 1.0}, 3) == [[], [many], [many], [many, many]]
     assert soonest_done({few: 1.0}, 1) == [[], [few]]  # BATCH_SIZE=1
 
 
-@pytest.mark.parametrize(("piece", "last"), [(None, 2), (1, 1)])
+@pytest.mark.parametrize(("piece_images", "last"), [(0, 2), (1, 1)])
 @pytest.mark.parametrize("count", range(1, 9))
-def test_equal_parts_go_in_one_call_where_several_may_be_in_flight(count: int, piece: int | None, last: int) -> None:
-    calls = []
-
-    def run(batch: np.ndarray) -> np.ndarray:
-        calls.append(len(batch))
-        return np.eye(4, dtype=np.float32)[batch[:, 0, 0, 0]]
-
-    class Runtime:
-        input_shape, classes = (32, 32, 3), 4
-
-        def ways(self, batch_size: int) -> list[Way]:  # noqa: ARG002
-            return [Way("pairs", 2, run, in_flight=3, piece=piece)]
-
-    classifier = Classifier(Runtime(), LABELS, top=1, batch_size=8)
+def test_equal_parts_go_in_one_call_where_several_may_be_in_flight(count: int, piece_images: int, last: int) -> None:
+    pairs = OneHot(BatchShape("pairs", 2, in_flight=3, piece_images=piece_images), [])
+    classifier = Classifier(Prepared(pairs), LABELS, top=1, batch_size=8)
     classifier.warm_up()
-    calls.clear()
+    pairs.calls.clear()
     kinds = [i % 4 for i in range(count)]
-    pixels = np.stack([np.full((32, 32, 3), kind, np.uint8) for kind in kinds])
-    assert [answer[0]["label"] for answer in classifier.predict(pixels)] == [LABELS[kind] for kind in kinds]
+    assert [answer[0]["label"] for answer in classifier.predict(images(kinds))] == [LABELS[kind] for kind in kinds]
     padded = {1: [2], 2: [2], 3: [4], 4: [4], 5: [6], 6: [6], 7: [6, 2], 8: [6, 2]}[count]
     *full, rest = padded
-    assert calls == [*full, rest if count % 2 == 0 else rest - 2 + last]
+    assert pairs.calls == [*full, rest if count % 2 == 0 else rest - 2 + last]
 
 
 def test_top_is_limited_by_the_classes_there_are(tiny: "KerasRuntime") -> None:
@@ -129,9 +153,7 @@ def test_an_output_that_is_no_probability_is_refused_at_warm_up(keras_runtime: M
     dense = keras.layers.Dense(4, bias_initializer="ones")(keras.layers.GlobalAveragePooling2D()(pixels))
     keras.Model(pixels, dense).save(path)
     classifier = Classifier(
-        keras_runtime.KerasRuntime(
-            keras_runtime.load_model(str(path), "imagenet", width=32, height=32, precision="auto")
-        ),
+        keras_runtime.KerasRuntime(keras_runtime.load_model(tiny_spec(str(path)))),
         LABELS,
         top=1,
         batch_size=1,
@@ -173,23 +195,21 @@ def test_a_probability_that_is_not_a_number_is_a_failure(tiny: "KerasRuntime", m
 
 def test_probabilities_outlive_the_next_batch() -> None:
     """Another thread reads them while the model goes on, and a runtime may write each batch's into the same memory."""
-    output = np.zeros((2, 4), np.float32)
-
-    def run(batch: np.ndarray) -> np.ndarray:
-        output[:] = np.eye(4)[batch[:, 0, 0, 0]]
-        return output
-
-    class Runtime:
-        input_shape = (32, 32, 3)
-        classes = 4
-
-        def ways(self, batch_size: int) -> list[Way]:  # noqa: ARG002
-            return [Way("two", 2, run)]
-
-    classifier = Classifier(Runtime(), LABELS, top=1, batch_size=2)
-    red_green, blue_grey = (
-        np.stack([np.full((32, 32, 3), kind, np.uint8) for kind in kinds]) for kinds in ((0, 1), (2, 3))
-    )
-    probabilities = classifier.probabilities(red_green)
-    classifier.probabilities(blue_grey)
+    two = OneHot(BatchShape("two", 2), [], output=np.zeros((2, 4), np.float32))
+    classifier = Classifier(Prepared(two), LABELS, top=1, batch_size=2)
+    probabilities = classifier.probabilities(images([0, 1]))
+    classifier.probabilities(images([2, 3]))
     assert [classifier.likeliest(row)[0]["label"] for row in probabilities] == ["red", "green"]
+
+
+@pytest.mark.parametrize("is_random", [False, True])
+def test_an_answer_is_the_tutorials_list_and_says_so_when_it_means_nothing(is_random: bool) -> None:
+    one = OneHot(BatchShape("one", 1), [])
+    classifier = Classifier(Prepared(one), LABELS, top=2, batch_size=1, is_random=is_random)
+    answer = json.loads(classifier.answer(classifier.probabilities(images([1]))[0]))
+    predictions = [{"label": "green", "probability": 1.0}, {"label": "red", "probability": 0.0}]
+    if is_random:
+        assert answer["predictions"] == predictions
+        assert "random weights" in answer["warning"]
+    else:
+        assert answer == predictions

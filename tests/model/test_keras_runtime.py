@@ -10,9 +10,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import DATA, REAL_MODEL, ROOT
+from conftest import DATA, REAL_MODEL, ROOT, tiny_spec
 
 from serving.errors import ModelUnavailable
+from serving.model.labels import load_labels
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def keras_runtime() -> ModuleType:
     return keras_runtime
 
 
-def test_each_kind_of_label_file_is_read(keras_runtime: ModuleType, tmp_path: Path) -> None:
+def test_each_kind_of_label_file_is_read(tmp_path: Path) -> None:
     index = tmp_path / "index.json"
     index.write_text(json.dumps({"1": ["n2", "cat"], "0": ["n1", "dog"]}))
     plain = tmp_path / "labels.txt"
@@ -31,23 +32,21 @@ def test_each_kind_of_label_file_is_read(keras_runtime: ModuleType, tmp_path: Pa
     names = tmp_path / "names.json"
     names.write_text(json.dumps(["dog", "cat"]))
     for path in (index, plain, names):
-        assert keras_runtime.load_labels(str(path), 2) == ["dog", "cat"]
-    assert keras_runtime.load_labels("numbers", 2) == ["class 0", "class 1"]
+        assert load_labels(str(path), 2) == ["dog", "cat"]
+    assert load_labels("numbers", 2) == ["class 0", "class 1"]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"7": ["n", "dog"]}', '{"0": []}', "7"])
-def test_a_wrong_label_file_is_refused_with_what_it_should_be(
-    keras_runtime: ModuleType, tmp_path: Path, content: str | None
-) -> None:
+def test_a_wrong_label_file_is_refused_with_what_it_should_be(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "labels.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(ModelUnavailable, match="MODEL_LABELS"):
-        keras_runtime.load_labels(str(path), 1)
+        load_labels(str(path), 1)
 
 
 def load(keras_runtime: ModuleType, name: str, weights: str = "random", **changes: object) -> object:
-    return keras_runtime.load_model(name, weights, **({"width": 32, "height": 32, "precision": "auto"} | changes))
+    return keras_runtime.load_model(tiny_spec(name, weights=weights, **changes))
 
 
 def test_an_unknown_model_is_refused_with_those_there_are(keras_runtime: ModuleType) -> None:
@@ -137,15 +136,17 @@ ON_JAX = """
 import sys
 import numpy as np
 from serving.model import keras_runtime
+from serving.model.spec import ModelSpec
 name, path = sys.argv[1:]
 assert keras_runtime.keras.backend.backend() == "jax"
-network, pixels = keras_runtime.load_model(name, "random", width=32, height=32, precision="auto"), np.load(path)
+spec, pixels = ModelSpec(name, "random", "numbers", width=32, height=32), np.load(path)
+network = keras_runtime.load_model(spec)
 for keras_runtime.MOST_CONSTANT_PARAMETERS in (0, 10**9):
-    ways = {way.capacity: way.run for way in keras_runtime.KerasRuntime(network).ways(8)}
-    assert sorted(ways) == [1, 2, 4, 8]
-    whole = ways[8](pixels)
-    assert np.array_equal(ways[8](pixels), whole)  # the variables are where they were
-    assert np.allclose(np.concatenate([ways[4](pixels[:4]), ways[4](pixels[4:])]), whole, atol=1e-6)
+    batches = {batch.shape.capacity: batch for batch in keras_runtime.KerasRuntime(network).compiled_batches(8)}
+    assert sorted(batches) == [1, 2, 4, 8]
+    whole = batches[8].run(pixels)
+    assert np.array_equal(batches[8].run(pixels), whole)  # the variables are where they were
+    assert np.allclose(np.concatenate([batches[4].run(pixels[:4]), batches[4].run(pixels[4:])]), whole, atol=1e-6)
     np.save(f"{path}-{keras_runtime.MOST_CONSTANT_PARAMETERS}.npy", whole)
 # What is compiled takes the pixels and nothing else; JAX may one day make arguments of constants again.
 assert "%arg0" in (text := keras_runtime.compiled(network).lower(pixels).as_text()) and "%arg1" not in text

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,16 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from conftest import REAL_MODEL, Processes, new_job, output, wait_for
+from conftest import REAL_MODEL, Processes, new_job, output, tiny_spec, wait_for
 
 import helpers
 from serving.errors import ModelFailed, RuntimeUnsuitable
 from serving.images.decode import decode_image
-from serving.model import classifier, openvino_runtime
-from serving.model.classifier import Classifier, Way
-from serving.model.openvino_runtime import TOLERANCE, OpenVinoRuntime, golden_images, keep, key_of
+from serving.model import classifier, openvino_runtime, openvino_store
+from serving.model.classifier import Classifier
+from serving.model.labels import load_labels
+from serving.model.openvino_runtime import TOLERANCE, OpenVinoBatch, OpenVinoRuntime
+from serving.model.openvino_store import convert_and_store, folder_of, golden_images
+from serving.model.runtime import CompiledBatch
 
-pytestmark = pytest.mark.skipif(not openvino_runtime.is_installed(), reason="OpenVINO is not installed")
+pytestmark = pytest.mark.skipif(not openvino_store.is_installed(), reason="OpenVINO is not installed")
 LABELS = ["red", "green", "blue", "grey"]
 
 
@@ -34,8 +38,8 @@ def keras_runtime() -> ModuleType:
 @pytest.fixture(scope="module")
 def kept(keras_runtime: ModuleType, tiny_model: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kept") / "tiny"
-    tiny = keras_runtime.load_model(tiny_model["MODEL"], "imagenet", width=32, height=32, precision="auto")
-    keep(tiny, LABELS, folder)
+    tiny = keras_runtime.load_model(tiny_spec(tiny_model["MODEL"]))
+    convert_and_store(tiny, LABELS, folder)
     return folder
 
 
@@ -45,9 +49,7 @@ def test_every_size_of_batch_gets_keras_answers(
     runtime = OpenVinoRuntime(kept, precision="float32", threads=2)
     classifier = Classifier(runtime, runtime.labels, top=4, batch_size=8)
     classifier.warm_up()
-    keras = keras_runtime.KerasRuntime(
-        keras_runtime.load_model(tiny_model["MODEL"], "imagenet", width=32, height=32, precision="auto")
-    )
+    keras = keras_runtime.KerasRuntime(keras_runtime.load_model(tiny_spec(tiny_model["MODEL"])))
     reference = Classifier(keras, LABELS, top=4, batch_size=8)
     pixels = np.random.default_rng(3).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     pixels[:3] = [[[[255, 0, 0]]], [[[0, 255, 0]]], [[[0, 0, 255]]]]
@@ -65,12 +67,12 @@ def test_all_pieces_in_flight_together_get_the_answers_of_each_alone(
     kept: Path, streams: int, size: int, capacity: int, in_flight: int
 ) -> None:
     runtime = OpenVinoRuntime(kept, precision="float32", threads=2)
-    way, one = runtime._way(streams, size, 8), runtime._way(1, 1, 1)
-    assert (way.capacity, way.in_flight) == (capacity, in_flight)
+    compiled, one = runtime._compile(streams, size, 8), runtime._compile(1, 1, 1)
+    assert (compiled.shape.capacity, compiled.shape.in_flight) == (capacity, in_flight)
     pixels = np.random.default_rng(4).integers(0, 256, (capacity * in_flight, 32, 32, 3), dtype=np.uint8)
     each = np.concatenate([one.run(pixels[i : i + 1]) for i in range(len(pixels))])
     for count in range(in_flight * capacity, 0, -size):  # fewer than before: nothing left over of those may come along
-        assert np.allclose(way.run(pixels[:count]), each[:count], atol=1e-6)
+        assert np.allclose(compiled.run(pixels[:count]), each[:count], atol=1e-6)
 
 
 @pytest.mark.parametrize(("threads", "batch_size"), [(1, 16), (2, 16), (8, 16), (2, 1), (8, 1), (8, 3), (16, 3)])
@@ -78,15 +80,18 @@ def test_threads_share_a_piece_only_where_a_batch_has_few(
     kept: Path, threads: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However fast it looks while nothing else runs: beside the web server's processes it took a fifth more."""
-    monkeypatch.setattr(openvino_runtime, "time_of", lambda way, *_: way.capacity if way.once else 100 * way.capacity)
-    monkeypatch.setattr(classifier, "time_of", openvino_runtime.time_of)
+
+    def sharing_is_fast(compiled: CompiledBatch, *_: object) -> float:
+        return compiled.shape.capacity * (1.0 if compiled.shape.whole_batches_only else 100.0)
+
+    monkeypatch.setattr(openvino_runtime, "time_of", sharing_is_fast)
+    monkeypatch.setattr(classifier, "time_of", sharing_is_fast)
     runtime = OpenVinoRuntime(kept, precision="float32", threads=threads)
     found = Classifier(runtime, runtime.labels, top=1, batch_size=batch_size)
     found.warm_up()
     most = min(batch_size, max(1, threads // 4)) if threads > 1 else 0
-    assert [count for count, ways in enumerate(found._plan) if any(way.once for way in ways)] == list(
-        range(1, most + 1)
-    )
+    shared = [count for count, plan in enumerate(found._plan) if any(shape.whole_batches_only for shape in plan)]
+    assert shared == list(range(1, most + 1))
     pixels = np.random.default_rng(6).integers(0, 256, (batch_size, 32, 32, 3), dtype=np.uint8)
     each = [found.predict(pixels[place : place + 1])[0][0]["label"] for place in range(batch_size)]
     for count in range(1, batch_size + 1):
@@ -94,11 +99,11 @@ def test_threads_share_a_piece_only_where_a_batch_has_few(
 
 
 def test_a_piece_that_fails_leaves_none_in_flight(kept: Path) -> None:
-    way = OpenVinoRuntime(kept, precision="float32", threads=2)._way(2, 1, 4)
-    requests, size = way.run.args  # type: ignore[attr-defined]
+    compiled = OpenVinoRuntime(kept, precision="float32", threads=2)._compile(2, 1, 4)
+    requests = compiled._requests
     assert len(requests) == 4
     pixels = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    right = way.run(pixels)
+    right = compiled.run(pixels)
 
     class Failing:
         def __init__(self, request: Any) -> None:
@@ -113,18 +118,16 @@ def test_a_piece_that_fails_leaves_none_in_flight(kept: Path) -> None:
 
     for _ in range(20):
         with pytest.raises(ModelFailed):
-            openvino_runtime._run([Failing(requests[0]), *requests[1:]], size, pixels)
-        assert np.array_equal(way.run(pixels), right)  # at once: a request that is busy would refuse
+            OpenVinoBatch(compiled.shape, [Failing(requests[0]), *requests[1:]]).run(pixels)
+        assert np.array_equal(compiled.run(pixels), right)  # at once: a request that is busy would refuse
 
 
 def test_real_photos_get_keras_labels_in_whatever_precision_is_chosen(
     keras_runtime: ModuleType, photos: dict[str, bytes], tmp_path: Path
 ) -> None:
-    network = keras_runtime.load_model(
-        "MobileNetV2", REAL_MODEL["MODEL_WEIGHTS"], width=224, height=224, precision="auto"
-    )
-    labels = keras_runtime.load_labels(REAL_MODEL["MODEL_LABELS"], 1000)
-    keep(network, labels, tmp_path / "kept")
+    spec = tiny_spec("MobileNetV2", weights=REAL_MODEL["MODEL_WEIGHTS"], width=224, height=224)
+    network, labels = keras_runtime.load_model(spec), load_labels(REAL_MODEL["MODEL_LABELS"], 1000)
+    convert_and_store(network, labels, tmp_path / "kept")
     pixels = np.stack([decode_image(photo, 224, 224, 10**9) for photo in photos.values()])
     expected = network.predict_on_batch(pixels)
     for precision in ("float32", "bfloat16", "auto"):
@@ -146,20 +149,20 @@ def test_where_bfloat16_is_not_close_enough_float32_takes_its_place(
 ) -> None:
     check = OpenVinoRuntime._check
 
-    def too_far(runtime: OpenVinoRuntime, way: Way) -> None:
+    def too_far(runtime: OpenVinoRuntime, compiled: CompiledBatch) -> None:
         if runtime.precision == "bfloat16":
             raise RuntimeUnsuitable("a probability is too far from Keras's")
-        check(runtime, way)
+        check(runtime, compiled)
 
     monkeypatch.setattr(OpenVinoRuntime, "_check", too_far)
     runtime = OpenVinoRuntime(kept, precision=precision, threads=2)
     runtime.precision = "bfloat16"  # as on a CPU that has it
     if precision == "auto":
-        assert runtime.ways(4)
+        assert runtime.compiled_batches(4)
         assert runtime.precision == "float32"
     else:  # nobody asked for another one
         with pytest.raises(RuntimeUnsuitable, match="too far"):
-            runtime.ways(4)
+            runtime.compiled_batches(4)
 
 
 def test_answers_that_are_not_keras_own_are_refused(kept: Path, tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_answers_that_are_not_keras_own_are_refused(kept: Path, tmp_path: Path) 
     answers = np.load(wrong / "golden.npy")
     np.save(wrong / "golden.npy", answers + 0.002)
     with pytest.raises(RuntimeUnsuitable, match=r"0\.002 from Keras"):
-        OpenVinoRuntime(wrong, precision="float32", threads=2).ways(4)
+        OpenVinoRuntime(wrong, precision="float32", threads=2).compiled_batches(4)
     (wrong / "model.xml").write_text("no model")
     with pytest.raises(RuntimeUnsuitable, match="cannot be read"):
         OpenVinoRuntime(wrong, precision="float32", threads=2)
@@ -181,7 +184,7 @@ def test_a_model_that_cannot_be_converted_leaves_nothing_behind(tmp_path: Path) 
         input_shape, output_shape = (None, 32, 32, 3), (None, 4)
 
     with pytest.raises(RuntimeUnsuitable, match="cannot convert"):
-        keep(NoModel(), LABELS, tmp_path / "kept")
+        convert_and_store(NoModel(), LABELS, tmp_path / "kept")
     assert os.listdir(tmp_path) == []
 
 
@@ -201,11 +204,12 @@ def test_the_golden_images_are_the_same_each_time_and_differ_from_each_other() -
 def test_a_model_is_known_by_the_content_of_its_files(tmp_path: Path) -> None:
     weights = tmp_path / "weights.h5"
     weights.write_bytes(b"one")
-    first = key_of(model="ResNet50", weights=str(weights), width=224)
-    assert first == key_of(model="ResNet50", weights=str(weights), width=224)
-    assert first != key_of(model="ResNet50", weights=str(weights), width=225)
+    spec = tiny_spec("ResNet50", weights=str(weights))
+    first = folder_of(spec)
+    assert first == folder_of(replace(spec, precision="float32", batch_size=8))  # one conversion serves all of these
+    assert first != folder_of(replace(spec, width=33))
     weights.write_bytes(b"two")
-    assert first != key_of(model="ResNet50", weights=str(weights), width=224)
+    assert first != folder_of(spec)
 
 
 def answer_of(raw: redis.Redis) -> str:
@@ -224,7 +228,7 @@ def test_a_model_server_converts_once_and_then_starts_without_keras(
     assert first.wait(timeout=30) == 0
     assert "converted the model for OpenVINO" in output(first)
     (folder,) = [path for path in (tmp_path / "openvino").iterdir() if path.is_dir()]  # and a lock
-    assert len(list(folder.glob("ways-*.json"))) == 1
+    assert len(list(folder.glob("shapes-*.json"))) == 1
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
     second = processes.start("run_model_server.py", **options)
@@ -238,11 +242,8 @@ def test_a_model_server_converts_once_and_then_starts_without_keras(
 def test_what_is_kept_and_damaged_is_converted_again(
     processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
 ) -> None:
-    folder = (
-        tmp_path
-        / "openvino"
-        / key_of(model=tiny_model["MODEL"], weights="imagenet", labels=tiny_model["MODEL_LABELS"], width=32, height=32)
-    )
+    labels, store = tiny_model["MODEL_LABELS"], tmp_path / "openvino"
+    folder = folder_of(tiny_spec(tiny_model["MODEL"], labels=labels, store=store))
     folder.mkdir(parents=True)
     (folder / "golden.npy").write_bytes(b"")
     (folder.parent / f"{folder.name}.unfinished-x").mkdir()
