@@ -115,17 +115,17 @@ def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: i
 
 def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> str:
     """Submit, take and answer batches as fast as one client can; what one core of Redis could do at that price."""
-    worker = ModelSide(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=1).join()
+    member = ModelSide(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=1).join()
     texts = [job_text(image) for _ in range(BATCH_SIZE)]
     jobs, spent, began = 0, cpu_seconds(redis_pid), time.monotonic()
     while time.monotonic() - began < seconds:
         for text in texts:  # one by one, as requests that come singly are
             queue.submit([text], 10_000)
-        taken = worker.take(BATCH_SIZE).jobs
-        worker.answer([Outcome(text, Job.from_text(text).id, answer="[]") for text in taken])
+        taken = member.take(BATCH_SIZE).jobs
+        member.answer([Outcome(text, Job.from_text(text).id, answer="[]") for text in taken])
         jobs += len(taken)
     core_ms = 1000 * (cpu_seconds(redis_pid) - spent) / jobs
-    worker.leave()
+    member.leave()
     return (
         f"Redis spends {core_ms:.2f} core-ms a job of {len(texts[0]):,} bytes: one core is good for "
         f"{1000 / core_ms:,.0f} jobs, {2 * len(texts[0]) / core_ms / 1e3:,.0f} MB, a second (in and out)."

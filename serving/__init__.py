@@ -13,7 +13,9 @@ The web process (run_web_server.py)
     images/decode           upload bytes -> RGB uint8 pixels
     images/resize           the resizer that uses SIMD, else Pillow's
     jobs/web_side           submit a job, get a ticket, wait with it for the answer
+    jobs/ticket             stands for one submitted job; all tickets of a process
     jobs/admission          whether one more job may wait
+    jobs/sender             submits the jobs of all requests together; looks for lost answers
     jobs/listener           the messages that carry answers
 The queue
     jobs/job                what travels: jobs, how they end, their states

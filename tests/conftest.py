@@ -122,7 +122,7 @@ def queue(redis_server: RedisServer, raw: redis.Redis) -> Iterator[JobQueue]:
 
 
 @pytest.fixture
-def new_worker(queue: JobQueue) -> Callable[..., Membership]:
+def new_member(queue: JobQueue) -> Callable[..., Membership]:
     def join(**changes: object) -> Membership:
         options = {"lease_seconds": 10.0, "max_attempts": 3, "result_ttl_seconds": 60} | changes
         return ModelSide(queue, **options).join()  # type: ignore[arg-type]
@@ -247,19 +247,19 @@ class Answering:
         self.thread.start()
 
     def run(self) -> None:
-        worker = ModelSide(self.queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60).join()
+        member = ModelSide(self.queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60).join()
         while self.going:
-            texts = worker.take(8, wait_seconds=0.1).jobs
+            texts = member.take(8, wait_seconds=0.1).jobs
             jobs = [Job.from_text(text) for text in texts]
             self.jobs += jobs
             if jobs:
-                worker.answer(
+                member.answer(
                     [
                         Outcome(text, job.id, job.reply_to, self.reply(job))
                         for text, job in zip(texts, jobs, strict=True)
                     ]
                 )
-        worker.leave()
+        member.leave()
 
     def stop(self) -> None:
         self.going = False

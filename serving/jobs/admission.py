@@ -1,8 +1,15 @@
-"""Who is let into the queue: a job that could not be answered by its deadline is refused at once instead.
+"""Decides whether one more job may wait: a job that no model server could answer by its deadline is refused at once.
 
-The predicted wait is the number of jobs ahead over the rate at which all model servers together work. The rate shows
-in the counter of settled jobs, which every submit brings back, but only while jobs wait throughout: a model server
-that has nothing to do is not slow.
+The predicted wait is the number of jobs ahead divided by the rate at which all model servers together settle jobs. The
+rate shows in the counter of settled jobs, which every reply to a submit brings, but only during a backlog, while some
+job always waits: a model server that has nothing to do is not slow.
+
+    time -------------------------------------------------------------->
+    jobs that wait     0     3     5     6     7     7     5     2     0
+    settled_total      8     8    16    16    24    24    32    32    40
+                       |           |           |           |           |
+          the backlog begins     move        move        move      it ends
+                                   |<- rate: 16/seconds -->|
 """
 
 import itertools
@@ -12,25 +19,27 @@ import threading
 import time
 from collections import deque
 
+from serving.errors import QueueFull
+
 RATE_WINDOW_SECONDS = 10.0
 MOST_RETRY_AFTER_SECONDS = 60
-# The wait that is promised, as a share of the deadline. The rest is for what no rate foretells: a model server that
-# has to be started again, and the jobs that the model servers hold already.
+# The longest predicted wait, as a share of the deadline. The rest is for what no rate foretells: the restart of a model
+# server, and the jobs that the model servers hold already.
 PROMISED_SHARE = 0.5
-# Until the rate has been measured this often, this many may wait in any case.
+# Until the counter has moved so often, so many jobs may wait in any case.
 SURE_MOVES, UNSURE_LENGTH = 4, 64
-KNOWN_SECONDS = 60.0  # what was measured in an earlier backlog is remembered for so long
-MOST_MOVES = 64  # a shorter window does where batches are fast
+KNOWN_SECONDS = 60.0  # for so long the rate of an earlier backlog counts
+MOST_MOVES = 64  # where batches are fast, so many moves are enough, in a shorter time
 LONG_GAP = 4.0  # times the usual gap
-# How long what was seen of the queue is good for to refuse by, without asking Redis again.
+# For so long Admission refuses by what it last saw of the queue, without asking Redis again.
 SEEN_GOOD_FOR_SECONDS = 0.05
 
 
 class Admission:
-    """How many jobs may wait, and when to come back; safe to share between threads.
+    """Says how many jobs may wait, and when a refused client should come back; safe to share between threads.
 
     Args:
-        max_queue_length: jobs that may wait, however fast they are served.
+        max_queue_length: jobs that may wait, however fast the model servers are.
         timeout_seconds: how long a request waits for its answer at most.
     """
 
@@ -41,9 +50,13 @@ class Admission:
         self._ahead, self._seen_at = 0, -math.inf  # jobs that waited when last seen, and when, monotonic seconds
 
     def note(self, clock: float, ahead: int, settled_total: int, last_empty_at: float = 0.0) -> None:
-        """What was seen of the queue, at `clock` by Redis, seconds.
+        """Note what a reply told of the queue.
 
-        `ahead` jobs waited, `settled_total` were ever settled, and no job waited at `last_empty_at`, the last time.
+        Args:
+            clock: when it was so, by Redis's clock, unix seconds.
+            ahead: jobs that waited.
+            settled_total: jobs that were ever settled.
+            last_empty_at: when a model server last left no job waiting, unix seconds.
         """
         with self._lock:
             self._rate.note(clock, ahead, settled_total, last_empty_at)
@@ -59,25 +72,30 @@ class Admission:
         return min(self._max_queue_length, max(1 if is_sure else UNSURE_LENGTH, answerable))
 
     def is_full(self) -> bool | None:
-        """Whether one more would be refused, by what was seen just now; None: it may be, look again."""
+        """Whether one more job would be refused; None: perhaps, but what was last seen is too old to refuse by."""
         if self._ahead < self.most_waiting():
             return False
         return True if time.monotonic() - self._seen_at < SEEN_GOOD_FOR_SECONDS else None
 
     def retry_after_seconds(self) -> int:
-        """Whole seconds until the jobs that wait are served; 1 to MOST_RETRY_AFTER_SECONDS."""
+        """Whole seconds until the jobs that wait now are settled; 1 to MOST_RETRY_AFTER_SECONDS."""
         with self._lock:
             rate, silent_seconds = self._rate.per_second(), self._rate.silent_seconds()
         if rate is None:  # nothing measured: the model servers are away, or have just begun
             return MOST_RETRY_AFTER_SECONDS if silent_seconds > RATE_WINDOW_SECONDS / 2 else 1
         return max(1, min(MOST_RETRY_AFTER_SECONDS, math.ceil(self._ahead / rate)))
 
+    def refusal(self, says: str) -> QueueFull:
+        """The error for a job that finds no room: the sentence `says`, and when to come back."""
+        seconds = self.retry_after_seconds()
+        return QueueFull(f"{says} Try again in {seconds} s.", retry_after_seconds=seconds)
+
 
 class ServiceRate:
-    """Jobs a second that all model servers together settle while there is always one waiting.
+    """Jobs a second that all model servers together settle during a backlog, while some job always waits.
 
-    Jobs are settled by the batch: the rate is taken between moments at which the counter moved, so that it counts
-    whole batches.
+    Model servers settle jobs by the batch. The rate is taken between two moves of the counter, so that it counts whole
+    batches.
     """
 
     def __init__(self) -> None:
@@ -86,13 +104,13 @@ class ServiceRate:
         # (clock, settled_total) when the counter had moved
         self._moves: deque[tuple[float, int]] = deque(maxlen=MOST_MOVES)
         self._usual_gap = RATE_WINDOW_SECONDS / LONG_GAP  # between two moves
-        self._measured: float | None = None  # in this backlog
-        self._known: float | None = None  # from an earlier one, which ended at
+        self._measured: float | None = None  # rate in this backlog
+        self._known: float | None = None  # from an earlier backlog, which ended at `_known_at`
         self._known_at = -math.inf
 
     def note(self, clock: float, ahead: int, settled_total: int, last_empty_at: float = 0.0) -> None:
-        """What was seen of the queue; see Admission.note."""
-        if clock <= self._clock:  # the replies to two threads crossed
+        """Note what a reply told of the queue; see Admission.note."""
+        if clock <= self._clock:  # the replies to two threads overtook each other
             return
         self._clock = clock
         is_another_redis = settled_total < self._settled_total
@@ -100,14 +118,14 @@ class ServiceRate:
             self._begin_anew()
         elif settled_total > self._settled_total:
             self._moves.append((clock, settled_total))
-            # One move from before the window stays: with batches slower than the window it is needed.
+            # One move from before the window stays: batches slower than the window need it.
             while len(self._moves) > 2 and self._moves[1][0] < clock - RATE_WINDOW_SECONDS:
                 self._moves.popleft()
             self._measure()
         self._settled_total = settled_total
 
     def per_second(self) -> float | None:
-        """The rate; None when there was never a backlog to measure it. It falls while the counter stands still."""
+        """The rate; None when no backlog has shown it yet. The rate falls while the counter stands still."""
         rate = self._measured or self._known
         if rate is None:
             return None
@@ -115,11 +133,11 @@ class ServiceRate:
         return rate * min(1.0, patience / max(self.silent_seconds(), patience))
 
     def is_sure(self) -> bool:
-        """Whether it was measured lately, and often enough to tell a slow model from one that stood still between."""
+        """Whether the counter moved often enough in this backlog to tell a slow model from one that stood still."""
         return len(self._moves) >= SURE_MOVES
 
     def silent_seconds(self) -> float:
-        """For how long jobs have waited and none was settled."""
+        """For how many seconds jobs have waited and none was settled."""
         if self._clock == -math.inf:
             return 0.0
         return self._clock - max(self._backlog_since, self._moves[-1][0] if self._moves else -math.inf)
@@ -137,6 +155,6 @@ class ServiceRate:
         gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(self._moves)]
         if gaps:
             self._usual_gap = statistics.median(gaps)
-            # A gap far above the usual one is no work: a model server died in it, say, and was started again.
+            # In a gap far above the usual one nobody worked: a model server died, say, and was started again.
             busy_seconds = sum(min(gap, LONG_GAP * self._usual_gap) for gap in gaps)
             self._measured = (self._moves[-1][1] - self._moves[0][1]) / busy_seconds

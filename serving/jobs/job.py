@@ -1,4 +1,5 @@
-"""Defines what travels: Job, what a model server took (Taken), how each job ended (Outcome), and the states of a job.
+"""Defines what travels: Job, what a model server took (Taken), how each job ended (Outcome), the states of a job; and
+the queue as a model server meets it (ModelQueue, Member).
 
 Job -- to_text --> JSON in the queue -- from_text --> Job … Outcome -- reply --> the answer under the job's id
                                                                     -- to_dead_letter --> a job that was given up
@@ -18,7 +19,7 @@ from serving.errors import BadJob
 
 MOST_AXES, LONGEST_AXIS = 4, 65_535  # of an image's shape
 MOST_REASON_CHARACTERS = 500
-# Longer than a job of 2896×2896 pixels. As JSON a byte may become six: more than 85 MB and Redis would refuse it.
+# Longer than a job of 2896×2896 pixels. In JSON a byte may become six, and Redis would refuse more than 85 MB of them.
 MOST_DEAD_LETTER_BYTES = 32 * 1024 * 1024
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -38,10 +39,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """One job as it travels. Only `id` and `image` are required: with just those it is the tutorial's own."""
+    """One job as it travels. Only `id` and `image` are required; with just those it is the tutorial's own job."""
 
     id: str
-    image: str  # base64, and nothing else: `to_text` puts it into JSON as it is
+    image: str  # base64 and nothing else, since `to_text` puts it into JSON as it is
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
     deadline: float = math.inf  # unix seconds, by Redis's clock
@@ -56,7 +57,7 @@ class Job:
             "reply_to": self.reply_to,
         }
         given = {name: value for name, value in optional.items() if value is not None}
-        # Base64 has nothing to escape: the image is put in as it is, which saves looking at each of its characters.
+        # Base64 has nothing to escape, so no code need look at each character of the image.
         return f'{json.dumps({"id": self.id, **given})[:-1]}, "image": "{self.image}"}}'
 
     @classmethod
@@ -64,7 +65,7 @@ class Job:
         """Read a job.
 
         Raises:
-            BadJob: not a JSON object with the strings `id` and `image`, or a field of the wrong type.
+            BadJob: the text is no JSON object with the strings `id` and `image`, or a field has the wrong type.
         """
         try:
             fields = _read_ours(text) or orjson.loads(text)
@@ -76,7 +77,7 @@ class Job:
                 raise TypeError("dtype and reply_to are strings")
             if not isinstance(fields["image"], str):
                 raise TypeError("image is a string")
-            # The id becomes a Redis key and is overwritten: it must not be able to name any other key.
+            # The id becomes the name of a Redis key that is overwritten: it must not name any other key.
             if not _UUID.fullmatch(fields["id"]):
                 raise ValueError("id is not a UUID")
             return cls(
@@ -92,10 +93,10 @@ class Job:
 
 
 def _read_ours(text: bytes) -> Any:
-    """The fields of a job as `to_text` writes it; None for any other text, be it a job or not.
+    """The fields of a job as `to_text` writes it; None for any other text, whether it is a job or not.
 
-    The image need not go through a JSON parser, which looks at each of its characters: between its quotes nothing is
-    escaped, and nothing follows it. (A line break in it, which JSON forbids, base64 forbids as well.)
+    A JSON parser would look at each character of the image. This skips them, because `to_text` escapes nothing in the
+    image, and writes nothing after it. (JSON forbids a line break in the image, and so does base64.)
     """
     start = text.find(_IMAGE)
     image = memoryview(text)[start + len(_IMAGE) : -2]
@@ -110,7 +111,7 @@ def _read_ours(text: bytes) -> Any:
 
 
 def _read_shape(value: Any) -> tuple[int, ...]:
-    # `type`, since true is an int, too, and since 4.0 is a sign that its sender reckons otherwise than we do.
+    # `type`, because true is an int, too, and 4.0 means that the sender computes shapes differently.
     lengths: list[Any] = value if type(value) is list and len(value) <= MOST_AXES else []
     if lengths and all(type(length) is int and 0 < length <= LONGEST_AXIS for length in lengths):
         return tuple(lengths)
@@ -125,37 +126,38 @@ def _read_deadline(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Taken:
-    """Jobs as they travel. `attempts`: how often the job came back; if it did, it is the only one here."""
+    """What one `take` gave: jobs as they travel. A job that came back `attempts` times is the only one here."""
 
     jobs: list[bytes]
     attempts: int = 0
-    all_that_waited: bool = False  # as far as is known
-    runs_alone: bool = False  # the next job, or the one in hand, came back once: ask again with empty hands
+    all_that_waited: bool = False  # no other job waited, as far as the model server knows
+    runs_alone: bool = False  # the next job, or the one in hand, came back before: ask again with empty hands
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one taken job ends: answered, failed (a dead letter, its client told), or, with neither, dropped."""
+    """How one taken job ends: with an `answer`; with a `failure` (a dead letter, its client told); or dropped."""
 
     text: bytes
-    job_id: str | None = None  # None: garbage, nobody to tell
+    job_id: str | None = None  # None: the text is garbage, and has no client
     reply_to: str | None = None
     answer: str | None = None  # JSON
     failure: str | None = None
     attempts: int = 0
 
     def reply(self) -> str | None:
-        """What the client reads under the job's id, JSON; None: nothing."""
+        """What the client reads under the job's id, JSON; None for a job that is dropped."""
         return json.dumps({"error": self._reason()}) if self.failure is not None else self.answer
 
     def to_dead_letter(self, clock: float) -> str:
+        """The dead letter, JSON, of a job that failed at `clock`, unix seconds."""
         job = self.text[:MOST_DEAD_LETTER_BYTES].decode("utf-8", "surrogateescape")
         return json.dumps(
             {"id": self.job_id, "at": clock, "attempts": self.attempts, "reason": self._reason(), "job": job}
         )
 
     def _reason(self) -> str:
-        return (self.failure or "")[:MOST_REASON_CHARACTERS]  # garbage may be quoted in it, whole
+        return (self.failure or "")[:MOST_REASON_CHARACTERS]  # it may quote garbage of any length
 
 
 class Member(Protocol):
@@ -184,15 +186,18 @@ class Member(Protocol):
         """
 
     def answer(self, outcomes: Sequence[Outcome]) -> bool:
-        """End the oldest jobs in hand, in their order; False if the lease was lost meanwhile."""
+        """End the oldest jobs in hand, in their order; False if the lease was lost meanwhile.
+
+        The same outcomes may be sent again when QueueAway left open whether they arrived.
+        """
 
     def return_expired(self) -> int:
-        """Return the jobs of every model server whose lease ran out to the head of the queue; how many."""
+        """Return the jobs of every model server whose lease ran out to the head of the queue; return how many."""
 
     def leave(self, *, forget: bool = True) -> int:
-        """Give back what is in hand, and end the lease; how many jobs went back.
+        """Give back the jobs in hand, with no attempt counted, and end the lease; return how many jobs went back.
 
-        `forget` False: a command of this name may still be under way.
+        With `forget` False others go on looking after this name, because one of its commands may still be under way.
         """
 
 

@@ -1,16 +1,16 @@
 """The queue that web servers and model servers share: its keys, its verbs, its clock. `web_side` and `model_side` speak
-through `JobQueue`; what travels stands in `job`, the connection in `redis_url` and `redis_client`.
+through `JobQueue`; `job` defines what travels, `redis_url` and `redis_client` make the connection.
 
 Every key (Q is the queue's name; the braces put all but the answers into one slot of a Redis cluster):
 
     Q                       LIST    waiting jobs, JSON, oldest at the left         until taken
     {Q}:processing:<server> LIST    jobs that this model server took               until settled or returned
     {Q}:workers             ZSET    model server -> when its lease runs out        renewed by progress
-    {Q}:attempts            HASH    job id -> how often it came back               until settled
+    {Q}:attempts            HASH    job id -> how often the job came back          until settled
     {Q}:dead                LIST    dead letters, JSON, newest at the right        capped at MOST_DEAD_LETTERS
-    {Q}:settled             HASH    model server -> how many jobs it has settled   until it leaves or is given up
-    {Q}:served              STRING  how many jobs were ever settled                for ever
-    {Q}:emptied             STRING  when a model server last left no job waiting   for ever
+    {Q}:settled             HASH    model server -> how many jobs it has settled   until it leaves or its jobs return
+    {Q}:served              STRING  settled_total: jobs that were ever settled     for ever
+    {Q}:emptied             STRING  last_empty_at: when a take left none waiting   for ever
     <job id>                STRING  the answer, JSON                               read once, or its time to live
     {Q}:answered:<web>      pub/sub answers just set, JSON: job id -> answer       -
 
@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from serving.errors import QueueAway
 from serving.jobs.redis_client import Command, redis_errors_as_ours
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS, check, open_redis
 
@@ -37,7 +38,7 @@ CLOCK_GOOD_FOR_SECONDS = 60.0
 
 _LUA = Path(__file__).with_name("lua")
 _COMMON = (_LUA / "common.lua").read_text()
-# Without comments: Redis reads all of it each time.
+# Without comments: Redis reads the whole text each time.
 _SCRIPTS = {
     path.stem: re.sub(r"^ *--.*\n|^\n", "", _COMMON + path.read_text(), flags=re.MULTILINE)
     for path in _LUA.glob("*.lua")
@@ -48,8 +49,10 @@ _SCRIPTS = {
 class JobQueue:
     """A connection to the queue `name` in the Redis at `url`; safe to share between threads.
 
-    With `resend` a command whose connection broke is sent once more: for the web server, where a job pushed twice
-    is answered once. A model server must not: it would never hear of what a lost *take* moved.
+    With `resend` a command whose connection broke is sent once more. That is for the web server, where a job pushed
+    twice is answered once. A model server must not resend: it would never hear of what a lost *take* moved.
+
+    The attributes `leases` to `last_empty_at` are names of keys.
 
     Raises:
         QueueAway: `url` cannot be understood.
@@ -64,26 +67,38 @@ class JobQueue:
             f"{{{name}}}:{key}" for key in ("settled", "served", "emptied")
         )
         self.redis = open_redis(url, resend=resend, timeout_seconds=timeout_seconds)
-        # Redis's clock less this machine's monotonic one, and when that was found, by the latter; seconds.
+        # Redis's clock minus this machine's monotonic clock; and the monotonic time at which that was found. Seconds.
         self._clock_offset, self._clock_heard = 0.0, -math.inf
 
     def processing(self, server: str) -> str:
+        """The key of a model server's processing list."""
         return f"{{{self.name}}}:processing:{server}"
 
     def channel(self, web: str) -> str:
+        """The channel on which the web process `web` hears of answers; with "", how all channels begin."""
         return f"{{{self.name}}}:answered:{web}"
 
-    def connect(self) -> None:
-        """Reach Redis, at start-up. Raises QueueAway, whose message says why, and what to set."""
-        check(self.redis)
+    def connect(self, patience_seconds: float = 0.0) -> None:
+        """Reach Redis, at start-up; while it does not answer, try again for `patience_seconds`.
+
+        Raises QueueAway, whose message says why, and what to set.
+        """
+        give_up_at = time.monotonic() + patience_seconds
+        while True:
+            try:
+                return check(self.redis)
+            except QueueAway:
+                if time.monotonic() >= give_up_at:
+                    raise
+                time.sleep(0.1)
 
     def now(self, good_for_seconds: float = math.inf) -> float:
-        """The time by Redis's clock, unix seconds: hosts whose own clocks differ agree on deadlines.
+        """The time by Redis's clock, unix seconds, so that hosts whose own clocks differ agree on deadlines.
 
-        Redis is asked only when what it last told is older than `good_for_seconds`, or if it was never heard.
+        It asks Redis only when Redis's last word is older than `good_for_seconds`, or when there was none.
 
         Raises:
-            QueueAway: it had to be asked, and does not answer.
+            QueueAway: Redis had to be asked, and does not answer.
         """
         if time.monotonic() - self._clock_heard > good_for_seconds or self._clock_heard == -math.inf:
             ((seconds, microseconds),) = self._exchange(("TIME",))
@@ -91,7 +106,7 @@ class JobQueue:
         return time.monotonic() + self._clock_offset
 
     def set_clock(self, redis_seconds: float) -> None:
-        """What a script told of Redis's clock, unix seconds."""
+        """Note what a script told of Redis's clock, unix seconds."""
         self._clock_heard = time.monotonic()
         self._clock_offset = redis_seconds - self._clock_heard
 
@@ -100,10 +115,10 @@ class JobQueue:
         return self._exchange(_command(script, keys, args))[0]
 
     def submit(self, jobs: Sequence[str], most_waiting: int, delete: Sequence[str] = ()) -> Any:
-        """Put jobs, as they travel, at the end of the queue, all in one round trip; what submit.lua returns.
+        """Put jobs, as they travel, at the end of the queue, all in one round trip; return what submit.lua returns.
 
-        Where there is no room for all of them, the first ones are accepted. The answers of the job ids `delete` go in
-        the same round trip: they have been read. Raises QueueAway.
+        Where there is no room for all of them, the first ones are accepted. The same round trip deletes the answers of
+        the job ids `delete`, which have been read. Raises QueueAway.
         """
         script = _command("submit", [self.name, self.settled_total, self.last_empty_at], [len(jobs), most_waiting])
         ahead: list[Command] = [("UNLINK", *delete)] if delete else []
@@ -124,14 +139,14 @@ class JobQueue:
         moves: list[Command] = [("LMOVE", self.name, processing, "LEFT", "RIGHT")] * (most - len(ahead))
         keys = [self.name, processing, self.leases, self.attempts, self.last_empty_at, self.settled_by_server]
         first, (*moved, reply) = self._transact([*moves, _command("confirm", keys, confirm)], ahead)
-        return [job for job in (*first, *moved) if job is not None], reply  # b"" is a job as well, a bad one
+        return [job for job in (*first, *moved) if job is not None], reply  # b"" is a job, too, a bad one
 
     def cancel(self, job: str) -> None:
         """Take a job, as it travels, out of the queue, unless a model server has it already. Raises QueueAway."""
         self.run("cancel", [self.name, self.attempts], [job])
 
     def queue_state(self) -> tuple[float, int, int, float]:
-        """Redis's clock, how many jobs wait, how many were ever settled, and when none waited, seconds.
+        """Redis's clock, unix seconds; how many jobs wait; how many were ever settled; when none waited, unix seconds.
 
         Raises QueueAway.
         """
@@ -151,16 +166,16 @@ class JobQueue:
     def state(self, job_id: str, job: str) -> tuple[str | None, bool]:
         """A job's answer, JSON, if there is one, and whether the job, as it travels, waits. Raises QueueAway.
 
-        Redis compares the job with each that waits: for a question now and then, not for each request.
+        Redis compares the job with each one that waits, so this is for a question now and then, not for each request.
         """
         answer, place = self._exchange(("GET", job_id), ("LPOS", self.name, job))
         return None if answer is None else str(answer, "utf-8"), place is not None
 
     @contextlib.contextmanager
     def messages(self, channel: str) -> Iterator[Iterator[bytes]]:
-        """What is published on one of our channels meanwhile, without end.
+        """Within the block, an endless iterator over the messages that arrive on one of our channels, JSON.
 
-        Raises QueueAway, also as the messages are read.
+        Entering the block and the iterator raise QueueAway.
         """
         with redis_errors_as_ours(), self.redis.subscribed(channel) as messages:
             yield messages
@@ -190,6 +205,7 @@ class JobQueue:
         return letters
 
     def close(self) -> None:
+        """Close all connections to Redis."""
         self.redis.close()
 
     def _exchange(self, *commands: Command) -> list[Any]:

@@ -1,13 +1,13 @@
-"""Receives the messages that carry answers, and hands the answers to those who wait."""
+"""Receives the messages that carry answers, and hands the answers to the tickets that wait for them."""
 
 import logging
 import time
-from collections.abc import Callable, Mapping
 
 import orjson
 
 from serving.errors import QueueAway
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.ticket import Tickets
 
 RECONNECT_SECONDS = 0.5
 
@@ -15,19 +15,19 @@ log = logging.getLogger(__name__)
 
 
 class Listener:
-    """Listens on one channel for as long as the process lives; what it misses, requests find by looking.
+    """Listens on one channel for as long as the process lives; the sender finds the answers that it misses.
 
     Args:
         queue: the queue.
         channel: the channel of this process.
-        hand_out: takes answers, job id -> JSON text.
+        tickets: get the answers.
     """
 
-    def __init__(self, queue: JobQueue, channel: str, hand_out: Callable[[Mapping[str, str]], None]) -> None:
-        self._queue, self._channel, self._hand_out = queue, channel, hand_out
+    def __init__(self, queue: JobQueue, channel: str, tickets: Tickets) -> None:
+        self._queue, self._channel, self._tickets = queue, channel, tickets
 
     def run(self) -> None:
-        """Listen; after a failure, again."""
+        """Listen without end, and again after each failure; for a thread of its own."""
         is_away = False
         while True:
             try:
@@ -36,7 +36,7 @@ class Listener:
                         is_away = False
                         self._read(message)
             except QueueAway as error:
-                if not is_away:  # said once, not twice a second
+                if not is_away:  # log once, not twice a second
                     log.warning("not listening for answers, requests poll meanwhile: %s", error.__cause__)
                 is_away = True
             except Exception:
@@ -45,5 +45,5 @@ class Listener:
 
     def _read(self, message: bytes) -> None:
         answers = orjson.loads(message)
-        if isinstance(answers, dict):  # else it is not from a model server of ours
-            self._hand_out(answers)
+        if isinstance(answers, dict):  # else no model server of ours sent it
+            self._tickets.hand_out(answers)

@@ -34,7 +34,7 @@ class Refusal(IntEnum):
 
     ALONE_LATER = -1  # the next job, or the one in hand, runs alone: ask again with empty hands
     LEASE_LOST = -2  # this name was taken for dead: join again
-    ONE_BY_ONE = -3  # some job came back lately: ask take.lua, which looks at each job
+    ONE_BY_ONE = -3  # some job came back and has not ended: ask take.lua, which looks at each job
 
 
 class ModelSide:
@@ -48,27 +48,19 @@ class ModelSide:
     """
 
     def __init__(self, queue: JobQueue, *, lease_seconds: float, max_attempts: int, result_ttl_seconds: int) -> None:
-        self._queue = queue
-        self._lease_seconds = lease_seconds
-        self._max_attempts = max_attempts
-        self._result_ttl_seconds = result_ttl_seconds
+        self.queue, self.lease_seconds = queue, lease_seconds
+        self.max_attempts, self.result_ttl_seconds = max_attempts, result_ttl_seconds
 
     def join(self) -> "Membership":
         """Register under a fresh name, whose lease begins now. Raises QueueAway."""
-        queue = self._queue
-        member = Membership(
-            queue,
-            lease_seconds=self._lease_seconds,
-            max_attempts=self._max_attempts,
-            result_ttl_seconds=self._result_ttl_seconds,
-        )
-        clock = queue.run("join", [queue.leases, queue.settled_by_server], [member.name, self._lease_seconds])
+        queue, member = self.queue, Membership(self)
+        clock = queue.run("join", [queue.leases, queue.settled_by_server], [member.name, self.lease_seconds])
         queue.set_clock(float(clock))
         return member
 
     def now(self) -> float:
         """The time by Redis's clock, unix seconds. Raises QueueAway when Redis was never heard and does not answer."""
-        return self._queue.now()
+        return self.queue.now()
 
 
 class Membership:
@@ -78,14 +70,12 @@ class Membership:
     Redis does not answer.
     """
 
-    def __init__(self, queue: JobQueue, *, lease_seconds: float, max_attempts: int, result_ttl_seconds: int) -> None:
+    def __init__(self, side: ModelSide) -> None:
         self.name = f"{_process_name(os.getpid())}{uuid.uuid4().hex[:8]}"
-        self.is_lost = False  # whether a command found that the lease is lost; then it is lost for good
-        self._queue = queue
-        self._processing = queue.processing(self.name)
-        self._lease_seconds = lease_seconds
-        self._max_attempts = max_attempts
-        self._result_ttl_seconds = result_ttl_seconds
+        self.is_lost = False  # whether a command found that the lease is lost, and then for good
+        self._side, self._queue = side, side.queue
+        self._processing = self._queue.processing(self.name)
+        self._lease_seconds = side.lease_seconds
         # Jobs, so far. The thread that takes is the only one to raise the first, the thread that answers the second.
         self._taken = self._settled = 0
         self._waiting = 0  # jobs left in the queue when last seen
@@ -109,14 +99,14 @@ class Membership:
             return taken if taken.jobs or taken.runs_alone else self._move(most, timeout_seconds)
         try:
             return self._move(most, timeout_seconds)
-        except QueueOutOfMemory:  # it refuses to move and to block, while a script can take what waits all the same
+        except QueueOutOfMemory:  # Redis refuses plain moves then, while a script may still take jobs
             taken = self._take_one_by_one(most)
             if not taken.jobs:
                 time.sleep(max(0.0, timeout_seconds / 10))
             return taken
 
     def _move(self, most: int, wait_seconds: float) -> Taken:
-        """Take jobs by plain commands, unseen, which costs Redis least."""
+        """Take jobs by plain commands, which cost Redis least, but cannot tell which jobs came back."""
         jobs: list[bytes] = []
         while not jobs or (self._waiting and len(jobs) < most):
             at_once = min(most - len(jobs), max(self._waiting, FIRST_LOOK))
@@ -134,7 +124,7 @@ class Membership:
         return Taken(jobs, all_that_waited=not self._waiting)
 
     def _take_one_by_one(self, most: int) -> Taken:
-        """Take jobs by a script that looks for those that came back."""
+        """Take jobs by a script that looks at each, and so finds those that came back."""
         queue = self._queue
         state, clock, came_back, *jobs = queue.run(
             "take",
@@ -178,7 +168,7 @@ class Membership:
                 self._lease_seconds,
                 struck_off,
                 self._settled,
-                self._result_ttl_seconds,
+                self._side.result_ttl_seconds,
                 MOST_DEAD_LETTERS,
                 len(dead_letters),
                 *dead_letters,
@@ -191,14 +181,14 @@ class Membership:
         return bool(holds_lease)
 
     def return_expired(self) -> int:
-        """Return the jobs of every model server whose lease ran out to the head of the queue; how many."""
+        """Return the jobs of every model server whose lease ran out to the head of the queue; return how many."""
         queue, returned = self._queue, 0
         for name in queue.model_server_names(expired=True):
             count, *given_up = queue.run(
                 "return_jobs",
                 [queue.name, queue.processing(name), queue.leases, queue.attempts, queue.dead, queue.settled_by_server],
                 [
-                    *(name, self._max_attempts, MOST_DEAD_LETTERS, MOST_DEAD_LETTER_BYTES),
+                    *(name, self._side.max_attempts, MOST_DEAD_LETTERS, MOST_DEAD_LETTER_BYTES),
                     *(FORGET_NAME_SECONDS, FORGET_ATTEMPTS_SECONDS),
                 ],
             )
@@ -208,16 +198,16 @@ class Membership:
         return returned
 
     def leave(self, *, forget: bool = True) -> int:
-        """Give back what is in hand, uncounted, and end the lease; how many jobs went back.
+        """Give back the jobs in hand, with no attempt counted, and end the lease; return how many jobs went back.
 
-        `forget` False: a command of this name may still be under way, so that others go on looking after it.
+        With `forget` False others go on looking after this name, because one of its commands may still be under way.
         """
         queue = self._queue
         keys = [queue.name, self._processing, queue.leases, queue.settled_by_server]
         return int(queue.run("leave", keys, [self.name, int(forget)]))
 
     def _given_up(self, text: bytes) -> Outcome:
-        failure = f"The model server failed {self._max_attempts} times on this image. It is kept as a dead letter."
+        failure = f"The model server failed {self._side.max_attempts} times on this image. It is kept as a dead letter."
         try:
             job = Job.from_text(text)
         except BadJob:
@@ -229,14 +219,14 @@ class Membership:
         answers: dict[str, dict[str, str]] = {}
         for outcome in outcomes:
             channel, reply = outcome.reply_to or "", outcome.reply()
-            # Only to our own channels: a job must not make us publish anywhere else.
+            # A job must not make us publish on any channel but our own ones.
             if outcome.job_id and reply is not None and channel.startswith(self._queue.channel("")):
                 answers.setdefault(channel, {})[outcome.job_id] = reply
         return [text for channel, replies in answers.items() for text in (channel, json.dumps(replies))]
 
 
 def has_lease(queue: JobQueue, process_id: int | None = None) -> bool:
-    """Whether a process of this host, or any with None, is registered in the queue and alive. Raises QueueAway."""
+    """Whether a process of this host holds a lease; with None, whether any of this host does. Raises QueueAway."""
     return any(name.startswith(_process_name(process_id)) for name in queue.model_server_names(expired=False))
 
 

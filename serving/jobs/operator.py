@@ -3,8 +3,9 @@
     {Q}:dead -- read_letters --> letters -- requeue --> the end of the queue, as jobs that are new
                                          -- drop -----> nowhere
 
-A letter is named by its job's id, or, where that is missing or cannot be typed, by a digest of its text. Whoever acts
-on one sends its whole text, by which Redis finds it: meanwhile model servers append letters and trim the list.
+A letter's name is its job's id, or, where that is missing or cannot be typed, a digest of its text. A command that acts
+on a letter sends the whole text, by which Redis finds the letter, because model servers append letters and trim the
+list meanwhile.
 """
 
 import hashlib
@@ -25,10 +26,10 @@ _TYPEABLE = re.compile(r"\w[\w.:-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True)
 class Letter:
-    """One dead letter. `job` is the job's text as it was taken; at worst no JSON at all, or cut off after 4 MiB."""
+    """One dead letter. `job` is the job's text as it was taken: it may be no JSON, or cut off after 32 MiB."""
 
     text: bytes  # as it lies in the list
-    id: str | None  # a UUID, or what else garbage called itself
+    id: str | None  # a UUID; or any text, when the job was garbage
     at: float  # unix seconds, by Redis's clock; NaN: unknown
     attempts: int
     reason: str
@@ -36,17 +37,19 @@ class Letter:
 
     @cached_property
     def digest(self) -> str:
+        """Twelve characters that tell this letter from any with another text."""
         return hashlib.sha256(self.text).hexdigest()[:12]
 
     @property
     def name(self) -> str:
+        """What an operator calls the letter: its job's id if that can be typed, else the digest."""
         return self.id if self.id is not None and _TYPEABLE.fullmatch(self.id) else self.digest
 
     @classmethod
     def from_text(cls, text: bytes) -> "Letter":
-        """Read a letter. None is refused: what somebody else put into the list must be seen, and dropped, as well."""
+        """Read a letter. Any text gives one: an operator must see what somebody else put into the list, too."""
         try:
-            # Python writes what is not UTF-8 as escapes of lone surrogates, Lua's cjson as it is: this reads both.
+            # For bytes that are not UTF-8 Python writes escapes of lone surrogates, Lua's cjson the bytes themselves.
             fields = json.loads(text.decode("utf-8", "surrogateescape"))
             return cls(
                 text=text,
@@ -66,27 +69,27 @@ def read_letters(queue: JobQueue) -> list[Letter]:
 
 
 def find(letters: Sequence[Letter], wanted: str) -> list[Letter]:
-    """The letters with this name or digest, else those whose name or digest begins so: one, if `wanted` is unique."""
+    """The letters whose name or digest is `wanted`, else those whose name or digest begins so; ideally one."""
     if not wanted:
         return []
     exact = [letter for letter in letters if wanted in (letter.name, letter.digest)]
     begins = [letter for letter in letters if letter.name.startswith(wanted) or letter.digest.startswith(wanted)]
-    # Of letters that are the same to the last byte any one will do.
+    # Of letters with the same text any one will do.
     return list({letter.text: letter for letter in exact or begins}.values())
 
 
 def short_name(letter: Letter, letters: Sequence[Letter]) -> str:
-    """As much of a letter's name as tells it from the others; its digest if they share the whole name."""
+    """The shortest beginning of a letter's name that no other letter has; its digest if another has the whole name."""
     names = [letter.name[:length] for length in range(SHORT_NAME_CHARACTERS, len(letter.name))]
     unique = (name for name in [*names, letter.name] if [found.text for found in find(letters, name)] == [letter.text])
     return next(unique, letter.digest)
 
 
 def fresh_job(letter: Letter) -> Job:
-    """The letter's job as if it were new. Raises BadJob: it would be a dead letter at once again.
+    """The letter's job as if it were new. Raises BadJob when the job would be a dead letter again at once.
 
-    Its client has had an error for an answer. So its deadline goes, or the job would be dropped when it is met; and
-    so does its channel, or a web server would take the answer that an operator waits for, and delete it.
+    The job loses its deadline, or a model server would drop it. It loses its channel, or a web server would take the
+    answer for which an operator waits, and delete it: the client has long had an error for an answer.
     """
     return replace(Job.from_text(letter.job), deadline=math.inf, reply_to=None)
 
@@ -95,16 +98,16 @@ def requeue(queue: JobQueue, letter: Letter) -> bool:
     """Put a letter's job back at the end of the queue, however full that is; False if the letter has gone.
 
     Raises:
-        BadJob: it holds no job.
-        QueueAway: Redis does not answer; whether it was done is unknown.
+        BadJob: the letter holds no job.
+        QueueAway: Redis does not answer; nobody knows whether the job was put back.
     """
     job = fresh_job(letter)
-    # Job.to_text takes an image to be base64. This one may be a dead letter because it is not: escaped, it stays one.
+    # Job.to_text expects an image in base64. This image may be anything else, so it is escaped for JSON.
     text = replace(job, image=json.dumps(job.image)[1:-1]).to_text()
     keys = [queue.dead, queue.name, queue.attempts, queue.leases]
     return bool(queue.run("requeue_dead", keys, [letter.text, text]))
 
 
 def drop(queue: JobQueue, letter: Letter) -> bool:
-    """Delete a letter, its job with it; False if it has gone already. Raises QueueAway."""
+    """Delete a letter and its job; False if the letter has gone already. Raises QueueAway."""
     return bool(queue.run("drop_dead", [queue.dead], [letter.text]))

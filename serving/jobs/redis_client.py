@@ -14,19 +14,20 @@ from serving.errors import QueueAway, QueueOutOfMemory
 
 Command = tuple[str | bytes | int | float, ...]
 
-_OF_A_REPLICA = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
+_REPLICA_ERRORS = (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError)
 
 
 class RedisClient(redis.Redis):
-    """A client that stays with no replica: where its address leads by now, there is the primary.
+    """A client that leaves a Redis which has become a replica: its address leads to the new primary by now.
 
-    A primary that was demoted keeps its connections, and answers each write with an error: for ever, if nobody looks.
+    A primary that was demoted keeps its connections, and answers each write with an error, for ever. So the client
+    closes its connections when it reads such an error.
     """
 
-    resend = False  # whether commands whose connection broke are sent once more
+    resend = False  # whether the client sends a command whose connection broke once more
 
     def exchange(self, *commands: Command) -> list[Any]:
-        """Send commands and read their replies, in one round trip. Raises RedisError: the first error among them."""
+        """Send commands and read their replies, in one round trip. Raises the first RedisError among the replies."""
         connection = self._take_connection()
         try:
             try:
@@ -38,14 +39,14 @@ class RedisClient(redis.Redis):
         finally:
             self._put_back(connection)
         done = replies[-1] if isinstance(replies[-1], list) else []
-        # Of a transaction that was refused the first error tells why; EXEC's only that it was not done.
+        # When Redis refuses a transaction, the first error says why; EXEC's error only says that nothing was done.
         for reply in (*replies, *done):
             if isinstance(reply, redis.exceptions.RedisError):
-                raise self._of_a_replica(reply) or reply
+                raise self._as_lost_connection(reply) or reply
         return replies
 
     def transact(self, commands: Sequence[Command], ahead: Sequence[Command] = ()) -> tuple[list[Any], list[Any]]:
-        """Run `commands` in one transaction, after the commands `ahead`, which may block, all in one round trip.
+        """Run `commands` in one transaction, after the commands `ahead`, which may block; all in one round trip.
 
         Returns the replies to `ahead`, and the replies to `commands`. Raises RedisError.
         """
@@ -54,13 +55,13 @@ class RedisClient(redis.Redis):
 
     @contextlib.contextmanager
     def subscribed(self, channel: str) -> Iterator[Iterator[bytes]]:
-        """What is published on `channel` meanwhile, without end.
+        """An endless iterator over the messages that arrive on `channel` from now on, as bytes.
 
-        Where nothing comes for the socket's timeout, Redis has as long again to give a sign of life.
+        When nothing arrives for the socket's timeout, the iterator sends a PING, and waits as long again for its reply.
 
         Raises:
-            redis.RedisError: Redis refuses; or, as the messages are read, the connection broke, or there was no sign
-                of life.
+            redis.RedisError: Redis refuses the channel. The iterator raises it when the connection broke, or when
+                Redis did not reply to the PING.
         """
         connection: Any = self.connection_pool.get_connection()
         try:
@@ -68,13 +69,16 @@ class RedisClient(redis.Redis):
             connection.read_response()
             yield _messages(connection)
         finally:
-            connection.disconnect()  # nobody else may get it, subscribed as it is
+            connection.disconnect()  # no other command may use a connection that is subscribed
             self.connection_pool.release(connection)
 
     @functools.cached_property
     def _idle(self) -> list[Any]:
-        """Connections of a client that resends. The pool looks whether each that it hands out has been closed, which
-        costs as much as using it; such a client finds out by using it."""
+        """Connections of a client that resends.
+
+        The pool checks each connection that it hands out, which costs as much as a command. A client that resends
+        need not check: it finds out by using the connection.
+        """
         return []
 
     def _take_connection(self) -> Any:
@@ -89,12 +93,12 @@ class RedisClient(redis.Redis):
         else:
             self.connection_pool.release(connection)
 
-    def _of_a_replica(self, error: redis.exceptions.RedisError) -> redis.exceptions.ConnectionError | None:
-        """What a replica's error is instead: a connection that is lost."""
-        # Redis 6.2 says it of a script in the midst of the error's words.
-        if not isinstance(error, _OF_A_REPLICA) and "-READONLY" not in str(error):
+    def _as_lost_connection(self, error: redis.exceptions.RedisError) -> redis.exceptions.ConnectionError | None:
+        """A lost connection in place of an error that only a replica gives; None for any other error."""
+        # Redis 6.2 reports a script's error with this code in the middle of the words.
+        if not isinstance(error, _REPLICA_ERRORS) and "-READONLY" not in str(error):
             return None
-        # The idle ones as well: reads would go on being answered there, with what is old.
+        # The idle connections go as well: on them the replica would go on answering reads, with old values.
         self.connection_pool.disconnect(inuse_connections=False)
         for connection in list(self._idle):
             connection.disconnect()
@@ -103,12 +107,14 @@ class RedisClient(redis.Redis):
 
 def _exchange(connection: Any, commands: Sequence[Command]) -> list[Any]:
     """The replies, errors among them as exceptions. Raises RedisError: the connection broke, and is closed."""
-    connection.connect()  # nothing where it is connected; else by Sentinel, if there is one, which knows the primary
+    connection.connect()  # does nothing while it is connected; else asks Sentinel, if there is one, for the primary
     try:
-        # In one piece: by itself redis-py sends a large argument apart, and Redis would wake for each.
+        # In one piece: redis-py itself would send a large argument apart, and Redis would wake up for each piece.
         connection.send_packed_command([b"".join(connection.pack_commands(commands))], check_health=False)
         return [_read_reply(connection) for _ in commands]
-    except BaseException:  # what came later would be taken for the reply to something else; Sentinel's stay connected
+    except BaseException:
+        # Otherwise a later command would take what still arrives for its own reply. redis-py does not do it for a
+        # connection that Sentinel found.
         connection.disconnect()
         raise
 
@@ -137,7 +143,7 @@ def _messages(connection: Any) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def redis_errors_as_ours() -> Iterator[None]:
-    """Redis's errors -> QueueAway. The client reads the sentence, the log has the cause, which may name hosts."""
+    """Turn Redis's errors into QueueAway, whose sentence the client reads; the cause, for the log, may name hosts."""
     try:
         yield
     except redis.exceptions.OutOfMemoryError as error:

@@ -6,7 +6,7 @@ redis+sentinel://, rediss+sentinel://    whichever Redis the Sentinels call the 
 
 import contextlib
 import os
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -18,12 +18,12 @@ from redis.sentinel import Sentinel
 from serving.errors import QueueAway
 from serving.jobs.redis_client import RedisClient, redis_errors_as_ours
 
-# Above the longest blocking command (queue_worker.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
+# Above the longest blocking command (model_side.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 3.0
-# What one call reads at most, into a buffer that each connection keeps. A job has 200 kB.
+# How many bytes one call reads at most, into a buffer that each connection keeps. A job has 200 kB.
 SHORT_READ_BYTES, LONG_READ_BYTES = 32 * 1024, 1024 * 1024
-# The next Sentinel is asked after it; together they must not use up a request's deadline.
+# After this time the client asks the next Sentinel; all of them together must not use up a request's deadline.
 SENTINEL_TIMEOUT_SECONDS = 1.0
 SENTINEL_PORT = 26379
 REDIS_URL_HELP = (
@@ -37,7 +37,7 @@ _CUT_OFF = (
     "it cuts the connection off; does it speak only TLS (rediss://) on this port, or want a client's certificate "
     "(?ssl_certfile=/path/my.pem&ssl_keyfile=/path/my.key)?"
 )
-# What an error's own words leave open: words of it -> what it means for REDIS_URL.
+# Words of an error -> what that error means for REDIS_URL, where its own words leave that open.
 HINTS = {
     "No master found": "no Sentinel is reached, knows this name, and calls its primary alive; have they a password?",
     "NOAUTH": "it asks for a password",
@@ -56,9 +56,10 @@ HINTS = {
 
 
 def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> RedisClient:
-    """A client, not connected yet; with `resend` a command whose connection broke is sent once more.
+    """A client, not connected yet, that waits at most `timeout_seconds` for a reply.
 
-    With it, it is for a web server, which has many connections and gets short replies; else for a model server.
+    With `resend` the client sends a command whose connection broke once more. Such a client is for a web server, which
+    has many connections and gets short replies; one without is for a model server.
 
     Raises:
         QueueAway: `url` cannot be understood.
@@ -67,32 +68,32 @@ def open_redis(url: str, *, resend: bool, timeout_seconds: float) -> RedisClient
         "socket_timeout": timeout_seconds,
         "socket_read_size": SHORT_READ_BYTES if resend else LONG_READ_BYTES,
         "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "protocol": 2,  # with 3 redis-py does more about each reply
+        "protocol": 2,  # with protocol 3 redis-py does more work for each reply
         "retry": Retry(NoBackoff(), 0),
     }
     if not url.startswith("unix:"):
         options["socket_keepalive"] = True
-    client: Any
+    client: RedisClient
     try:
         if "+sentinel://" in url:
             client = _of_sentinel(url, options)
         else:
             _address(url)
-            client = RedisClient.from_url(url, **options)
-        client.connection_pool.make_connection()  # not connected yet, but its options are checked
+            client = cast(RedisClient, RedisClient.from_url(url, **options))  # declared to return the base class
+        client.connection_pool.make_connection()  # this connects nothing, but checks the options
         _check_files(client.connection_pool.connection_kwargs)
     except (ValueError, TypeError, redis.exceptions.RedisError) as error:
         raise QueueAway(f"REDIS_URL cannot be understood: {error}. {REDIS_URL_HELP}") from error
     client.resend = resend
-    return client  # type: ignore[no-any-return]
+    return client
 
 
 def _of_sentinel(url: str, options: dict[str, Any]) -> RedisClient:
-    """A client of the primary that Sentinel names; each new connection asks for it. Raises ValueError, TypeError.
+    """A client of the primary that Sentinel names; each new connection asks who that is. Raises ValueError, TypeError.
 
     redis[s]+sentinel://[[user]:password@]host[:port][,host[:port]…]/service_name[/db][?option=value&…]
 
-    What the URL says is for the primary, but for `sentinel_username` and `sentinel_password`; TLS is for both.
+    The URL's options are for the primary, except `sentinel_username` and `sentinel_password`; TLS is for both.
     """
     scheme, _, rest = url.partition("+sentinel://")
     place, question_mark, query = rest.partition("?")
@@ -102,7 +103,7 @@ def _of_sentinel(url: str, options: dict[str, Any]) -> RedisClient:
     service, _, db = path.partition("/")
     if not service or not all(host for host, _ in addresses):
         raise ValueError("it names no Sentinel, or no service")
-    options = options | parse_url(f"{scheme}://{login}{at}sentinel/{db}{question_mark}{query}")  # type: ignore[no-untyped-call]
+    options = options | parse_url(f"{scheme}://{login}{at}sentinel/{db}{question_mark}{query}")
     del options["host"]
     options["ssl"] = options.pop("connection_class", None) is SSLConnection
     to_sentinel = {name: value for name, value in options.items() if name.startswith(("ssl", "socket_keepalive"))}
@@ -110,8 +111,8 @@ def _of_sentinel(url: str, options: dict[str, Any]) -> RedisClient:
     to_sentinel["socket_timeout"] = to_sentinel["socket_connect_timeout"] = SENTINEL_TIMEOUT_SECONDS
     to_sentinel["retry"] = Retry(NoBackoff(), 0)
     with_ports = [(host, port or SENTINEL_PORT) for host, port in addresses]
-    sentinel = Sentinel(with_ports, sentinel_kwargs=to_sentinel)  # type: ignore[no-untyped-call]
-    client: RedisClient = sentinel.master_for(unquote(service), redis_class=RedisClient, **options)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(with_ports, sentinel_kwargs=to_sentinel)
+    client: RedisClient = sentinel.master_for(unquote(service), redis_class=RedisClient, **options)
     return client
 
 
@@ -119,7 +120,7 @@ def check(client: redis.Redis) -> None:
     """Reach Redis, at start-up.
 
     Raises:
-        QueueAway: it does not answer, refuses the password, or is older than 6.2, which lacks BLMOVE; the message
+        QueueAway: Redis does not answer, refuses the password, or is older than 6.2, which lacks BLMOVE; the message
             says which, and what to set.
     """
     try:
@@ -132,7 +133,7 @@ def check(client: redis.Redis) -> None:
 
 
 def _address(url: str) -> tuple[str | None, int | None]:
-    """Host and port. Raises ValueError in words that quote nothing: the library's may quote a part of the password."""
+    """Host and port. Raises ValueError, whose words quote nothing: the library's may quote a part of the password."""
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         if "@" not in parts.path + parts.query + parts.fragment:
@@ -144,7 +145,7 @@ def _address(url: str) -> tuple[str | None, int | None]:
 
 
 def _check_files(options: dict[str, Any]) -> None:
-    """Raises ValueError; the library would name neither the option nor the file, and only as it connects."""
+    """Raises ValueError, which names option and file; the library would name neither, and fail only as it connects."""
     for name in FILES:
         path = options.get(name)
         if path is not None and not os.access(path, os.R_OK):
@@ -153,7 +154,7 @@ def _check_files(options: dict[str, Any]) -> None:
 
 def _explain(error: BaseException | None) -> str:
     says = str(error).rstrip(".")
-    # The library takes the code, with which Redis's errors begin, out of their words.
+    # Redis's errors begin with a code, which the library takes out of their words.
     known = f"{getattr(error, 'status_code', '')} {says}"
     hint = next((hint for words, hint in HINTS.items() if words in known), None)
     return f"{hint} ({says})" if hint else says

@@ -19,7 +19,8 @@ import helpers
 from serving.errors import ClientGone, TimedOut, Unavailable
 from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.job import Job
-from serving.jobs.web_side import Ticket, WebSide
+from serving.jobs.ticket import Ticket
+from serving.jobs.web_side import WebSide
 
 # Of work, see images.decode.pixels_of_work: docs/decisions/027 has what images of either side take.
 LARGE_PIXELS = 2_000_000

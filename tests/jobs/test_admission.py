@@ -1,4 +1,4 @@
-"""Who is let in, and when to come back, with the time passed in."""
+"""How many jobs may wait, and when a refused client comes back, with the time passed in."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from serving.jobs.admission import Admission, ServiceRate
 
 
 def backlog(rate: ServiceRate, seconds: float, batch: int = 20, since: float = 1000.0, served: int = 0) -> int:
-    """A batch a second is settled while jobs wait, seen ten times a second; how many were settled in the end."""
+    """Settle a batch a second while jobs wait, seen ten times a second; return how many were settled in the end."""
     for tenth in range(int(seconds * 10) + 1):
         rate.note(since + tenth / 10 + 0.001, 100, served + batch * (tenth // 10))
     return served + batch * int(seconds)
@@ -36,7 +36,7 @@ def test_a_quiet_minute_does_not_count_as_slow_and_then_nothing_is_known() -> No
 
 
 def test_bursts_that_were_served_in_between_are_no_backlog() -> None:
-    """Each process sees the queue when it submits, and in a burst somebody has always just submitted before."""
+    """A process sees the queue when it submits, and in a burst another one has always just submitted before."""
     rate = ServiceRate()
     for burst in range(20):
         rate.note(1000.0 + 2 * burst, 3, 8 * burst, last_empty_at=1000.0 + 2 * burst - 1.9)

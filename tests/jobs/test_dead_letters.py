@@ -1,4 +1,4 @@
-"""The dead letters as an operator meets them: on a real Redis, written by both who write them, through the script."""
+"""The dead letters as an operator meets them: on a real Redis, through the script, both kinds of them."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.model_side import Membership
 from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
 
-NewWorker = Callable[..., Membership]
+NewMember = Callable[..., Membership]
 Script = Callable[..., tuple[int, str]]
 
 DEAD = "{image_queue}:dead"
@@ -32,23 +32,23 @@ PIXELS = np.arange(32 * 16 * 3).reshape(32, 16, 3).astype(np.uint8)
 ID = "3f2b9c04-6a1d-4c57-9e0b-0d5a1f6c7e{:02}"
 
 
-def given_up_by_python(raw: redis.Redis, new_worker: NewWorker, *texts: bytes | str, reason: str = REASON) -> None:
+def given_up_by_python(raw: redis.Redis, new_member: NewMember, *texts: bytes | str, reason: str = REASON) -> None:
     """The model server met these jobs and failed on them; it knows the ids of those that are jobs."""
     raw.rpush("image_queue", *texts)
-    worker = new_worker()
-    for text in worker.take(len(texts)).jobs:
+    member = new_member()
+    for text in member.take(len(texts)).jobs:
         try:
-            worker.answer([Outcome(text, Job.from_text(text).id, failure=reason)])
+            member.answer([Outcome(text, Job.from_text(text).id, failure=reason)])
         except BadJob as error:
-            worker.answer([Outcome(text, failure=str(error))])
-    worker.leave()
+            member.answer([Outcome(text, failure=str(error))])
+    member.leave()
 
 
-def given_up_by_lua(raw: redis.Redis, new_worker: NewWorker, *texts: bytes | str) -> None:
+def given_up_by_lua(raw: redis.Redis, new_member: NewMember, *texts: bytes | str) -> None:
     """These jobs killed their model server, which was one time too many."""
-    for text in texts:  # one by one: a dead worker's jobs are met from the last to the first
+    for text in texts:  # one by one: return_jobs meets a dead member's jobs from the last to the first
         raw.rpush("image_queue", text)
-        dead, alive = new_worker(), new_worker(max_attempts=1)
+        dead, alive = new_member(), new_member(max_attempts=1)
         assert len(dead.take(1).jobs) == 1
         raw.zadd("{image_queue}:workers", {dead.name: 1.0})
         alive.return_expired()
@@ -105,9 +105,9 @@ def script(processes: Processes) -> Script:
     ids=["job", "garbage", "every byte", "empty", "half characters", "beyond ASCII"],
 )
 def test_a_job_is_read_to_the_last_byte_whoever_wrote_its_letter(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, give_up: Callable[..., None], text: bytes
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, give_up: Callable[..., None], text: bytes
 ) -> None:
-    give_up(raw, new_worker, text)
+    give_up(raw, new_member, text)
     (found,) = read_letters(queue)
     assert found.job == text
     assert abs(found.at - time.time()) < 60
@@ -171,11 +171,11 @@ def test_an_id_that_cannot_be_typed_is_no_name(name: str) -> None:
 
 @pytest.mark.parametrize("give_up", WRITERS)
 def test_a_requeued_job_is_a_new_one_at_the_end_of_the_queue(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, give_up: Callable[..., None]
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, give_up: Callable[..., None]
 ) -> None:
     dead, other = jobs(2, dtype="uint8", shape=(1, 1, 3))
-    # A deadline that is still to come goes as well: by the time that the job is met it may have passed.
-    give_up(raw, new_worker, *texts(replace(dead, deadline=time.time() + 9, reply_to=queue.channel("its web process"))))
+    # A deadline that is still to come goes as well: it may have passed before a model server takes the job.
+    give_up(raw, new_member, *texts(replace(dead, deadline=time.time() + 9, reply_to=queue.channel("its web process"))))
     raw.delete(dead.id)  # the error that its client read
     raw.rpush("image_queue", *texts(other))
     raw.hset("{image_queue}:attempts", dead.id, 2)
@@ -189,10 +189,10 @@ def test_a_requeued_job_is_a_new_one_at_the_end_of_the_queue(
 
 
 def test_an_image_that_is_no_base64_comes_back_as_it_was(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
     job = new_job(image='no base64 \\ \n ü ", "reply_to": "x')
-    given_up_by_python(raw, new_worker, json.dumps({"id": job.id, "image": job.image}))
+    given_up_by_python(raw, new_member, json.dumps({"id": job.id, "image": job.image}))
     assert requeue(queue, read_letters(queue)[0])
     assert waiting(raw) == [job]
 
@@ -200,9 +200,9 @@ def test_an_image_that_is_no_base64_comes_back_as_it_was(
 @pytest.mark.parametrize("give_up", WRITERS)
 @pytest.mark.parametrize("text", [GARBAGE, b'{"id": "image_queue", "image": "AAAA"}', b'{"id": "' + b"x" * 50])
 def test_what_is_no_job_cannot_be_requeued_and_stays(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, give_up: Callable[..., None], text: bytes
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, give_up: Callable[..., None], text: bytes
 ) -> None:
-    give_up(raw, new_worker, text)
+    give_up(raw, new_member, text)
     before = raw.lrange(DEAD, 0, -1)
     with pytest.raises(BadJob):
         requeue(queue, read_letters(queue)[0])
@@ -211,21 +211,21 @@ def test_what_is_no_job_cannot_be_requeued_and_stays(
 
 
 def test_a_letter_that_was_trimmed_meanwhile_is_not_requeued_and_no_other_in_its_place(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
     old = jobs(3)
-    given_up_by_python(raw, new_worker, *texts(*old))
+    given_up_by_python(raw, new_member, *texts(*old))
     letters = read_letters(queue)
-    given_up_by_python(raw, new_worker, *texts(*(new_job() for _ in range(MOST_DEAD_LETTERS - 1))))
+    given_up_by_python(raw, new_member, *texts(*(new_job() for _ in range(MOST_DEAD_LETTERS - 1))))
     assert raw.llen(DEAD) == MOST_DEAD_LETTERS
     assert [requeue(queue, letter) for letter in letters] == [False, False, True]
     assert waiting(raw) == [old[2]]
     assert raw.llen(DEAD) == MOST_DEAD_LETTERS - 1
 
 
-def test_a_redis_out_of_memory_requeues_all_the_same(raw: redis.Redis, queue: JobQueue, new_worker: NewWorker) -> None:
+def test_a_redis_out_of_memory_requeues_all_the_same(raw: redis.Redis, queue: JobQueue, new_member: NewMember) -> None:
     (job,) = jobs(1)
-    given_up_by_python(raw, new_worker, *texts(job))
+    given_up_by_python(raw, new_member, *texts(job))
     raw.config_set("maxmemory", 1)
     try:
         assert requeue(queue, read_letters(queue)[0])
@@ -235,25 +235,25 @@ def test_a_redis_out_of_memory_requeues_all_the_same(raw: redis.Redis, queue: Jo
 
 
 def test_two_operators_and_a_model_server_at_once_lose_nothing_and_do_nothing_twice(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
-    """The model server fails each job the first time that it meets it, and answers it the second time."""
+    """The model server fails each job the first time, and answers it the second time."""
     everything = [new_job() for _ in range(150)]
     raw.rpush("image_queue", *texts(*everything))
     met: list[str] = []
     requeued: list[str] = []
 
     def serve() -> None:
-        worker = new_worker()
+        member = new_member()
         while len(met) < 2 * len(everything):
             outcomes = []
-            for text in worker.take(7, wait_seconds=0.2).jobs:
+            for text in member.take(7, wait_seconds=0.2).jobs:
                 job_id = Job.from_text(text).id
                 first = job_id not in met
                 met.append(job_id)
                 outcomes.append(Outcome(text, job_id, failure=REASON) if first else Outcome(text, job_id, answer="[]"))
-            worker.answer(outcomes)
-        worker.leave()
+            member.answer(outcomes)
+        member.leave()
 
     def operate() -> None:
         while len(requeued) < len(everything):
@@ -275,13 +275,13 @@ def test_two_operators_and_a_model_server_at_once_lose_nothing_and_do_nothing_tw
 
 
 def test_the_list_has_a_line_for_each_letter_and_garbage_cannot_steer_the_terminal(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, script: Script
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, script: Script
 ) -> None:
     assert script("list") == (0, "There are no dead letters.\n")
     (first, second) = jobs(2)
-    given_up_by_python(raw, new_worker, *texts(first), reason="[bold]two\nlines[/] \x1b[2J :smile: " + "long " * 60)
-    given_up_by_lua(raw, new_worker, *texts(second), GARBAGE)
-    given_up_by_python(raw, new_worker, GARBAGE)
+    given_up_by_python(raw, new_member, *texts(first), reason="[bold]two\nlines[/] \x1b[2J :smile: " + "long " * 60)
+    given_up_by_lua(raw, new_member, *texts(second), GARBAGE)
+    given_up_by_python(raw, new_member, GARBAGE)
     status, told = script("list")
     assert status == 0
     head, *lines = told.splitlines()
@@ -299,10 +299,10 @@ def test_the_list_has_a_line_for_each_letter_and_garbage_cannot_steer_the_termin
 
 
 def test_machines_read_the_list_as_json(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, script: Script
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, script: Script
 ) -> None:
     (job,) = jobs(1)
-    given_up_by_python(raw, new_worker, *texts(job), GARBAGE)
+    given_up_by_python(raw, new_member, *texts(job), GARBAGE)
     raw.rpush(DEAD, b"no letter")
     status, told = script("list", "--json")
     first, second, third = json.loads(told)
@@ -314,9 +314,9 @@ def test_machines_read_the_list_as_json(
     assert (third["at"], third["size"]) == (None, len(b"no letter"))
 
 
-def test_show_tells_all_that_is_known(raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, script: Script) -> None:
+def test_show_tells_all_that_is_known(raw: redis.Redis, queue: JobQueue, new_member: NewMember, script: Script) -> None:
     job = new_job(dtype="uint8", shape=(1, 1, 3), deadline=0.0, reply_to="{image_queue}:answered:x")
-    given_up_by_lua(raw, new_worker, job.to_text(), GARBAGE)
+    given_up_by_lua(raw, new_member, job.to_text(), GARBAGE)
     status, told = script("show", job.id[:8])
     fields = {line[:10].rstrip(): line[10:] for line in told.splitlines()}
     assert status == 0
@@ -337,10 +337,10 @@ def test_show_tells_all_that_is_known(raw: redis.Redis, queue: JobQueue, new_wor
     ],
 )
 def test_the_image_that_is_saved_has_the_pixels_that_were_sent(
-    raw: redis.Redis, new_worker: NewWorker, script: Script, tmp_path: Path, wire: str, fields: dict[str, object]
+    raw: redis.Redis, new_member: NewMember, script: Script, tmp_path: Path, wire: str, fields: dict[str, object]
 ) -> None:
     job = new_job(image=helpers.encode_image(PIXELS, wire), **fields)
-    given_up_by_python(raw, new_worker, job.to_text())
+    given_up_by_python(raw, new_member, job.to_text())
     file = tmp_path / "image.png"
     status, told = script("show", job.id, "--save", str(file), IMAGE_HEIGHT="32", IMAGE_WIDTH="16")
     assert status == 0, told
@@ -356,10 +356,10 @@ def test_a_shape_that_no_image_has_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_where_no_image_can_be_saved_show_says_why(
-    raw: redis.Redis, new_worker: NewWorker, script: Script, tmp_path: Path
+    raw: redis.Redis, new_member: NewMember, script: Script, tmp_path: Path
 ) -> None:
     short, fine = jobs(2)
-    given_up_by_python(raw, new_worker, *texts(short, replace(fine, shape=(1, 1, 3))))
+    given_up_by_python(raw, new_member, *texts(short, replace(fine, shape=(1, 1, 3))))
     nowhere = str(tmp_path / "missing" / "image.png")
     for wanted, why in (
         (short.id, "There is no image to save: the image has 3 bytes"),
@@ -370,30 +370,30 @@ def test_where_no_image_can_be_saved_show_says_why(
 
 
 def test_a_requeued_job_is_answered_by_the_next_model_server(
-    raw: redis.Redis, new_worker: NewWorker, script: Script
+    raw: redis.Redis, new_member: NewMember, script: Script
 ) -> None:
     job = new_job(deadline=1.0)
-    given_up_by_lua(raw, new_worker, job.to_text())
-    worker = new_worker(lease_seconds=60)
+    given_up_by_lua(raw, new_member, job.to_text())
+    member = new_member(lease_seconds=60)
     taken: list[bytes] = []
-    thread = threading.Thread(target=lambda: taken.extend(worker.take(8, wait_seconds=5).jobs))
+    thread = threading.Thread(target=lambda: taken.extend(member.take(8, wait_seconds=5).jobs))
     thread.start()
     wait_for(lambda: raw.info("clients")["blocked_clients"])
     assert script("requeue", job.id[:8]) == (0, f"requeued {job.id}\n")
     thread.join(timeout=10)
     assert [Job.from_text(text).deadline for text in taken] == [float("inf")]
-    worker.answer([Outcome(text, job.id, answer='["at last"]') for text in taken])
-    worker.leave()
+    member.answer([Outcome(text, job.id, answer='["at last"]') for text in taken])
+    member.leave()
     assert raw.get(job.id) == b'["at last"]'
     assert keys(raw) == {job.id, "{image_queue}:served"}
 
 
 def test_requeueing_all_keeps_their_order_and_leaves_the_garbage(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, script: Script
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, script: Script
 ) -> None:
     given = jobs(5)
-    given_up_by_python(raw, new_worker, *texts(*given[:2]), GARBAGE, *texts(given[2]))
-    given_up_by_lua(raw, new_worker, *texts(*given[3:]))
+    given_up_by_python(raw, new_member, *texts(*given[:2]), GARBAGE, *texts(given[2]))
+    given_up_by_lua(raw, new_member, *texts(*given[3:]))
     garbage = read_letters(queue)[2]
     status, told = script("requeue", "--all")
     assert status == 1
@@ -404,10 +404,10 @@ def test_requeueing_all_keeps_their_order_and_leaves_the_garbage(
 
 
 def test_what_is_dropped_is_gone_and_the_rest_stays(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, script: Script
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, script: Script
 ) -> None:
     first, second = jobs(2)
-    given_up_by_python(raw, new_worker, *texts(first, second), GARBAGE)
+    given_up_by_python(raw, new_member, *texts(first, second), GARBAGE)
     raw.delete(first.id, second.id)
     assert script("drop", first.id) == (0, f"dropped {first.id}\n")
     kept, garbage = read_letters(queue)
@@ -417,9 +417,9 @@ def test_what_is_dropped_is_gone_and_the_rest_stays(
 
 
 def test_a_letter_that_is_not_there_or_not_the_only_one_ends_with_1_and_nothing_happens(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, script: Script
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, script: Script
 ) -> None:
-    given_up_by_python(raw, new_worker, *texts(*jobs(2)), GARBAGE)
+    given_up_by_python(raw, new_member, *texts(*jobs(2)), GARBAGE)
     before = raw.lrange(DEAD, 0, -1)
     assert script("show", "nobody") == (1, 'There is no dead letter "nobody". `list` shows those that there are.\n')
     status, told = script("drop", "3f2b")

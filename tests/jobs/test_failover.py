@@ -114,7 +114,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Load:
-    """Two clients that ask one photo after the other, and what they got: status -> how often; the longest wait."""
+    """Two clients that send one photo after the other; notes each status with its count, and the longest wait."""
 
     def __init__(self, url: str) -> None:
         self.url, self.statuses, self.longest_seconds = url, Counter[int](), 0.0
@@ -221,10 +221,10 @@ def serve(url: str, ended: threading.Event) -> None:
     queue = JobQueue(url, "image_queue", timeout_seconds=2.0)
     while not ended.is_set():
         with contextlib.suppress(QueueAway, LeaseLost):
-            worker = ModelSide(queue, lease_seconds=3, max_attempts=3, result_ttl_seconds=60).join()
+            member = ModelSide(queue, lease_seconds=3, max_attempts=3, result_ttl_seconds=60).join()
             while not ended.is_set():
-                jobs = [(text, Job.from_text(text)) for text in worker.take(8, wait_seconds=0.5).jobs]
-                worker.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]') for text, job in jobs])
+                jobs = [(text, Job.from_text(text)) for text in member.take(8, wait_seconds=0.5).jobs]
+                member.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]') for text, job in jobs])
         ended.wait(0.1)
     queue.close()
 
@@ -235,7 +235,7 @@ def test_sentinels_may_have_tls_and_a_password_of_their_own(tmp_path: Path) -> N
     sentinel = SentinelServer(
         *("localhost", server.tls_port, "port 0", "tls-replication yes", "tls-auth-clients no"),
         *(f"tls-cert-file {server.certificate}", f"tls-key-file {server.key}", f"tls-ca-cert-file {server.ca_file}"),
-        # Else it tells an address, which is not what the certificate is for.
+        # Otherwise it tells an address, for which the certificate is not made.
         *("sentinel resolve-hostnames yes", "sentinel announce-hostnames yes", "requirepass another-secret"),
         port_option="tls-port",
     )

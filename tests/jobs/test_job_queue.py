@@ -1,4 +1,4 @@
-"""The protocol, on a real Redis: who takes what, what is left where, which keys remain."""
+"""The protocol on a real Redis: which model server takes which jobs, where they lie then, which keys remain."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.model_side import Membership, ModelSide, end_leases, has_lease
 
-NewWorker = Callable[..., Membership]
+NewMember = Callable[..., Membership]
 SHAPE = (1, 1, 3)
 
 
@@ -28,39 +28,39 @@ def ids(texts: list[bytes]) -> list[str]:
     return [Job.from_text(text).id for text in texts]
 
 
-def run_out(raw: redis.Redis, worker: Membership) -> None:
+def run_out(raw: redis.Redis, member: Membership) -> None:
     """Let a lease run out without waiting for it."""
-    raw.zadd("{image_queue}:workers", {worker.name: 1.0})
+    raw.zadd("{image_queue}:workers", {member.name: 1.0})
 
 
 # Take
 
 
-def test_jobs_are_taken_in_order_up_to_the_limit(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_jobs_are_taken_in_order_up_to_the_limit(raw: redis.Redis, new_member: NewMember) -> None:
     jobs = push(raw, 5)
-    worker = new_worker()
-    assert ids(worker.take(3).jobs) == [job.id for job in jobs[:3]]
-    assert ids(worker.take(3).jobs) == [job.id for job in jobs[3:]]
-    assert worker.take(3).jobs == []
+    member = new_member()
+    assert ids(member.take(3).jobs) == [job.id for job in jobs[:3]]
+    assert ids(member.take(3).jobs) == [job.id for job in jobs[3:]]
+    assert member.take(3).jobs == []
 
 
-def test_what_is_taken_is_kept_in_the_workers_processing_list(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_what_is_taken_is_kept_in_the_model_servers_processing_list(raw: redis.Redis, new_member: NewMember) -> None:
     push(raw, 2)
-    worker = new_worker()
-    taken = worker.take(2).jobs
-    assert raw.lrange(f"{{image_queue}}:processing:{worker.name}", 0, -1) == taken
+    member = new_member()
+    taken = member.take(2).jobs
+    assert raw.lrange(f"{{image_queue}}:processing:{member.name}", 0, -1) == taken
     assert raw.llen("image_queue") == 0
 
 
-def test_two_workers_share_a_queue_and_each_job_is_taken_once(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_two_model_servers_share_a_queue_and_each_job_is_taken_once(raw: redis.Redis, new_member: NewMember) -> None:
     jobs = push(raw, 200)
     taken: list[list[str]] = [[], []]
 
     def work(mine: list[str]) -> None:
-        worker = new_worker()
-        while texts := worker.take(7).jobs:
+        member = new_member()
+        while texts := member.take(7).jobs:
             mine += ids(texts)
-            worker.answer([answered(text) for text in texts])
+            member.answer([answered(text) for text in texts])
 
     threads = [threading.Thread(target=work, args=(mine,)) for mine in taken]
     for thread in threads:
@@ -70,10 +70,10 @@ def test_two_workers_share_a_queue_and_each_job_is_taken_once(raw: redis.Redis, 
     assert sorted(taken[0] + taken[1]) == sorted(job.id for job in jobs)
 
 
-def test_an_idle_worker_gets_a_job_the_moment_it_comes(raw: redis.Redis, new_worker: NewWorker) -> None:
-    worker = new_worker(lease_seconds=30)
+def test_an_idle_model_server_gets_a_job_the_moment_it_comes(raw: redis.Redis, new_member: NewMember) -> None:
+    member = new_member(lease_seconds=30)
     got: list[bytes] = []
-    thread = threading.Thread(target=lambda: got.extend(worker.take(8, wait_seconds=5).jobs))
+    thread = threading.Thread(target=lambda: got.extend(member.take(8, wait_seconds=5).jobs))
     thread.start()
     wait_for(lambda: raw.info("clients")["blocked_clients"])
     jobs = push(raw, 1)
@@ -81,70 +81,70 @@ def test_an_idle_worker_gets_a_job_the_moment_it_comes(raw: redis.Redis, new_wor
     assert ids(got) == [jobs[0].id]
 
 
-def test_even_an_empty_text_counts_as_taken(raw: redis.Redis, new_worker: NewWorker) -> None:
-    worker = new_worker()
+def test_even_an_empty_text_counts_as_taken(raw: redis.Redis, new_member: NewMember) -> None:
+    member = new_member()
     threading.Timer(0.1, lambda: raw.rpush("image_queue", b"")).start()
-    assert worker.take(8, wait_seconds=3).jobs == [b""]
+    assert member.take(8, wait_seconds=3).jobs == [b""]
 
 
-def test_an_idle_worker_comes_back_from_an_empty_queue(new_worker: NewWorker) -> None:
-    assert new_worker().take(8, wait_seconds=0.05).jobs == []
+def test_an_idle_model_server_comes_back_from_an_empty_queue(new_member: NewMember) -> None:
+    assert new_member().take(8, wait_seconds=0.05).jobs == []
 
 
 # Answer
 
 
-def test_answers_are_set_with_an_expiry_and_nothing_else_remains(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_answers_are_set_with_an_expiry_and_nothing_else_remains(raw: redis.Redis, new_member: NewMember) -> None:
     jobs = push(raw, 3)
-    worker = new_worker(result_ttl_seconds=60)
-    taken = worker.take(8).jobs
-    assert worker.answer([answered(text, f'["{i}"]') for i, text in enumerate(taken)])
+    member = new_member(result_ttl_seconds=60)
+    taken = member.take(8).jobs
+    assert member.answer([answered(text, f'["{i}"]') for i, text in enumerate(taken)])
     assert [raw.get(job.id) for job in jobs] == [b'["0"]', b'["1"]', b'["2"]']
     assert all(0 < raw.ttl(job.id) <= 60 for job in jobs)
-    worker.leave()
+    member.leave()
     assert keys(raw) == {job.id for job in jobs} | {"{image_queue}:served"}
     assert raw.get("{image_queue}:served") == b"3"
 
 
-def test_answering_strikes_off_only_the_oldest(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_answering_strikes_off_only_the_oldest(raw: redis.Redis, new_member: NewMember) -> None:
     push(raw, 4)
-    worker = new_worker()
-    taken = worker.take(4).jobs
-    worker.answer([answered(text) for text in taken[:3]])
-    assert raw.lrange(f"{{image_queue}}:processing:{worker.name}", 0, -1) == taken[3:]
+    member = new_member()
+    taken = member.take(4).jobs
+    member.answer([answered(text) for text in taken[:3]])
+    assert raw.lrange(f"{{image_queue}}:processing:{member.name}", 0, -1) == taken[3:]
 
 
 def test_a_web_process_hears_of_a_whole_batch_in_one_message(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
     with raw.pubsub(ignore_subscribe_messages=True) as pubsub:
         channels = [queue.channel("one"), queue.channel("two")]
         pubsub.subscribe(*channels)
         wait_for(lambda: pubsub.get_message(timeout=0.1) is None and raw.pubsub_numsub(channels[1])[0][1] == 1)
         jobs = push(raw, 2, reply_to=channels[0]) + push(raw, 1, reply_to=channels[1]) + push(raw, 1)
-        worker = new_worker()
-        worker.answer([answered(text) for text in worker.take(8).jobs])
+        member = new_member()
+        member.answer([answered(text) for text in member.take(8).jobs])
         messages = [wait_for(lambda: pubsub.get_message(timeout=0.1)) for _ in channels]
         heard = {message["channel"].decode(): json.loads(message["data"]) for message in messages}
         assert heard == {channels[0]: {jobs[0].id: "[]", jobs[1].id: "[]"}, channels[1]: {jobs[2].id: "[]"}}
         assert pubsub.get_message(timeout=0.1) is None
 
 
-def test_a_job_cannot_make_a_worker_publish_elsewhere(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_a_job_cannot_make_a_model_server_publish_elsewhere(raw: redis.Redis, new_member: NewMember) -> None:
     with raw.pubsub(ignore_subscribe_messages=True) as pubsub:
         pubsub.subscribe("somebody-elses")
         push(raw, 1, reply_to="somebody-elses")
-        worker = new_worker()
-        assert worker.answer([answered(text) for text in worker.take(8).jobs])
+        member = new_member()
+        assert member.answer([answered(text) for text in member.take(8).jobs])
         assert [message for _ in range(3) if (message := pubsub.get_message(timeout=0.1))] == []
 
 
 # Leases
 
 
-def test_jobs_of_a_dead_worker_return_to_the_head_in_their_order(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_jobs_of_a_dead_model_server_return_to_the_head_in_their_order(raw: redis.Redis, new_member: NewMember) -> None:
     jobs = push(raw, 4)
-    dead, alive = new_worker(), new_worker()
+    dead, alive = new_member(), new_member()
     dead.take(3)
     run_out(raw, dead)
     assert alive.return_expired() == 3
@@ -152,17 +152,17 @@ def test_jobs_of_a_dead_worker_return_to_the_head_in_their_order(raw: redis.Redi
     assert raw.hgetall("{image_queue}:attempts") == {job.id.encode(): b"1" for job in jobs[:3]}
 
 
-def test_jobs_of_a_living_worker_stay_with_it(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_jobs_of_a_living_model_server_stay_with_it(raw: redis.Redis, new_member: NewMember) -> None:
     push(raw, 2)
-    busy, other = new_worker(), new_worker()
+    busy, other = new_member(), new_member()
     busy.take(2)
     assert other.return_expired() == 0
     assert raw.llen("image_queue") == 0
 
 
-def test_a_job_that_came_back_runs_alone(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_a_job_that_came_back_runs_alone(raw: redis.Redis, new_member: NewMember) -> None:
     jobs = push(raw, 4)
-    dead, alive = new_worker(), new_worker()
+    dead, alive = new_member(), new_member()
     dead.take(2)
     run_out(raw, dead)
     alive.return_expired()
@@ -175,9 +175,9 @@ def test_a_job_that_came_back_runs_alone(raw: redis.Redis, new_worker: NewWorker
     assert ids(alive.take(8).jobs) == [job.id for job in jobs[2:]]
 
 
-def test_a_lone_job_waits_for_empty_hands(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_a_lone_job_waits_for_empty_hands(raw: redis.Redis, new_member: NewMember) -> None:
     push(raw, 1)
-    dead, alive = new_worker(), new_worker()
+    dead, alive = new_member(), new_member()
     dead.take(1)
     alive_jobs = push(raw, 1)
     assert ids(alive.take(8).jobs) == [alive_jobs[0].id]
@@ -187,26 +187,26 @@ def test_a_lone_job_waits_for_empty_hands(raw: redis.Redis, new_worker: NewWorke
     assert (taken.jobs, taken.runs_alone) == ([], True)
 
 
-def test_a_batch_ends_before_a_job_that_came_back(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_a_batch_ends_before_a_job_that_came_back(raw: redis.Redis, new_member: NewMember) -> None:
     jobs = push(raw, 3)
     raw.hset("{image_queue}:attempts", jobs[1].id, 1)
-    worker = new_worker()
-    assert ids(worker.take(8).jobs) == [jobs[0].id]
+    member = new_member()
+    assert ids(member.take(8).jobs) == [jobs[0].id]
 
 
-def test_blocking_for_a_job_that_came_back_gets_it_alone(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_blocking_for_a_job_that_came_back_gets_it_alone(raw: redis.Redis, new_member: NewMember) -> None:
     came_back = new_job()
     raw.hset("{image_queue}:attempts", came_back.id, 1)
-    worker = new_worker()
+    member = new_member()
     threading.Timer(0.1, lambda: raw.rpush("image_queue", came_back.to_text(), new_job().to_text())).start()
-    taken = worker.take(8, wait_seconds=3)
+    taken = member.take(8, wait_seconds=3)
     assert ids(taken.jobs) == [came_back.id]
     assert taken.attempts == 1
 
 
-def test_an_answer_clears_the_attempts(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_an_answer_clears_the_attempts(raw: redis.Redis, new_member: NewMember) -> None:
     push(raw, 1)
-    dead, alive = new_worker(), new_worker()
+    dead, alive = new_member(), new_member()
     dead.take(1)
     run_out(raw, dead)
     alive.return_expired()
@@ -214,11 +214,11 @@ def test_an_answer_clears_the_attempts(raw: redis.Redis, new_worker: NewWorker) 
     assert raw.exists("{image_queue}:attempts") == 0
 
 
-def test_a_job_out_of_attempts_is_a_dead_letter_and_its_client_is_told(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_a_job_out_of_attempts_is_a_dead_letter_and_its_client_is_told(raw: redis.Redis, new_member: NewMember) -> None:
     (job,) = push(raw, 1)
-    alive = new_worker(max_attempts=3)
+    alive = new_member(max_attempts=3)
     for attempt in (1, 2, 3):
-        dead = new_worker()
+        dead = new_member()
         assert len(dead.take(8).jobs) == 1
         run_out(raw, dead)
         assert alive.return_expired() == (1 if attempt < 3 else 0)
@@ -232,11 +232,11 @@ def test_a_job_out_of_attempts_is_a_dead_letter_and_its_client_is_told(raw: redi
     assert raw.exists("{image_queue}:attempts") == 0
 
 
-def test_garbage_that_kills_its_workers_is_counted_too(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_garbage_that_kills_its_model_servers_is_counted_too(raw: redis.Redis, new_member: NewMember) -> None:
     raw.rpush("image_queue", b"\xff\x00 no job at all")
-    alive = new_worker(max_attempts=2)
+    alive = new_member(max_attempts=2)
     for _ in range(2):
-        dead = new_worker()
+        dead = new_member()
         assert dead.take(8).jobs == [b"\xff\x00 no job at all"]
         run_out(raw, dead)
         alive.return_expired()
@@ -245,9 +245,9 @@ def test_garbage_that_kills_its_workers_is_counted_too(raw: redis.Redis, new_wor
     assert letter["job"].encode("utf-8", "surrogateescape") == b"\xff\x00 no job at all"
 
 
-def test_a_worker_without_a_lease_is_fenced(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_a_model_server_without_a_lease_is_fenced(raw: redis.Redis, new_member: NewMember) -> None:
     jobs = push(raw, 3)
-    late, other = new_worker(), new_worker()
+    late, other = new_member(), new_member()
     taken = late.take(2).jobs
     run_out(raw, late)
     with pytest.raises(LeaseLost):
@@ -255,26 +255,65 @@ def test_a_worker_without_a_lease_is_fenced(raw: redis.Redis, new_worker: NewWor
     other.return_expired()
     assert ids(other.take(1).jobs) == [jobs[0].id]
     assert late.answer([answered(text, '["late"]') for text in taken]) is False
-    assert raw.get(jobs[0].id) == b'["late"]'  # what it answers late still counts
+    assert raw.get(jobs[0].id) == b'["late"]'  # its late answer still counts
     assert ids(raw.lrange(f"{{image_queue}}:processing:{other.name}", 0, -1)) == [jobs[0].id]  # … but is not struck off
     assert ids(raw.lrange("image_queue", 0, -1)) == [jobs[1].id, jobs[2].id]
     assert raw.hlen("{image_queue}:attempts") == 2
 
 
-def test_what_a_fenced_worker_blocked_for_goes_back(raw: redis.Redis, new_worker: NewWorker) -> None:
-    worker = new_worker(lease_seconds=30)
+def test_a_member_knows_how_many_jobs_it_has_in_hand(raw: redis.Redis, new_member: NewMember) -> None:
+    push(raw, 3)
+    member = new_member()
+    first, second, _ = member.take(3).jobs
+    assert member.in_hand == 3
+    assert member.answer([answered(first), answered(second)])
+    assert (member.in_hand, member.is_lost) == (1, False)
+
+
+@pytest.mark.parametrize("finds_out", ["take", "answer"])
+def test_a_member_knows_for_good_that_its_lease_is_lost(
+    raw: redis.Redis, new_member: NewMember, finds_out: str
+) -> None:
+    push(raw, 1)
+    member = new_member()
+    (text,) = member.take(1).jobs
+    run_out(raw, member)
+    assert not member.is_lost
+    if finds_out == "take":
+        with pytest.raises(LeaseLost):
+            member.take(1)
+    else:
+        assert not member.answer([answered(text)])
+    assert member.is_lost
+
+
+def test_answers_for_the_dead_do_not_count_as_its_own(raw: redis.Redis, new_member: NewMember) -> None:
+    push(raw, 2)
+    dead, survivor = new_member(max_attempts=1), new_member(max_attempts=1)
+    dead.take(1)
+    (own,) = survivor.take(1).jobs
+    run_out(raw, dead)
+    assert survivor.return_expired() == 0  # the job became a dead letter, and its client was told
+    assert survivor.in_hand == 1
+    assert survivor.answer([answered(own)])
+    assert raw.get("{image_queue}:served") == b"1"
+    assert survivor.in_hand == 0
+
+
+def test_what_a_fenced_model_server_blocked_for_goes_back(raw: redis.Redis, new_member: NewMember) -> None:
+    member = new_member(lease_seconds=30)
     lost: list[BaseException] = []
 
     def block() -> None:
         try:
-            worker.take(8, wait_seconds=5)
+            member.take(8, wait_seconds=5)
         except LeaseLost as error:
             lost.append(error)
 
     thread = threading.Thread(target=block)
     thread.start()
     wait_for(lambda: raw.info("clients")["blocked_clients"])
-    run_out(raw, worker)
+    run_out(raw, member)
     (job,) = push(raw, 1)
     thread.join(timeout=5)
     assert lost
@@ -282,9 +321,9 @@ def test_what_a_fenced_worker_blocked_for_goes_back(raw: redis.Redis, new_worker
     assert raw.hlen("{image_queue}:attempts") == 0
 
 
-def test_what_arrives_for_a_dead_name_after_its_end_is_found(raw: redis.Redis, new_worker: NewWorker) -> None:
-    """A BLMOVE that was under way when its sender was cut off can move a job after everything was returned."""
-    dead, alive = new_worker(), new_worker()
+def test_what_arrives_for_a_dead_name_after_its_end_is_found(raw: redis.Redis, new_member: NewMember) -> None:
+    """A BLMOVE whose sender was cut off can still move a job after all jobs were returned."""
+    dead, alive = new_member(), new_member()
     run_out(raw, dead)
     alive.return_expired()
     raw.zadd("{image_queue}:workers", {dead.name: time.time() - 60})
@@ -292,84 +331,84 @@ def test_what_arrives_for_a_dead_name_after_its_end_is_found(raw: redis.Redis, n
     assert alive.return_expired() == 1
     dead.leave(forget=False)
     raw.rpush(f"{{image_queue}}:processing:{dead.name}", new_job().to_text())
-    # It ended at this moment by Redis's clock, which `alive` knows as late as the last reply came.
+    # The lease ended at this moment by Redis's clock, as `alive` knows it: late by the time of its last reply.
     wait_for(lambda: alive.return_expired() == 1)
 
 
-def test_the_name_of_a_dead_worker_is_forgotten_in_the_end(raw: redis.Redis, new_worker: NewWorker) -> None:
-    dead, alive = new_worker(), new_worker()
+def test_the_name_of_a_dead_model_server_is_forgotten_in_the_end(raw: redis.Redis, new_member: NewMember) -> None:
+    dead, alive = new_member(), new_member()
     run_out(raw, dead)  # in 1970
     alive.return_expired()
     assert raw.zscore("{image_queue}:workers", dead.name) is None
 
 
 def test_taking_with_empty_hands_renews_the_lease_and_taking_more_does_not(
-    raw: redis.Redis, new_worker: NewWorker
+    raw: redis.Redis, new_member: NewMember
 ) -> None:
-    worker = new_worker(lease_seconds=100)
+    member = new_member(lease_seconds=100)
     push(raw, 2)
 
     def lease_end() -> float:
-        return raw.zscore("{image_queue}:workers", worker.name)
+        return raw.zscore("{image_queue}:workers", member.name)
 
     began = lease_end()
-    (text,) = worker.take(1).jobs
+    (text,) = member.take(1).jobs
     renewed = lease_end()
     assert renewed > began
-    worker.take(1)
+    member.take(1)
     assert lease_end() == renewed  # a hung model must not be kept alive by the thread that fetches
-    worker.answer([answered(text)])
+    member.answer([answered(text)])
     assert lease_end() > renewed
 
 
 def test_the_leases_of_a_dead_process_can_be_ended_at_once(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push(raw, 1)
-    mine = new_worker()
+    mine = new_member()
     mine.take(1)
     process_id = int(mine.name.split(":")[1])
     assert has_lease(queue, process_id)
     assert not has_lease(queue, process_id + 1)
     end_leases(queue, process_id + 1)
-    assert new_worker().return_expired() == 0
+    assert new_member().return_expired() == 0
     end_leases(queue, process_id)
     assert not has_lease(queue, process_id)
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
-    survivor = new_worker()
+    survivor = new_member()
     assert survivor.name.startswith("elsewhere:")
     assert survivor.return_expired() == 1
 
 
-def test_leaving_gives_back_what_is_in_hand_uncounted(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_leaving_gives_back_what_is_in_hand_uncounted(raw: redis.Redis, new_member: NewMember) -> None:
     jobs = push(raw, 3)
-    worker = new_worker()
-    worker.take(2)
-    assert worker.leave() == 2
+    member = new_member()
+    member.take(2)
+    assert member.leave() == 2
     assert ids(raw.lrange("image_queue", 0, -1)) == [job.id for job in jobs]
     assert keys(raw) == {"image_queue"}
 
 
 def test_an_answer_sent_again_after_a_lost_reply_strikes_off_nobody_elses(
-    raw: redis.Redis, new_worker: NewWorker
+    raw: redis.Redis, new_member: NewMember
 ) -> None:
     push(raw, 4)
-    worker = new_worker()
-    taken = worker.take(4).jobs
+    member = new_member()
+    taken = member.take(4).jobs
     outcomes = [Outcome(taken[0], Job.from_text(taken[0]).id, failure="bad"), answered(taken[1])]
     for _ in range(3):
-        worker._settled = 0  # it heard nothing of the sending before
-        assert worker.answer(outcomes)
-    assert raw.lrange(f"{{image_queue}}:processing:{worker.name}", 0, -1) == taken[2:]
+        member._settled = 0  # it had no reply when it sent this before
+        assert member.answer(outcomes)
+    assert raw.lrange(f"{{image_queue}}:processing:{member.name}", 0, -1) == taken[2:]
     assert raw.llen("{image_queue}:dead") == 1
     assert raw.get("{image_queue}:served") == b"2"
 
 
-def test_a_list_whose_owner_was_deleted_from_the_set_of_workers_is_found(
-    raw: redis.Redis, new_worker: NewWorker
+def test_a_list_whose_owner_was_deleted_from_the_set_of_model_servers_is_found(
+    raw: redis.Redis, new_member: NewMember
 ) -> None:
     jobs = push(raw, 2)
-    forgotten, alive = new_worker(), new_worker()
+    forgotten, alive = new_member(), new_member()
     taken = forgotten.take(1).jobs
     raw.zrem("{image_queue}:workers", forgotten.name)
     assert forgotten.answer([Outcome(taken[0])]) is False
@@ -381,20 +420,20 @@ def test_a_list_whose_owner_was_deleted_from_the_set_of_workers_is_found(
 
 
 def test_a_dead_letter_keeps_no_more_of_a_huge_text_than_a_limit(
-    raw: redis.Redis, new_worker: NewWorker, monkeypatch: pytest.MonkeyPatch
+    raw: redis.Redis, new_member: NewMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 6 * model_side.MOST_DEAD_LETTER_BYTES < 512 * 1024 * 1024  # what Redis takes in one argument
     for module in (job_module, model_side):
         monkeypatch.setattr(module, "MOST_DEAD_LETTER_BYTES", 100_000)
     huge = b"\xff" * 200_000
     raw.rpush("image_queue", huge, huge)
-    worker = new_worker(max_attempts=1)
-    (text,) = worker.take(1).jobs
-    worker.answer([Outcome(text, failure="x" * 10_000)])
-    dead = new_worker()
+    member = new_member(max_attempts=1)
+    (text,) = member.take(1).jobs
+    member.answer([Outcome(text, failure="x" * 10_000)])
+    dead = new_member()
     dead.take(1)
     run_out(raw, dead)
-    worker.return_expired()
+    member.return_expired()
     letters = [
         json.loads(letter.decode("utf-8", "surrogateescape")) for letter in raw.lrange("{image_queue}:dead", 0, -1)
     ]
@@ -402,23 +441,23 @@ def test_a_dead_letter_keeps_no_more_of_a_huge_text_than_a_limit(
     assert len(letters[0]["reason"]) == 500
 
 
-def test_a_failed_job_is_a_dead_letter_and_answers_its_client(raw: redis.Redis, new_worker: NewWorker) -> None:
+def test_a_failed_job_is_a_dead_letter_and_answers_its_client(raw: redis.Redis, new_member: NewMember) -> None:
     (job,) = push(raw, 1)
-    worker = new_worker()
-    (text,) = worker.take(1).jobs
-    worker.answer([Outcome(text, job.id, failure="the model failed")])
+    member = new_member()
+    (text,) = member.take(1).jobs
+    member.answer([Outcome(text, job.id, failure="the model failed")])
     assert json.loads(raw.get(job.id)) == {"error": "the model failed"}
     letter = json.loads(raw.lindex("{image_queue}:dead", 0))
     assert (letter["id"], letter["reason"]) == (job.id, "the model failed")
     assert abs(letter["at"] - time.time()) < 60
 
 
-def test_dead_letters_are_capped_and_the_newest_stay(raw: redis.Redis, new_worker: NewWorker) -> None:
-    worker = new_worker()
+def test_dead_letters_are_capped_and_the_newest_stay(raw: redis.Redis, new_member: NewMember) -> None:
+    member = new_member()
     for round_ in range(2):
         push(raw, MOST_DEAD_LETTERS - 50)
-        taken = worker.take(1000).jobs
-        worker.answer([Outcome(text, failure=f"{round_}") for text in taken])
+        taken = member.take(1000).jobs
+        member.answer([Outcome(text, failure=f"{round_}") for text in taken])
     letters = [json.loads(text)["reason"] for text in raw.lrange("{image_queue}:dead", 0, -1)]
     assert letters == ["0"] * 50 + ["1"] * (MOST_DEAD_LETTERS - 50)
 
@@ -532,11 +571,11 @@ def test_a_job_that_came_back_leaves_no_attempts_behind_when_it_is_cancelled(raw
     assert keys(raw) == set()
 
 
-def test_a_job_that_was_taken_cannot_be_cancelled(raw: redis.Redis, queue: JobQueue, new_worker: NewWorker) -> None:
+def test_a_job_that_was_taken_cannot_be_cancelled(raw: redis.Redis, queue: JobQueue, new_member: NewMember) -> None:
     (job,) = push(raw, 1)
     raw.hset(queue.attempts, job.id, 1)
-    worker = new_worker()
-    (text,) = worker.take(1).jobs
+    member = new_member()
+    (text,) = member.take(1).jobs
     assert queue.run("cancel", [queue.name, queue.attempts], [text]) == 0
     assert raw.hget(queue.attempts, job.id) == b"1"
 
@@ -574,13 +613,13 @@ def test_a_redis_out_of_memory_refuses_new_jobs_and_still_serves_those_it_has() 
         accepted = 0
         with pytest.raises(QueueAway, match="out of memory"):
             while accepted < 1000:
-                client.submit_texts([new_job(image="A" * 200_000).to_text()])
+                client.sender.submit_texts([new_job(image="A" * 200_000).to_text()])
                 accepted += 1
         assert accepted > 3
-        worker = ModelSide(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60).join()
+        member = ModelSide(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=60).join()
         served = 0
-        while texts := worker.take(4).jobs:
-            assert worker.answer([answered(text) for text in texts])
+        while texts := member.take(4).jobs:
+            assert member.answer([answered(text) for text in texts])
             served += len(texts)
         assert served == accepted
     finally:

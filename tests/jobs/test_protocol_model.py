@@ -1,16 +1,16 @@
-"""The protocol against a model of it, by random interleavings: Hypothesis finds sequences that nobody thought of.
+"""Compares the protocol with a model of it in random interleavings; Hypothesis finds sequences that nobody expected.
 
     rules: one command to Redis each --> Redis, by the real scripts      \\
                                      --> Model, by plain lists and dicts  --> `agrees`, after each step
 
-Commands are atomic (each is one script, or one Redis command), so an order of commands is all that concurrency can
-make of them: the machine draws the order, and who crashes, hangs, is cut off or comes too late in between. Time is
-set, never slept. `PROTOCOL_EXAMPLES=5000 pytest tests/jobs/test_protocol_model.py` looks longer, at new
+Commands are atomic (each is one script, or one Redis command), so concurrency can only change their order. The machine
+draws that order, and which model server crashes, hangs, is cut off or comes too late in between. Time is set, never
+slept. `PROTOCOL_EXAMPLES=5000 pytest tests/jobs/test_protocol_model.py` looks longer, at new
 sequences each time.
 
-It cannot show what Redis itself is trusted with: that a script is atomic, that BLMOVE blocks and wakes in turn, that
-keys expire; nor what two scripts do to each other on several threads (test_job_queue.py, test_batching.py), nor a
-Redis that loses data or whose clock is set back.
+These tests trust Redis that a script is atomic, that BLMOVE blocks and wakes in turn, and that keys expire. They cover
+neither several threads of one process (test_job_queue.py, tests/batching do), nor a Redis that loses data or whose
+clock is set back.
 """
 
 import hashlib
@@ -43,17 +43,18 @@ from serving.jobs import job_queue, operator
 from serving.jobs.job import Job, Outcome, Taken
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import FORGET_NAME_SECONDS, Membership, ModelSide
-from serving.jobs.web_side import Ticket, WebSide
+from serving.jobs.ticket import Ticket
+from serving.jobs.web_side import WebSide
 
 EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
 STEPS = 50
-TIMEOUT_SECONDS = 3600 if EXAMPLES else 600  # what fails is first made short, which takes up to five minutes
+TIMEOUT_SECONDS = 3600 if EXAMPLES else 600  # Hypothesis first shortens a failure, which takes up to five minutes
 LEASE_SECONDS = 1000.0  # no lease runs out unless a rule says so
 RESULT_TTL_SECONDS = 60
 MOST_WAITING = 6
 MOST_RUNNING = 3
 
-# Every key, its seconds to live, and what it holds, in one moment.
+# Every key, its seconds to live, and its value, at one moment.
 LOOK = """
 local read = {string = {'GET'}, list = {'LRANGE', 0, -1}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, hash = {'HGETALL'}}
 local found = {}
@@ -71,25 +72,25 @@ GIVEN_UP = "failed too often"
 
 
 class Model:
-    """What each verb does, on plain lists and dicts. Jobs are named j1, j2, …, garbage g3, workers w1, w2, …"""
+    """Does what each verb does, on plain lists and dicts. Jobs are named j1, j2, …, garbage g3, members m1, m2, …"""
 
     def __init__(self, max_attempts: int) -> None:
         self.max_attempts = max_attempts
         self.waiting: list[str] = []
-        self.in_hand: dict[str, list[str]] = {}  # by worker, dead ones too
+        self.in_hand: dict[str, list[str]] = {}  # by member, dead ones too
         self.leases: dict[str, float] = {}  # when they ran out, or LIVES
         self.attempts: dict[str, int] = {}
         self.dead: list[tuple[str, int]] = []  # with their attempts
         self.answers: dict[str, str] = {}
         self.served = 0
-        self.settled: dict[str, int] = {}  # by worker, until it leaves or its jobs went to others
-        self.renewed: set[str] = set()  # workers whose lease the last step renewed: progress does
+        self.settled: dict[str, int] = {}  # by member, until it leaves or its jobs went to others
+        self.renewed: set[str] = set()  # members whose lease the last step renewed: progress does
 
-    def lives(self, worker: str) -> bool:
-        return self.leases.get(worker) == LIVES
+    def lives(self, member: str) -> bool:
+        return self.leases.get(member) == LIVES
 
     def ran_out(self) -> dict[str, float]:
-        return {worker: end for worker, end in self.leases.items() if end != LIVES}
+        return {member: end for member, end in self.leases.items() if end != LIVES}
 
     def submit(self, job: str) -> bool:
         if len(self.waiting) >= MOST_WAITING:
@@ -104,25 +105,25 @@ class Model:
         self.attempts.pop(job, None)
         return True
 
-    def join(self, worker: str) -> None:
-        self.leases[worker], self.in_hand[worker], self.settled[worker] = LIVES, [], 0
-        self.renewed.add(worker)
+    def join(self, member: str) -> None:
+        self.leases[member], self.in_hand[member], self.settled[member] = LIVES, [], 0
+        self.renewed.add(member)
 
-    def blmove(self, worker: str) -> None:
-        self.in_hand[worker].append(self.waiting.pop(0))
+    def blmove(self, member: str) -> None:
+        self.in_hand[member].append(self.waiting.pop(0))
 
-    def take(self, worker: str, most: int, moved: list[str]) -> tuple[list[str], int] | str:
-        """Jobs, with how often the only one came back. `moved`: what BLMOVE put into the list just before."""
-        hand = self.in_hand[worker]
+    def take(self, member: str, most: int, moved: list[str]) -> tuple[list[str], int] | str:
+        """The jobs taken, and how often a lone one came back. `moved`: jobs that BLMOVE has just put into the list."""
+        hand = self.in_hand[member]
         held = hand[:-1] if moved and hand else hand
         batch = [*moved, *self.waiting][:most]
         alone = [job for job in [*held[:1], *batch[:1]] if job in self.attempts]
-        if not self.lives(worker) or (held and alone):
+        if not self.lives(member) or (held and alone):
             if moved and hand:  # a sweep may have been faster
                 self.waiting.insert(0, hand.pop())
-            return RUNS_ALONE if self.lives(worker) else LOST
+            return RUNS_ALONE if self.lives(member) else LOST
         if not held:
-            self.renewed.add(worker)
+            self.renewed.add(member)
         # A job that came back is taken alone, when its turn comes.
         until = next((place for place, job in enumerate(batch) if job in self.attempts), most)
         batch = batch[: max(until, 1)]
@@ -131,36 +132,36 @@ class Model:
             self.waiting.remove(job)
         return batch, self.attempts.get(batch[0], 0) if batch else 0
 
-    def answer(self, worker: str, ends: list["End"], settled: int) -> bool:
-        """`settled`: how many jobs the worker had settled before."""
+    def answer(self, member: str, ends: list["End"], settled: int) -> bool:
+        """`settled`: how many jobs the member had settled before."""
         self.answers |= {end.job: end.reply for end in ends if end.reply}
-        jobs, hand = [end.job for end in ends], self.in_hand[worker]
-        if self.lives(worker) and self.settled[worker] == settled:  # else it was done already
+        jobs, hand = [end.job for end in ends], self.in_hand[member]
+        if self.lives(member) and self.settled[member] == settled:  # else it was done already
             assert hand[: len(jobs)] == jobs
-            self.settled[worker] += len(jobs)
+            self.settled[member] += len(jobs)
             del hand[: len(jobs)]
             self.dead += [(end.job, end.attempts) for end in ends if end.failed]
             self.attempts = {job: times for job, times in self.attempts.items() if job not in jobs}
             self.served += len(jobs)
-            self.renewed.add(worker)
-        return self.lives(worker)
+            self.renewed.add(member)
+        return self.lives(member)
 
-    def leave(self, worker: str, forget: bool) -> int:
-        hand, self.in_hand[worker] = self.in_hand[worker], []
+    def leave(self, member: str, forget: bool) -> int:
+        hand, self.in_hand[member] = self.in_hand[member], []
         self.waiting[:0] = hand
-        self.settled.pop(worker, None)
-        self.leases[worker] = time.time()
+        self.settled.pop(member, None)
+        self.leases[member] = time.time()
         if forget:
-            del self.leases[worker]
+            del self.leases[member]
         return len(hand)
 
     def return_expired(self, forgotten_before: float) -> int:
         returned = 0
-        for worker, ended in sorted(self.ran_out().items(), key=lambda lease: lease[1]):
-            hand, self.in_hand[worker] = self.in_hand[worker], []
-            self.settled.pop(worker, None)
+        for member, ended in sorted(self.ran_out().items(), key=lambda lease: lease[1]):
+            hand, self.in_hand[member] = self.in_hand[member], []
+            self.settled.pop(member, None)
             if not hand and ended < forgotten_before:
-                del self.leases[worker]
+                del self.leases[member]
             for job in reversed(hand):
                 attempts = self.attempts.pop(job, 0) + 1
                 if attempts < self.max_attempts:
@@ -177,7 +178,7 @@ class Model:
         self.waiting.append(self.dead.pop(place)[0])
 
     def state(self) -> dict[str, object]:
-        in_hand = {worker: hand for worker, hand in self.in_hand.items() if hand}
+        in_hand = {member: hand for member, hand in self.in_hand.items() if hand}
         names = ("waiting", "leases", "attempts", "dead", "answers", "served", "settled")
         return {"in_hand": in_hand, **{name: getattr(self, name) for name in names}}
 
@@ -193,15 +194,15 @@ class End:
 
 
 class Server:
-    """What one model server's process knows, right or wrong."""
+    """What the process of one model server knows, be it right or wrong."""
 
-    def __init__(self, label: str, worker: Membership) -> None:
-        self.label, self.worker = label, worker
+    def __init__(self, label: str, member: Membership) -> None:
+        self.label, self.member = label, member
         self.in_hand: list[tuple[bytes, int]] = []  # taken and not answered, with their attempts
         self.moved: list[bytes] = []  # by a BLMOVE; the transaction that follows it has not run yet
         self.answered: tuple[list[Outcome], list[End], int] | None = None  # what it sent last, having settled so many
         self.runs = True  # else it has crashed or left, or knows that its lease is lost
-        self.crashed = False  # then nothing comes any more
+        self.crashed = False  # then it sends nothing any more
         self.late_blmove = False  # … except this, cut off from its sender
 
     @property
@@ -223,7 +224,7 @@ def rule_for(condition: Callable[["Protocol", Server], bool | int], **arguments:
 
 
 class Protocol(RuleBasedStateMachine):
-    """The rules put what happened and what the model says into `real` and `expected`; `agrees` compares."""
+    """Each rule puts what Redis did into `real` and what the model does into `expected`; `agrees` compares them."""
 
     def __init__(self, queue: JobQueue, *, garbage: bool = True) -> None:
         super().__init__()
@@ -233,11 +234,11 @@ class Protocol(RuleBasedStateMachine):
         # It does not listen.
         self.client = WebSide(queue, max_queue_length=MOST_WAITING, timeout_seconds=30, poll_seconds=60)
         self.servers: list[Server] = []
-        self.labels: dict[str, str] = {}  # a worker's name, a job's id or digest -> how the model calls it
+        self.labels: dict[str, str] = {}  # a member's name, a job's id or digest -> how the model calls it
         self.texts: dict[str, str] = {}  # what travels, of jobs with a client
         self.ids: dict[str, str] = {}  # the other way round, jobs that have one
         self.accepted: set[str] = set()
-        self.ended: set[str] = set()  # by a worker that held them, or as a dead letter
+        self.ended: set[str] = set()  # by a member that held them, or as a dead letter
         self.clients: set[str] = set()  # jobs whose client waits
         self.rewritten: set[str] = set()  # jobs that an operator requeued, under a text of their own
         self.refused = 0
@@ -265,7 +266,7 @@ class Protocol(RuleBasedStateMachine):
         for job in jobs:
             # With a channel, as a web server's have it, which an operator's requeue leaves out.
             self.texts[job] = Job(self.ids[job], "AAAA", reply_to="nobody").to_text()
-        self.real = self.client.submit_texts([self.texts[job] for job in jobs])
+        self.real = self.client.sender.submit_texts([self.texts[job] for job in jobs])
         self.accepted.update(jobs[: self.real])
         self.clients.update(jobs[: self.real])
         self.refused += count - self.real
@@ -274,7 +275,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model.waiting) < MOST_WAITING + 2)
     @rule(garbage=st.booleans())
     def somebody_else_pushes(self, garbage: bool) -> None:
-        """Past the limit, and with the id where the scripts' pattern does not find it, or without any."""
+        """A job comes past the limit, with its id where the scripts' pattern does not find it, or with none."""
         number = len(self.labels) + 1
         text = f"garbage {number}"
         job_id = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -292,7 +293,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.clients & set(self.model.answers))
     @rule(job=st.runner().flatmap(lambda self: st.sampled_from(sorted(self.clients & set(self.model.answers)))))
     def client_reads(self, job: str) -> None:
-        """And nobody after it."""
+        """The client reads its answer, and nobody finds one after it."""
         self.real = [self.short(self.look_up(self.ids[job])) for _ in range(2)]
         self.expected = [self.model.answers.pop(job, None), None]
         if self.real[0] is not None:
@@ -301,11 +302,11 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.clients)
     @rule(job=st.runner().flatmap(lambda self: st.sampled_from(sorted(self.clients))))
     def client_hangs_up(self, job: str) -> None:
-        """Its job is taken out of the queue, unless a model server has it, or it has ended."""
+        """The job leaves the queue, unless a model server has it, or it has ended."""
         queue, text = self.queue, self.texts[job]
         self.clients.remove(job)
         self.real = bool(queue.run("cancel", [queue.name, queue.attempts], [text]))
-        # Told that its job failed, should it hang up only now, what the operator wants runs all the same.
+        # A job that an operator requeued runs even when the client, which was told of a failure, hangs up only now.
         self.expected = job not in self.rewritten and self.model.cancel(job)
         if self.expected:
             self.ended.add(job)
@@ -321,21 +322,21 @@ class Protocol(RuleBasedStateMachine):
             max_attempts=self.model.max_attempts,
             result_ttl_seconds=RESULT_TTL_SECONDS,
         )
-        worker = side.join()
-        server = Server(f"w{len(self.servers) + 1}", worker)
+        member = side.join()
+        server = Server(f"m{len(self.servers) + 1}", member)
         self.servers.append(server)
-        self.labels[worker.name] = server.label
+        self.labels[member.name] = server.label
         self.model.join(server.label)
 
-    # The job of a BLMOVE for a name that is forgotten already would be lost. The protocol counts on it that none
-    # comes so late (docs/decisions/001, FORGET_NAME_SECONDS), and so do the two rules that send one.
+    # A BLMOVE for a name that is already forgotten would lose its job. The protocol relies on it that none comes so
+    # late (docs/decisions/001, FORGET_NAME_SECONDS), and so do the two rules that send one.
     @rule_for(lambda self, server: server.runs and server.hands_are_empty and self.may_blmove(server))
     def blmove(self, server: Server) -> None:
         server.moved = [self.move(server)]
 
     @rule_for(lambda self, server: self.has_to_take(server) and 1 + 3 * bool(server.in_hand), most=st.integers(1, 4))
     def take(self, server: Server, most: int) -> None:
-        """With or without empty hands; or what Membership.take sends together with its BLMOVE."""
+        """A take with empty hands or not; or the transaction that Membership.take sends together with its BLMOVE."""
         self.take_up_to(most, server)
 
     @rule_for(lambda self, server: server.runs and server.hands_are_empty and bool(self.model.waiting))
@@ -345,7 +346,7 @@ class Protocol(RuleBasedStateMachine):
     def take_up_to(self, most: int, server: Server) -> None:
         moved, server.moved = server.moved, []
         try:
-            taken = self.after_blmove(server.worker, most, moved[0]) if moved else server.worker.take(most)
+            taken = self.after_blmove(server.member, most, moved[0]) if moved else server.member.take(most)
             self.real = RUNS_ALONE if taken.runs_alone else (self.jobs(taken.jobs), taken.attempts)
             server.in_hand += [(text, taken.attempts) for text in taken.jobs]
         except LeaseLost:
@@ -358,7 +359,7 @@ class Protocol(RuleBasedStateMachine):
         ways=st.lists(st.sampled_from(["answered", "failed", "dropped"]), min_size=1, max_size=4),
     )
     def answer(self, server: Server, ways: list[str]) -> None:
-        """The oldest jobs in hand, too late or in time. Even one that has left may have an answer under way."""
+        """It answers its oldest jobs, too late or in time. Even a server that has left may have an answer under way."""
         self.end_jobs(server, ways)
 
     @rule_for(lambda self, server: server.runs and bool(server.in_hand))
@@ -381,28 +382,28 @@ class Protocol(RuleBasedStateMachine):
             )
             ends.append(End(job, reply, way == "failed", attempts))
         del server.in_hand[: len(ends)]
-        server.answered = outcomes, ends, server.worker._settled
+        server.answered = outcomes, ends, server.member._settled
         if self.send_answer(server):
             self.ended |= {end.job for end in ends}
 
     @rule_for(lambda self, server: bool(server.answered) and not server.crashed)
     def answer_arrives_twice(self, server: Server) -> None:
-        """It was sent again because its reply was lost; or the first sending was held up, and comes only now."""
-        settled = server.worker._settled
+        """An answer arrives again: its reply was lost; or the first sending was held up, and comes only now."""
+        settled = server.member._settled
         self.send_answer(server)
-        server.worker._settled = settled
+        server.member._settled = settled
 
     @rule_for(lambda self, server: server.runs and bool(self.model.ran_out()), clock_is_ahead=st.booleans())
     def return_expired(self, server: Server, clock_is_ahead: bool) -> None:
-        """Whoever's own clock is ahead suspects everybody; Redis knows better."""
+        """A server whose clock is ahead suspects all others; Redis knows better."""
         self.queue.set_clock(time.time() + 10 * LEASE_SECONDS * clock_is_ahead)
-        self.real = server.worker.return_expired()
+        self.real = server.member.return_expired()
         self.queue.set_clock(time.time())
         self.expected = self.model.return_expired(forgotten_before=time.time() - FORGET_NAME_SECONDS)
 
     @rule_for(lambda self, server: server.runs and self.model.lives(server.label) and bool(server.in_hand))
     def dies_and_another_returns_its_jobs(self, server: Server) -> None:
-        """What the rules do one by one as well, but too seldom one after another."""
+        """Does in a row what other rules do one by one, since chance seldom puts them in a row."""
         self.run_out(server)
         server.runs, server.crashed = False, True
         self.join()
@@ -413,12 +414,12 @@ class Protocol(RuleBasedStateMachine):
         way=st.sampled_from(["leaves", "is cut off", "crashes"]),
     )
     def server_ends(self, server: Server, way: str) -> None:
-        """In good order; or it gives back what it held when Redis is there again, and goes on under a new name; or
-        dies. The last two may leave a BLMOVE behind that is under way still."""
+        """It leaves in good order; or gives its jobs back when Redis is there again, and goes on under a new name; or
+        dies. The last two may leave a BLMOVE under way."""
         server.late_blmove = way != "leaves" and server.hands_are_empty
         server.runs, server.crashed, server.moved = False, way == "crashes", []
         if way != "crashes":
-            self.real = server.worker.leave(forget=way == "leaves")
+            self.real = server.member.leave(forget=way == "leaves")
             self.expected = self.model.leave(server.label, forget=way == "leaves")
         if way == "is cut off":
             self.run_out(server)
@@ -438,7 +439,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.model.answers or any(end > self.lately for end in self.model.ran_out().values()))
     @rule()
     def time_passes(self) -> None:
-        """Until names may be forgotten, and answers that nobody read expire."""
+        """Time passes until names may be forgotten, and answers that nobody read expire."""
         for server in self.servers:
             if server.label in self.model.ran_out():
                 self.set_lease(server, self.model.leases[server.label] - 2 * FORGET_NAME_SECONDS)
@@ -468,35 +469,35 @@ class Protocol(RuleBasedStateMachine):
         before, state = self.lease_ends, self.state()
         assert state == self.model.state()
 
-        later = {worker for worker, end in self.lease_ends.items() if end > before.get(worker, 0)}
-        assert {worker for worker in later if self.model.lives(worker)} == self.model.renewed
+        later = {member for member, end in self.lease_ends.items() if end > before.get(member, 0)}
+        assert {member for member in later if self.model.lives(member)} == self.model.renewed
         self.model.renewed = set()
         places = [*state["waiting"], *itertools.chain(*state["in_hand"].values())]
         self.ended |= {job for job, _ in state["dead"]}
-        assert sorted(places) == sorted(self.accepted - self.ended)  # no job vanishes, none is there twice
+        assert sorted(places) == sorted(self.accepted - self.ended)  # no job is lost, and none is there twice
         for job, attempts in state["attempts"].items():
             assert 0 < attempts < self.model.max_attempts
-            assert job in places  # nothing is counted of jobs that have ended
+            assert job in places  # no attempts are kept of jobs that have ended
             assert all(hand == [job] for hand in state["in_hand"].values() if job in hand)  # held alone
         for server in self.servers:
-            if server.runs and self.model.lives(server.label):  # nobody touches what a living worker holds
+            if server.runs and self.model.lives(server.label):  # nobody touches what a living member holds
                 texts = [text for text, _ in server.in_hand] + server.moved
                 assert state["in_hand"].get(server.label, []) == self.jobs(texts)
         self.agreed = True
 
     def teardown(self) -> None:
-        """Everybody dies, one more server ends all that is there and leaves: only what has a purpose remains."""
+        """All servers die; one more ends all jobs that are there, and leaves: only keys with a purpose remain."""
         if not self.agreed or not hasattr(self, "model"):
             return
         for server in self.servers:
-            if self.redis.zscore(self.queue.leases, server.worker.name) is not None:
+            if self.redis.zscore(self.queue.leases, server.member.name) is not None:
                 self.set_lease(server, next(self.run_out_at))
         self.join()
-        worker = self.servers[-1].worker
-        worker.return_expired()
-        while texts := worker.take(4).jobs:
-            assert worker.answer([Outcome(text) for text in texts])
-        worker.leave()
+        member = self.servers[-1].member
+        member.return_expired()
+        while texts := member.take(4).jobs:
+            assert member.answer([Outcome(text) for text in texts])
+        member.leave()
         state = self.state()
         assert (state["waiting"], state["in_hand"], state["attempts"], state["settled"]) == ([], {}, {}, {})
         assert set(state["leases"].values()).isdisjoint({LIVES})
@@ -504,7 +505,7 @@ class Protocol(RuleBasedStateMachine):
         for server in self.servers:
             if server.label in state["leases"]:
                 self.set_lease(server, 1.0)
-        worker.return_expired()
+        member.return_expired()
         assert self.redis.exists(self.queue.leases) == 0
 
     # What the rules are made of
@@ -518,12 +519,12 @@ class Protocol(RuleBasedStateMachine):
         return label
 
     def look_up(self, job_id: str) -> str | None:
-        """What a request that waits for this answer finds."""
-        ticket = Ticket(Job(job_id, "AAAA"), self.client)
+        """The answer that a waiting request finds, if any."""
+        ticket = Ticket(Job(job_id, "AAAA"), self.queue, self.client.tickets)
         ticket.since = -math.inf
-        self.client._tickets[job_id] = ticket
-        self.client._look_up()
-        self.client.forget(ticket)
+        self.client.tickets.add(ticket)
+        self.client.sender.find_answers()
+        self.client.tickets.forget(ticket)
         return ticket.wait(time.monotonic())
 
     def has_to_take(self, server: Server) -> bool:
@@ -533,25 +534,25 @@ class Protocol(RuleBasedStateMachine):
         return bool(self.model.waiting) and server.label in self.model.leases
 
     def move(self, server: Server) -> bytes:
-        """What BLMOVE does when it need not block."""
-        text: Any = self.redis.lmove(self.queue.name, self.queue.processing(server.worker.name), "LEFT", "RIGHT")
+        """Does what BLMOVE does when it need not block."""
+        text: Any = self.redis.lmove(self.queue.name, self.queue.processing(server.member.name), "LEFT", "RIGHT")
         self.model.blmove(server.label)
         return text
 
     def send_answer(self, server: Server) -> bool:
         assert server.answered
-        outcomes, ends, server.worker._settled = server.answered
-        self.expected = self.model.answer(server.label, ends, server.worker._settled)
-        settled = self.real = server.worker.answer(outcomes)
+        outcomes, ends, server.member._settled = server.answered
+        self.expected = self.model.answer(server.label, ends, server.member._settled)
+        settled = self.real = server.member.answer(outcomes)
         if server.runs and not settled:
             self.start_afresh(server)
         return settled
 
-    def after_blmove(self, worker: Membership, most: int, moved: bytes) -> Taken:
-        """What take does when its BLMOVE, which Redis did a while ago, was ahead of its transaction."""
+    def after_blmove(self, member: Membership, most: int, moved: bytes) -> Taken:
+        """Does what `take` does after its BLMOVE, which Redis ran a while before the transaction."""
         transact, self.redis.transact = self.redis.transact, lambda commands, _: ([moved], transact(commands)[1])
         try:
-            return worker._move(most, wait_seconds=1)
+            return member._move(most, wait_seconds=1)
         finally:
             self.redis.transact = transact
 
@@ -560,7 +561,7 @@ class Protocol(RuleBasedStateMachine):
         self.join()
 
     def set_lease(self, server: Server, seconds: float) -> None:
-        self.redis.zadd(self.queue.leases, {server.worker.name: seconds}, xx=True)
+        self.redis.zadd(self.queue.leases, {server.member.name: seconds}, xx=True)
         self.model.leases[server.label] = seconds
 
     def run_out(self, server: Server) -> None:
@@ -576,7 +577,7 @@ class Protocol(RuleBasedStateMachine):
         return reply
 
     def state(self) -> dict[str, Any]:
-        """All that is in Redis, as the model would write it; a key that nobody knows is an error."""
+        """All keys of Redis, in the model's terms; an unknown key is an error."""
         queue, processing, now = self.queue, self.queue.processing(""), time.time()
         found = {key.decode(): (seconds, value) for key, seconds, value in self.redis.eval(LOOK, 0)}
         expire = {key for key, (seconds, _) in found.items() if seconds > 0}
@@ -595,7 +596,7 @@ class Protocol(RuleBasedStateMachine):
                 for key in list(found)
                 if key.startswith(processing)
             },
-            "leases": {worker: LIVES if end > now else end for worker, end in self.lease_ends.items()},
+            "leases": {member: LIVES if end > now else end for member, end in self.lease_ends.items()},
             "attempts": {self.labels[job.decode()]: int(times) for job, times in pairs(take_out(queue.attempts))},
             "dead": [(self.labels[job_id(letter["job"].encode())], letter["attempts"]) for letter in letters],
             "served": int(take_out(queue.settled_total, 0)),
@@ -673,7 +674,7 @@ def test_the_same_on_a_redis_in_python() -> None:
 
 # A script, a part of its text, and what breaks the protocol in its place.
 BROKEN = {
-    "answer ignores the lease": ("answer", "if lost(KEYS[1], KEYS[2], ARGV[1], clock) then return 0 end", ""),
+    "answer ignores the lease": ("answer", "if lost(KEYS[1], KEYS[2], ARGV[1], clock) then return LEASE_LOST end", ""),
     "answer forgets to clear attempts": ("answer", "if redis.call('HLEN', KEYS[3]) > 0", "if false"),
     "answer strikes off the newest": ("answer", "KEYS[1], count, -1)", "KEYS[1], 0, -1 - count)"),
     "answer strikes off again what is sent again": (
@@ -745,12 +746,12 @@ BROKEN = {
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_protocol_is_found(real_queue: JobQueue, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the tests above would prove nothing."""
+    """The tests above find each of these faults; otherwise they would prove nothing."""
     script, right, wrong = BROKEN[broken]
     text = job_queue._SCRIPTS[script]
     assert right in text, "the script has changed: break it in another way"
     monkeypatch.setitem(job_queue._SCRIPTS, script, text.replace(right, wrong))
     with pytest.raises((AssertionError, LeaseLost)):
-        # The rarest is found by one sequence in 200. Not the same ones each time: those depend on which modules the
-        # tests before have imported, and might be the wrong ones for ever.
+        # One sequence in 200 finds the rarest fault. The sequences differ each time: fixed ones depend on the modules
+        # that earlier tests imported, and might be the wrong ones for ever.
         check(real_queue, 4000, phases=[Phase.generate], report_multiple_bugs=False, derandomize=False)

@@ -1,4 +1,4 @@
-"""The ways to Redis, each with a real server: TLS, users with few rights, a primary that changes."""
+"""The ways to reach Redis, each with a real server: TLS, users with few rights, a primary that changes."""
 
 import importlib.util
 import re
@@ -173,7 +173,7 @@ def as_user(shared_server: RedisServer) -> Iterator[JobQueue]:
     queue.close()
 
 
-def worker_of(queue: JobQueue, **changes: object) -> Membership:
+def member_of(queue: JobQueue, **changes: object) -> Membership:
     options = {"lease_seconds": 10.0, "max_attempts": 3, "result_ttl_seconds": 60} | changes
     return ModelSide(queue, **options).join()  # type: ignore[arg-type]
 
@@ -182,38 +182,38 @@ def worker_of(queue: JobQueue, **changes: object) -> Membership:
 def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
     shared_server: RedisServer, as_user: JobQueue, listens: bool
 ) -> None:
-    worker = worker_of(as_user)
+    member = member_of(as_user)
     client = new_web_side(as_user, poll_seconds=60 if listens else 0.05)
     if listens:
         wait_for(lambda: shared_server.client.pubsub_channels("{image_queue}:answered:*"))
 
     def serve() -> None:
-        (text,) = worker.take(1, wait_seconds=5).jobs
+        (text,) = member.take(1, wait_seconds=5).jobs
         job = Job.from_text(text)
-        worker.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]')])
+        member.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]')])
 
     server = threading.Thread(target=serve)
     server.start()
     assert ask(client) == '["yes"]'
-    server.join()  # the client has its answer before the worker hears that it is off
-    assert worker.leave() == 0
+    server.join()  # the client has its answer before the member's reply comes
+    assert member.leave() == 0
 
 
 def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_letters(as_user: JobQueue) -> None:
     new_web_side(as_user).submit_texts([new_job().to_text()])
-    worker = worker_of(as_user, max_attempts=2)
+    member = member_of(as_user, max_attempts=2)
     for _ in range(2):  # the second time it comes back once, and runs alone
-        dead = worker_of(as_user, max_attempts=2)
+        dead = member_of(as_user, max_attempts=2)
         assert dead.take(2).jobs
         as_user.redis.zadd(as_user.leases, {dead.name: as_user.now() - 1})
-        worker.return_expired()
+        member.return_expired()
     (letter,) = operator.read_letters(as_user)
     assert operator.requeue(as_user, letter)
-    (text,) = worker.take(1).jobs
-    worker.answer([Outcome(text, Job.from_text(text).id, failure="bad")])
+    (text,) = member.take(1).jobs
+    member.answer([Outcome(text, Job.from_text(text).id, failure="bad")])
     assert operator.drop(as_user, *operator.read_letters(as_user))
     end_leases(as_user, 1)
-    assert worker.leave() == 0
+    assert member.leave() == 0
 
 
 def test_the_documented_rights_name_every_command_of_the_scripts() -> None:
@@ -263,19 +263,19 @@ def test_a_primary_that_was_demoted_is_left_like_a_lost_connection(
     queue = JobQueue(server.url, "image_queue")
     client = new_web_side(queue, poll_seconds=60)
     try:
-        worker = worker_of(queue)
+        member = member_of(queue)
         connection = queue.redis.client_id()
         server.client.replicaof("127.0.0.1", other.port)
         with pytest.raises(QueueAway) as caught:
-            client.submit_texts([new_job().to_text()])
+            client.sender.submit_texts([new_job().to_text()])
         assert "is a replica by now" in str(caught.value.__cause__)
         assert queue.redis.client_id() != connection
         with pytest.raises(QueueAway):
-            worker.take(1)
+            member.take(1)
         server.client.replicaof("NO", "ONE")
-        client.submit_texts([new_job().to_text()])
-        worker.join()
-        assert len(worker.take(1).jobs) == 1
+        client.sender.submit_texts([new_job().to_text()])
+        member = member_of(queue)
+        assert len(member.take(1).jobs) == 1
     finally:
         queue.close()
         server.remove()

@@ -1,4 +1,4 @@
-"""The web server's side of the queue, on a real Redis: submitted, answered, given up, refused."""
+"""The web server's side of the queue, on a real Redis: jobs are submitted, answered, given up, refused."""
 
 import json
 import socket
@@ -14,9 +14,11 @@ from serving.errors import QueueAway, QueueFull, TimedOut
 from serving.jobs.job import Job, Outcome, Status
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import Membership
-from serving.jobs.web_side import MOST_SUBMITTED_TOGETHER, Ticket, WebSide
+from serving.jobs.sender import MOST_SUBMITTED_TOGETHER
+from serving.jobs.ticket import Ticket
+from serving.jobs.web_side import WebSide
 
-NewWorker = Callable[..., Membership]
+NewMember = Callable[..., Membership]
 
 
 def own_job(side: WebSide, seconds: float = 10.0) -> Job:
@@ -24,33 +26,33 @@ def own_job(side: WebSide, seconds: float = 10.0) -> Job:
 
 
 def test_an_answer_wakes_its_ticket_and_the_key_is_gone(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
     side = new_web_side(queue, poll_seconds=60)  # a look would come too late
-    worker = new_worker()
+    member = new_member()
 
     def serve() -> None:
-        (text,) = worker.take(1, wait_seconds=5).jobs
-        worker.answer([answered(text, '["yes"]')])
+        (text,) = member.take(1, wait_seconds=5).jobs
+        member.answer([answered(text, '["yes"]')])
 
     wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
     threading.Thread(target=serve).start()
     assert ask(side) == '["yes"]'
-    wait_for(lambda: worker.leave() == 0)
+    wait_for(lambda: member.leave() == 0)
     # What the sender does when it looks.
-    wait_for(lambda: side._look_up() or keys(raw) == {"{image_queue}:served"})
+    wait_for(lambda: side.sender.find_answers() or keys(raw) == {"{image_queue}:served"})
 
 
 def test_the_answers_that_were_read_are_deleted_with_the_next_submission(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
     side = new_web_side(queue, poll_seconds=60)
-    worker = new_worker()
+    member = new_member()
     wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
     ticket = side.submit(own_job(side))
-    worker.answer([answered(text) for text in worker.take(1).jobs])
+    member.answer([answered(text) for text in member.take(1).jobs])
     assert ticket.wait(time.monotonic() + 5) == "[]"
-    wait_for(lambda: side._answered)
+    wait_for(lambda: side.tickets._answered)
     assert raw.exists(ticket.job.id)
     other = side.submit(own_job(side))
     assert not raw.exists(ticket.job.id)
@@ -76,7 +78,7 @@ def test_without_an_answer_the_wait_ends_and_the_job_is_given_up(queue: JobQueue
         assert raw.llen("image_queue") == 1
         assert ticket.wait(time.monotonic() + 0.2) is None
     wait_for(lambda: keys(raw) == set())
-    assert side._tickets == {}
+    assert side.tickets._waiting == {}
 
 
 def test_a_canceled_job_leaves_the_queue_and_the_others_stay(raw: redis.Redis, queue: JobQueue) -> None:
@@ -90,21 +92,21 @@ def test_a_canceled_job_leaves_the_queue_and_the_others_stay(raw: redis.Redis, q
     assert ticket.status() is Status.CANCELED
 
 
-def test_a_ticket_tells_where_its_job_is(raw: redis.Redis, queue: JobQueue, new_worker: NewWorker) -> None:
+def test_a_ticket_tells_where_its_job_is(raw: redis.Redis, queue: JobQueue, new_member: NewMember) -> None:
     side = new_web_side(queue, poll_seconds=60)
-    worker = new_worker()
+    member = new_member()
     good, bad = side.submit(own_job(side)), side.submit(own_job(side))
     assert (good.status(), bad.status()) == (Status.QUEUED, Status.QUEUED)
-    first, second = worker.take(2).jobs
+    first, second = member.take(2).jobs
     assert (good.status(), bad.status()) == (Status.PROCESSING, Status.PROCESSING)
-    worker.answer([answered(first), Outcome(second, bad.job.id, bad.job.reply_to, failure="it is bad")])
+    member.answer([answered(first), Outcome(second, bad.job.id, bad.job.reply_to, failure="it is bad")])
     assert (good.status(), bad.status()) == (Status.SUCCEEDED, Status.FAILED)
-    wait_for(lambda: good.job.id not in side._tickets)
+    wait_for(lambda: good.job.id not in side.tickets._waiting)
     raw.delete(good.job.id)
     assert good.status() is Status.SUCCEEDED  # it has heard of its answer
     assert good.wait(time.monotonic()) == "[]"
     late = side.submit(own_job(side, seconds=0.2))
-    assert worker.take(1).jobs
+    assert member.take(1).jobs
     wait_for(lambda: late.status() is Status.FAILED)  # nobody answers it any more
 
 
@@ -136,7 +138,7 @@ def test_what_came_meanwhile_leaves_in_one_round_trip(
     wait_for(lambda: counts == [1])
     for thread in threads[1:]:
         thread.start()
-    wait_for(lambda: side._outbox.qsize() == MOST_SUBMITTED_TOGETHER + 1)
+    wait_for(lambda: side.tickets.outbox.qsize() == MOST_SUBMITTED_TOGETHER + 1)
     may_go_on.set()
     for thread in threads:
         thread.join()
@@ -151,8 +153,8 @@ def test_an_answer_that_is_faster_than_the_reply_to_the_submission_is_not_lost(q
     tickets: list[Ticket] = []
     thread = threading.Thread(target=lambda: tickets.append(side.submit(job)))
     thread.start()
-    wait_for(lambda: job.id in side._tickets)
-    side.hand_out({job.id: '["fast"]'})
+    wait_for(lambda: job.id in side.tickets._waiting)
+    side.tickets.hand_out({job.id: '["fast"]'})
     thread.join(timeout=10)
     assert tickets[0].wait(time.monotonic()) == '["fast"]'
 
@@ -178,7 +180,7 @@ def test_a_job_canceled_while_it_is_submitted_is_taken_out_again(
 
 
 def test_whoever_waits_hears_that_redis_is_away_as_soon_as_anybody() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf:  # it takes connections, and never answers
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # this server accepts connections, and never answers
         queue = JobQueue(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0", "image_queue", timeout_seconds=1.0)
         queue.set_clock(time.time())
         side = new_web_side(queue, poll_seconds=60)
@@ -208,7 +210,7 @@ def test_while_redis_is_away_nothing_of_what_it_refused_is_kept() -> None:
     for _ in range(50):
         with pytest.raises(QueueAway):
             side.submit(new_job(image="A" * 200_000, deadline=time.time() + 10))
-    wait_for(lambda: side._outbox.empty() and not side._tickets, seconds=1)
+    wait_for(lambda: side.tickets.outbox.empty() and not side.tickets._waiting, seconds=1)
 
 
 def test_each_request_has_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch, queue: JobQueue) -> None:
@@ -239,19 +241,19 @@ def test_a_full_queue_refuses_and_nothing_is_pushed(raw: redis.Redis, queue: Job
 
 
 def test_no_more_jobs_are_let_in_than_are_answered_in_time(
-    raw: redis.Redis, queue: JobQueue, new_worker: NewWorker
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
     side = new_web_side(queue, max_queue_length=1000, timeout_seconds=2.0)
-    worker = new_worker()
+    member = new_member()
     push(raw, 40)
     until = time.monotonic() + 3
     refused = []
     while time.monotonic() < until:  # 4 jobs each 0.1 s are answered, 8 are offered
         time.sleep(0.1)
-        worker.answer([answered(text) for text in worker.take(4).jobs])
+        member.answer([answered(text) for text in member.take(4).jobs])
         for _ in range(8):
-            if not side.submit_texts([new_job().to_text()]):
-                refused.append(side._refusal("").retry_after_seconds)
+            if not side.sender.submit_texts([new_job().to_text()]):
+                refused.append(side._admission.refusal("").retry_after_seconds)
     assert max(refused) <= 4
     assert 20 < raw.llen("image_queue") < 60  # 40 a second are served: 1 of the 2 seconds is promised
 

@@ -48,13 +48,13 @@ def test_an_upload_becomes_a_job_and_its_answer_comes_back(new_service: NewServi
 
 
 def test_another_front_door_is_a_few_lines(
-    new_service: NewService, raw: redis.Redis, queue: JobQueue, new_worker: Callable[..., Membership]
+    new_service: NewService, raw: redis.Redis, queue: JobQueue, new_member: Callable[..., Membership]
 ) -> None:
     service = new_service()
     until = time.monotonic() + 5
     with service.admit(PHOTO, until) as one, service.admit(PHOTO, until) as other:  # two images in one request
-        worker = new_worker()
-        worker.answer([answered(text, f'["{place}"]') for place, text in enumerate(worker.take(2).jobs)])
+        member = new_member()
+        member.answer([answered(text, f'["{place}"]') for place, text in enumerate(member.take(2).jobs)])
         assert [service.wait(ticket, until) for ticket in (one, other)] == ['["0"]', '["1"]']
 
 

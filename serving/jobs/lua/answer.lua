@@ -1,11 +1,11 @@
--- Answer jobs, wake their web servers, and strike the jobs off the model server's processing list, whose oldest they
--- are. Sent twice, as after a reply that was lost, the script does no more than once.
+-- Answer jobs, wake their web servers, and strike the jobs off the model server's processing list; they are its oldest.
+-- Sent again after a reply was lost, the script does nothing that it has done already.
 -- KEYS: 1 processing list  2 leases  3 attempts  4 dead  5 settled_total  6 settled_by_server  7… job ids to answer
 -- ARGV: 1 model server  2 lease in seconds  3 how many jobs to strike off  4 how many it had settled before
 --       5 time to live of the answers in seconds  6 most dead letters  7 how many dead letters follow
 --       8… the dead letters, an answer for each job id, then channel, message, …
 -- Returns a state:
---   1  DONE: the jobs are answered and struck off
+--   1  DONE: the jobs are answered, and struck off unless they had been already
 --   0  LEASE_LOST: the answers count, but the list is no longer this model server's to strike off
 local DONE, LEASE_LOST = 1, 0
 allow_out_of_memory(KEYS[2])

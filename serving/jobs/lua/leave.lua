@@ -1,6 +1,7 @@
--- Give a model server's jobs back to the head of the queue, in their order and with no attempt counted, and end its lease.
+-- Give a model server's jobs back to the head of the queue, in their order and with no attempt counted, and end its
+-- lease.
 -- KEYS: 1 queue  2 processing list  3 leases  4 settled_by_server
--- ARGV: 1 model server  2 forget its name: 1, or 0 when a command of it may still be under way
+-- ARGV: 1 model server  2 whether to forget its name: 1, or 0 when one of its commands may still be under way
 -- Returns how many jobs went back
 allow_out_of_memory(KEYS[3])
 local returned = 0

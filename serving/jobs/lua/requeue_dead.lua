@@ -1,11 +1,11 @@
--- Put the job of a dead letter at the end of the queue, with no attempt counted, and strike the letter off. The letter
--- is found by its text: its place in the list moves with each trim.
+-- Put the job of a dead letter at the end of the queue, with no attempt counted, and delete the letter. The script
+-- finds the letter by its text, because its place in the list moves with each trim.
 -- KEYS: 1 dead  2 queue  3 attempts  4 leases
 -- ARGV: 1 the letter  2 its job
 -- Returns 1; or 0 when the letter has gone
 allow_out_of_memory(KEYS[4])
 if not redis.call('LPOS', KEYS[1], ARGV[1]) then return 0 end
--- Put back before it is removed: should the first fail, nothing is lost.
+-- The job is put back before the letter is removed: should the first fail, nothing is lost.
 redis.call('RPUSH', KEYS[2], ARGV[2])
 redis.call('LREM', KEYS[1], 1, ARGV[1])
 redis.call('HDEL', KEYS[3], job_id(ARGV[2]))

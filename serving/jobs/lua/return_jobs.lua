@@ -2,7 +2,7 @@
 -- attempt; a job out of attempts becomes a dead letter.
 -- KEYS: 1 queue  2 processing list  3 leases  4 attempts  5 dead  6 settled_by_server
 -- ARGV: 1 model server  2 most attempts  3 most dead letters  4 most bytes of a job kept in one
---       5 seconds until the name is forgotten  6 seconds until attempts that nobody clears are
+--       5 seconds until the name is forgotten  6 seconds until attempts that nobody clears are forgotten
 -- Returns {jobs returned, job given up, …}
 allow_out_of_memory(KEYS[3])
 local clock = now()
@@ -19,7 +19,7 @@ while text do
     redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT')
     returned = returned + 1
   else
-    -- Kept before it is removed: should the first fail, nothing is lost.
+    -- The letter is written before the job is removed: should the first fail, nothing is lost.
     redis.call('RPUSH', KEYS[5], cjson.encode({
       id = id, at = clock, attempts = attempts, job = string.sub(text, 1, tonumber(ARGV[4])),
       reason = 'its model server died or hung ' .. attempts .. ' times, last ' .. ARGV[1]}))
@@ -32,6 +32,6 @@ end
 redis.call('LTRIM', KEYS[5], -tonumber(ARGV[3]), -1)
 redis.call('HDEL', KEYS[6], ARGV[1])
 
--- The name outlives its lease: a BLMOVE of its last moments, cut off from its sender, may still move a job here.
+-- The name outlives its lease, because a BLMOVE of the model server's last moments may still move a job to this list.
 if returned + #given_up == 0 and ran_out <= clock - ARGV[5] then redis.call('ZREM', KEYS[3], ARGV[1]) end
 return {returned, unpack(given_up)}

@@ -1,10 +1,12 @@
--- Move waiting jobs to a model server's processing list, with a look at each: while some job came back, or where Redis
--- is out of memory; else confirm.lua does for less. A model server with empty hands proves by this that it is alive.
+-- Move waiting jobs to a model server's processing list, one by one. This is for the time in which some job that came
+-- back has not ended, or Redis is out of memory; otherwise plain LMOVEs and confirm.lua cost less. A model server with
+-- empty hands renews its lease by this.
 -- KEYS: 1 queue  2 processing list  3 leases  4 attempts  5 last_empty_at
 -- ARGV: 1 model server  2 lease in seconds  3 most jobs to take
--- Returns {state, Redis's clock in seconds, as text, how many jobs came back and have not ended, job, …}; the state is
+-- Returns {state, Redis's clock in unix seconds, as text, how many jobs came back and have not ended, job, …}; the
+-- state is
 --   0  TOGETHER: these jobs run together, none of them came back
---   n  this one job came back n times: it runs alone
+--   n  this one job came back n times, and runs alone
 --  -1  ALONE_LATER: the next job runs alone, or the one in hand does: come back with empty hands
 --  -2  LEASE_LOST: nothing was taken
 local TOGETHER, ALONE_LATER, LEASE_LOST = 0, -1, -2
@@ -24,7 +26,9 @@ end
 
 if came_back > 0 then
   local times = attempts(redis.call('LINDEX', KEYS[1], 0))
-  if holds and (times > 0 or attempts(redis.call('LINDEX', KEYS[2], 0)) > 0) then return {ALONE_LATER, stamp, came_back} end
+  if holds and (times > 0 or attempts(redis.call('LINDEX', KEYS[2], 0)) > 0) then
+    return {ALONE_LATER, stamp, came_back}
+  end
   if times > 0 then return {times, stamp, came_back, redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')} end
 end
 
@@ -35,6 +39,6 @@ while #taken < tonumber(ARGV[3]) do
   if not job then break end
   taken[#taken + 1] = job
 end
--- Who reads this knows that the model servers kept up with what came.
+-- Whoever reads this key knows that the model servers kept up with the jobs that came.
 if #taken > 0 and redis.call('LLEN', KEYS[1]) == 0 then redis.call('SET', KEYS[5], stamp) end
 return {TOGETHER, stamp, came_back, unpack(taken)}

@@ -1,0 +1,121 @@
+"""Talks to Redis for all requests of a web process: submits their jobs together, and looks for lost answers."""
+
+import logging
+import time
+from collections.abc import Sequence
+from queue import Empty
+
+from serving.errors import QueueAway
+from serving.jobs.admission import Admission
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.ticket import Ticket, Tickets
+
+MOST_SUBMITTED_TOGETHER = 16
+
+log = logging.getLogger(__name__)
+
+
+class Sender:
+    """Sends what the outbox holds, for as long as the process lives.
+
+    Args:
+        queue: the queue.
+        tickets: the tickets of this process.
+        admission: says how many jobs may wait, and learns from each reply.
+        poll_seconds: how often to look for answers that no message told of.
+    """
+
+    def __init__(self, queue: JobQueue, tickets: Tickets, admission: Admission, poll_seconds: float) -> None:
+        self._queue, self._tickets, self._admission = queue, tickets, admission
+        self._poll_seconds = poll_seconds
+
+    def run(self) -> None:
+        """Submit, cancel, and look for answers, without end; for a thread of its own."""
+        look_at = time.monotonic() + self._poll_seconds
+        while True:
+            lot = self._next_lot(look_at)
+            try:
+                self._send(lot)
+                lot = []
+                if time.monotonic() >= look_at:
+                    look_at = time.monotonic() + self._poll_seconds
+                    self.find_answers()
+            except QueueAway as error:
+                # The tickets in the outbox are refused as well: each would take as long to hear the same.
+                self._refuse([*lot, *self._empty_outbox()], error)
+            except Exception as error:
+                log.exception("jobs could not be submitted")
+                self._refuse(lot, error)
+
+    def submit_texts(self, jobs: Sequence[str]) -> int:
+        """Put jobs, as they travel, at the end of the queue; return how many of them, the first ones, it had room for.
+
+        Raises QueueAway.
+        """
+        answered = self._tickets.pop_answered()  # an answer that Redis does not delete now ends by its time to live
+        room = self._admission.most_waiting()
+        accepted, ahead, settled_total, last_empty_at, clock = self._queue.submit(jobs, room, delete=answered)
+        self._queue.set_clock(float(clock))
+        self._admission.note(float(clock), ahead, settled_total, float(last_empty_at))
+        return int(accepted)
+
+    def find_answers(self) -> None:
+        """Find answers that no message told of, and delete those that were read. Raises QueueAway."""
+        ids = self._tickets.waiting_since(time.monotonic() - self._poll_seconds)
+        if ids:
+            self._tickets.hand_out(self._queue.find_answers(ids))
+        answered = self._tickets.pop_answered()
+        if answered:
+            self._queue.delete_answers(answered)
+
+    def _next_lot(self, until: float) -> list[Ticket]:
+        """The next tickets of the outbox, up to MOST_SUBMITTED_TOGETHER; waits for a first one, not after `until`."""
+        lot: list[Ticket] = []
+        try:
+            lot.append(self._tickets.outbox.get(timeout=max(0.0, until - time.monotonic())))
+            while len(lot) < MOST_SUBMITTED_TOGETHER:
+                lot.append(self._tickets.outbox.get_nowait())
+        except Empty:
+            pass
+        return lot
+
+    def _empty_outbox(self) -> list[Ticket]:
+        lot: list[Ticket] = []
+        try:
+            while True:
+                lot.append(self._tickets.outbox.get_nowait())
+        except Empty:
+            return lot
+
+    def _send(self, lot: Sequence[Ticket]) -> None:
+        for ticket in lot:
+            if ticket.is_canceled and ticket.is_submitted:
+                self._queue.cancel(ticket.job.to_text())
+        tickets = [ticket for ticket in lot if not ticket.is_canceled]
+        if not tickets:
+            return
+        for ticket in tickets:
+            ticket.is_submitted = True
+        accepted = self.submit_texts([ticket.job.to_text() for ticket in tickets])
+        for ticket in tickets[:accepted]:
+            ticket.tell(None)
+        for ticket in tickets[accepted:]:
+            ticket.is_submitted = False
+            ticket.tell(self._admission.refusal("Too many images wait: the queue filled up just now."))
+
+    def _refuse(self, lot: Sequence[Ticket], error: Exception) -> None:
+        for ticket in lot:
+            # A canceled job that could not be taken out of the queue ends by its deadline.
+            if not ticket.is_canceled:
+                ticket.tell(_copy_of(error))
+
+
+def _copy_of(error: Exception) -> Exception:
+    """The error for one job of several that failed together: each thread raises an error of its own."""
+    if isinstance(error, QueueAway):
+        own: Exception = type(error)(str(error), error.retry_after_seconds)
+        own.__cause__ = error.__cause__
+    else:
+        own = RuntimeError("the job could not be submitted")
+        own.__cause__ = error
+    return own

@@ -1,0 +1,125 @@
+"""What `submit` gives back for a job, and the tickets of all requests of one web process.
+
+Ticket.wait <-- its news <-- the sender: the job is in the queue, or was refused
+                         <-- the sender or the listener: Tickets.hand_out(answers)
+Ticket.cancel --> the outbox, from which the sender takes the job out of the queue
+"""
+
+import time
+from collections.abc import Mapping
+from queue import Empty, SimpleQueue
+
+from serving.errors import TimedOut
+from serving.jobs.job import Job, Status
+from serving.jobs.job_queue import JobQueue
+
+
+class Ticket:
+    """Stands for one submitted job: with it a request waits for the answer, asks where the job is, or gives it up.
+
+    Used in a `with` statement, the ticket gives the job up at the end of the block, unless the answer came.
+    """
+
+    def __init__(self, job: Job, queue: JobQueue, tickets: "Tickets") -> None:
+        self.job = job
+        self.since = time.monotonic()
+        self.is_canceled = False
+        self.is_submitted = False  # the job may be in the queue: set before the attempt, whose reply may be lost
+        self._queue, self._tickets = queue, tickets
+        self._answer: str | None = None
+        # What the sender and the listener tell, in any order: None (the job is in the queue), an error, or an answer.
+        self._news: SimpleQueue[str | Exception | None] = SimpleQueue()
+
+    def wait(self, until: float) -> str | None:
+        """Wait for the answer, JSON text, until `until`, monotonic seconds; None when it has not come by then."""
+        while self._answer is None:
+            try:
+                self._news.get(timeout=max(0.0, until - time.monotonic()))
+            except Empty:
+                break
+        return self._answer
+
+    def status(self) -> Status:
+        """Where the job is, in one round trip to Redis; see JobQueue.state for what it costs. Raises QueueAway."""
+        if self.is_canceled:
+            return Status.CANCELED
+        answer, waits = (self._answer, False) if self._answer else self._queue.state(self.job.id, self.job.to_text())
+        if answer is not None:
+            return Status.SUCCEEDED if not answer.startswith('{"error"') else Status.FAILED
+        if waits:
+            return Status.QUEUED
+        return Status.PROCESSING if self.job.deadline > self._queue.now() else Status.FAILED
+
+    def cancel(self) -> None:
+        """Give the job up: it leaves the queue soon, unless a model server has it already.
+
+        After an answer this does nothing.
+        """
+        if self._answer is None and not self.is_canceled:
+            self.is_canceled = True
+            self._tickets.forget(self)
+            self._tickets.outbox.put(self)
+
+    def __enter__(self) -> "Ticket":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def tell(self, news: str | Exception | None) -> None:
+        """Wake the request that waits; for the sender and the listener. `news`: see `_news`."""
+        if isinstance(news, str):
+            self._answer = news
+            self._tickets.forget(self)
+        self._news.put(news)
+
+    def wait_until_accepted(self, seconds: float) -> None:
+        """Wait until the job is in the queue.
+
+        Raises:
+            TimedOut: Redis did not take the job within `seconds`.
+            QueueFull, QueueAway, RuntimeError: the job was refused.
+        """
+        try:
+            news = self._news.get(timeout=seconds)
+        except Empty:
+            raise TimedOut("The queue did not take the image in time. Try again in a moment.") from None
+        if isinstance(news, Exception):
+            raise news
+
+
+class Tickets:
+    """The tickets of one process; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self.outbox: SimpleQueue[Ticket] = SimpleQueue()  # for the sender: to submit, or, if canceled, to take back
+        self._waiting: dict[str, Ticket] = {}  # job id -> the ticket that waits for its answer
+        self._answered: list[str] = []  # ids of answers that were handed out, and whose keys nobody needs any more
+
+    def add(self, ticket: Ticket) -> None:
+        """From now on `hand_out` finds this ticket."""
+        self._waiting[ticket.job.id] = ticket
+
+    def forget(self, ticket: Ticket) -> None:
+        """Nobody waits with this ticket any more."""
+        self._waiting.pop(ticket.job.id, None)
+
+    def waiting_since(self, before: float) -> list[str]:
+        """The ids of the jobs whose tickets have waited since `before`, monotonic seconds, or longer."""
+        return [job_id for job_id, ticket in list(self._waiting.items()) if ticket.since < before]
+
+    def hand_out(self, answers: Mapping[str, str]) -> None:
+        """Wake the requests that wait for these answers, job id -> JSON text.
+
+        The sender deletes the answers' keys later, many at once.
+        """
+        for job_id, answer in answers.items():
+            ticket = self._waiting.get(job_id)
+            if ticket is not None:
+                ticket.tell(answer)
+        self._answered.extend(answers)
+
+    def pop_answered(self) -> list[str]:
+        """The ids of the answers that were handed out since the last call; Redis need not keep them any longer."""
+        answered, self._answered = self._answered, []
+        return answered
