@@ -10,9 +10,9 @@
     python dead_letters.py requeue --all
     python dead_letters.py drop 3f2b9c04
 
-An ID is a job's id, or what `list` shows in its place; its beginning will do, if it is the only one with it. Settings
-are the service's: REDIS_URL, IMAGE_QUEUE, IMAGE_WIDTH, IMAGE_HEIGHT. Exit status: 0; 1 if there is no such letter or
-it cannot be done; 2 for wrong settings, or a Redis that does not answer.
+An ID is a job's id, or what `list` shows in its place; a beginning that no other letter has will do. The settings are
+the service's: REDIS_URL, IMAGE_QUEUE, IMAGE_WIDTH, IMAGE_HEIGHT. Exit status: 0 done; 1 there is no such letter, or the
+command failed for one; 2 a wrong setting, or Redis does not answer.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -36,12 +36,12 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
 
 EXIT_NOT_DONE = 1
-WIDE_CHARACTERS = 1000  # for `| grep`: a line is cut off at the edge of a screen, not of a pipe
+WIDE_CHARACTERS = 1000  # the width of a pipe, as for `| grep`; on a screen a line is cut off at the edge
 MOST_GARBAGE_SHOWN_BYTES = 200
 
 
 def main() -> int:
-    """Do what the command line says; the exit status."""
+    """Do what the command line says; return the exit status."""
     arguments = parse_arguments()
     config = settings.load()
     try:
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line: `verb`, and what belongs to it."""
+    """The command line: `verb`, and its arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | show | requeue | drop")
     verb = verbs.add_parser("list", help="a line for each dead letter, oldest first")
@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, queue: JobQueue, shape: tuple[int, ...]) -> int:
-    """Read the letters, choose those that are meant, do it; the exit status. Raises QueueAway."""
+    """Read the letters, choose those that `arguments` mean, act on them; return the exit status. Raises QueueAway."""
     letters = read_letters(queue)
     match arguments.verb:
         case "list":
@@ -82,15 +82,13 @@ def run(arguments: argparse.Namespace, queue: JobQueue, shape: tuple[int, ...]) 
             return 0
         case "show":
             return show(named(arguments.id, letters), arguments.save, shape)
-    # What comes from now on is not meant by --all: nobody has seen it.
+    # --all does not mean letters that come from now on: nobody has seen them.
     chosen = letters if arguments.all else [named(arguments.id, letters)]
-    if arguments.verb == "requeue":
-        return for_each(chosen, lambda letter: requeue(queue, letter), "requeued")
-    return for_each(chosen, lambda letter: drop(queue, letter), "dropped")
+    return act_on_each(chosen, arguments.verb, queue)
 
 
 def print_table(letters: Sequence[Letter]) -> None:
-    """Letters -> a table."""
+    """Print a line for each letter."""
     if not letters:
         print("There are no dead letters.")
         return
@@ -105,11 +103,11 @@ def print_table(letters: Sequence[Letter]) -> None:
     with console.capture() as lines:
         console.print(table)
     for line in lines.get().splitlines():
-        print(line.rstrip())  # rich fills them up to the longest
+        print(line.rstrip())  # rich fills each line up to the longest
 
 
 def print_json(letters: Sequence[Letter]) -> None:
-    """Letters -> JSON: `name` is what the other commands take, `at` unix seconds, `size` the job's, in bytes."""
+    """Print letters as JSON: `name` is what the other commands take, `at` unix seconds, `size` the job's, in bytes."""
     told = [
         {
             **{"name": letter.name, "id": letter.id, "digest": letter.digest},
@@ -122,7 +120,7 @@ def print_json(letters: Sequence[Letter]) -> None:
 
 
 def show(letter: Letter, save_to: Path | None, shape: tuple[int, ...]) -> int:
-    """Letter -> its fields, a line each; its image -> the file, if there is to be one; the exit status."""
+    """Print a letter's fields, a line each; write its image to the file `save_to`, if any; return the exit status."""
     fields: dict[str, object] = {
         **{"id": letter.id, "digest": letter.digest, "when": moment(letter.at)},
         **{"attempts": letter.attempts, "reason": letter.reason, "size": f"{len(letter.job):,} bytes"},
@@ -139,7 +137,7 @@ def show(letter: Letter, save_to: Path | None, shape: tuple[int, ...]) -> int:
 
 
 def save(letter: Letter, path: Path, shape: tuple[int, ...]) -> int:
-    """Letter -> job -> pixels -> the file; the exit status."""
+    """Write the image of a letter's job to a file; return the exit status."""
     # Imported late: nothing else here needs numpy and Pillow.
     import helpers
     from serving.images.decode import save_image
@@ -157,7 +155,7 @@ def save(letter: Letter, path: Path, shape: tuple[int, ...]) -> int:
 
 
 def shape_of(job: Job, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width, 3, as the job tells it, else as `shape` does. Raises ValueError: not the shape of an image."""
+    """Height, width, 3 as the job tells them, else as `shape` does. Raises ValueError when they are no image's."""
     told = job.shape or shape
     height, width, channels = told[-3:] if len(told) in (3, 4) else (0, 0, 0)  # four, the first 1: the tutorial's
     if channels != 3 or min(height, width) < 1:
@@ -165,12 +163,13 @@ def shape_of(job: Job, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return height, width, channels
 
 
-def for_each(letters: Sequence[Letter], act: Callable[[Letter], bool], done: str) -> int:
-    """Act on each letter by itself, say of each what came of it; the exit status."""
+def act_on_each(letters: Sequence[Letter], verb: str, queue: JobQueue) -> int:
+    """Requeue or drop each letter, say of each what came of it; return the exit status. Raises QueueAway."""
+    act, done = (requeue, "requeued") if verb == "requeue" else (drop, "dropped")
     failed = 0
     for letter in letters:
         try:
-            problem = "" if act(letter) else "it has gone meanwhile"
+            problem = "" if act(queue, letter) else "it has gone meanwhile"
         except errors.BadJob as error:
             problem = printable(str(error))
         if problem:
@@ -182,7 +181,7 @@ def for_each(letters: Sequence[Letter], act: Callable[[Letter], bool], done: str
 
 
 def named(wanted: str, letters: Sequence[Letter]) -> Letter:
-    """The one letter with this name, or whose name alone begins so; exits if there is none, or more than one."""
+    """The one letter whose name is, or alone begins with, `wanted`; exits if there is none, or more than one."""
     found = find(letters, wanted)
     if len(found) == 1:
         return found[0]
@@ -193,7 +192,7 @@ def named(wanted: str, letters: Sequence[Letter]) -> Letter:
 
 
 def moment(seconds: float) -> str:
-    """Unix seconds -> date and time here, as in the servers' logs."""
+    """Unix seconds as date and time in this machine's zone, as in the servers' logs; "none" if they are no date."""
     try:
         return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
     except (ValueError, OverflowError, OSError):  # NaN, infinity, the year 300,000
@@ -201,7 +200,7 @@ def moment(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Text on one line, without what would steer the terminal: garbage may have written it."""
+    """Text on one line, without characters that steer the terminal: garbage may contain them."""
     return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
 
 

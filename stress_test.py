@@ -3,12 +3,12 @@
     python stress_test.py
     python stress_test.py --image photos/ --rate 80 --requests 3000 --plot load.png
 
-The closed loop (--concurrency) sends a request when one has ended: it finds the
-highest throughput. The open loop (--rate) sends at random moments however slow the
-answers are, and counts latency from the moment that a request was due: that is what
-users feel, and no stall, of the server or of this client, can hide in it.
+The closed loop (--concurrency) sends the next request when one has ended, and so
+finds the highest throughput. The open loop (--rate) sends at random moments however
+slow the answers are, and counts latency from the moment that a request was due. Users
+feel that latency, and no stall, of the server or of this client, can hide in it.
 
-Every request ends in exactly one class, and the classes add up to what was sent:
+Every request ends in exactly one class, and the classes add up to the requests sent:
 
     answered    200 with "success": true and predictions
     refused     503 or 429: the server says to come back later
@@ -18,7 +18,7 @@ Every request ends in exactly one class, and the classes add up to what was sent
     cancelled   Ctrl-C came first (shown only then)
 
 Exit status: 0; 1 if a request got no answer or the sum does not close; 2 if the load
-could not start; 130 after Ctrl-C, with the table of what was sent until then.
+could not start; 130 after Ctrl-C, with the table of the requests sent until then.
 """
 
 import argparse
@@ -50,11 +50,11 @@ except ImportError as missing:
 
 BOUNDARY = "stress-test-7f3b9c52e8d14a06"
 CONNECT_SECONDS = 5
-KEEPALIVE_SECONDS = 1.5  # gunicorn's default is 2: a request sent as the server closes is lost, by our fault
-OPEN_LOOP_CONNECTIONS = 900  # fits the usual limit of 1024 open files; who waits for one is still on the clock
+KEEPALIVE_SECONDS = 1.5  # gunicorn's default is 2; a request sent as the server closes would be lost by our fault
+OPEN_LOOP_CONNECTIONS = 900  # fits the usual limit of 1024 open files; the wait for a connection counts as latency
 PROGRESS_SECONDS = 0.5
 MESSAGE_CHARACTERS = 200
-Image.MAX_IMAGE_PIXELS = None  # only headers are read here, and a huge image may be just what is to be sent
+Image.MAX_IMAGE_PIXELS = None  # this program reads only headers, and its user may want to send a huge image
 
 
 class CannotStart(Exception):
@@ -62,6 +62,8 @@ class CannotStart(Exception):
 
 
 class Outcome(StrEnum):
+    """The classes of requests by how they ended; see the head of this file."""
+
     ANSWERED = "answered"
     REFUSED = "refused"
     TIMED_OUT = "timed out"
@@ -76,17 +78,19 @@ Body = tuple[bytes, dict[str, str]]  # what is posted, and its headers
 
 
 class Ending(NamedTuple):
+    """How one request ended."""
+
     start_s: float  # since the load began
     latency_s: float
     status: int | None  # None: no HTTP answer
     outcome: Outcome
     error: str
-    late_s: float  # sent so long after it was due
+    late_s: float  # the request was sent so long after it was due
 
 
 @dataclass
 class Load:
-    """The requests sent and, counted apart from them so that the sum proves something, how each ended."""
+    """The requests sent; and how each ended, which is counted apart, so that the sum proves something."""
 
     url: yarl.URL
     bodies: Sequence[Body] = ()
@@ -97,6 +101,7 @@ class Load:
     cpu_s: float = 0.0
 
     async def send(self, session: aiohttp.ClientSession, due: float | None = None) -> None:
+        """Send one request, and note how it ended; `due`, of perf_counter, is when it should have been sent."""
         content, headers = self.bodies[self.sent % len(self.bodies)]
         data = content if len(content) < 2**20 else io.BytesIO(content)  # aiohttp sends a file in pieces
         self.sent += 1
@@ -119,7 +124,7 @@ class Load:
 
 
 def judge(status: int, content: bytes) -> tuple[Outcome, str]:
-    """The class of an answer, and what the server says is wrong."""
+    """The class of an answer, and the server's error message."""
     try:
         answer = json.loads(content)
         if status == 200 and answer["success"] is True and [one["label"] for one in answer["predictions"]]:
@@ -131,7 +136,7 @@ def judge(status: int, content: bytes) -> tuple[Outcome, str]:
 
 
 def load_bodies(args: argparse.Namespace) -> list[Body]:
-    """The request bodies, each made once: the client shares its cores with the server that it measures."""
+    """The request bodies, made in advance, because the client shares its cores with the server. Raises CannotStart."""
     if args.image is None:
         return [as_body(made_photo(args.seed), args.raw)]
     path, files = args.image, [args.image]
@@ -148,6 +153,7 @@ def load_bodies(args: argparse.Namespace) -> list[Body]:
 
 
 def as_body(image: bytes, raw: bool) -> Body:
+    """A request's body and headers: the image itself if `raw`, else a multipart form with the field `image`."""
     with Image.open(io.BytesIO(image)) as opened:
         media_type = opened.get_format_mimetype() or "application/octet-stream"
     if raw:
@@ -158,11 +164,11 @@ def as_body(image: bytes, raw: bool) -> Body:
 
 
 def made_photo(seed: int) -> bytes:
-    """A 500x375 JPEG with detail at every scale: about as large, and as slow to decode, as a photograph."""
+    """A 500x375 JPEG with detail at every scale, about as large and as slow to decode as a photograph."""
     rng = np.random.default_rng(seed)
     pixels = np.full((375, 500, 3), 120.0)
     for cells in (2, 4, 8, 16, 32, 64, 128, 256):
-        # Mostly grey with some colour on it, as in the world.
+        # Mostly grey with some colour, as the world is.
         noise = rng.normal(size=(cells * 3 // 4, cells, 1)) + rng.normal(size=(cells * 3 // 4, cells, 3)) / 3
         cloud = Image.fromarray(np.clip(128 + 40 * noise, 0, 255).astype(np.uint8)).resize((500, 375))
         pixels += (np.asarray(cloud) - 128.0) * 1.5 / cells**0.4
@@ -172,7 +178,7 @@ def made_photo(seed: int) -> bytes:
 
 
 async def run(args: argparse.Namespace, load: Load) -> None:
-    """Send everything. When cancelled (Ctrl-C), leave nothing open; `load` tells how far it came."""
+    """Send all requests, and note them in `load`. When cancelled (Ctrl-C), leave nothing open. Raises CannotStart."""
     await check_reachable(args.url)
     connections = OPEN_LOOP_CONNECTIONS if args.rate else args.concurrency
     async with aiohttp.ClientSession(
@@ -192,6 +198,7 @@ async def run(args: argparse.Namespace, load: Load) -> None:
 
 
 async def check_reachable(url: yarl.URL) -> None:
+    """Raises CannotStart when no server accepts a connection there."""
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             _, writer = await asyncio.open_connection(url.host, url.port)
@@ -202,6 +209,8 @@ async def check_reachable(url: yarl.URL) -> None:
 
 
 async def closed_loop(args: argparse.Namespace, load: Load, session: aiohttp.ClientSession) -> None:
+    """Send `args.requests` requests, `args.concurrency` at a time."""
+
     async def user() -> None:
         while load.sent < args.requests:
             await load.send(session)
@@ -212,6 +221,7 @@ async def closed_loop(args: argparse.Namespace, load: Load, session: aiohttp.Cli
 
 
 async def open_loop(args: argparse.Namespace, load: Load, session: aiohttp.ClientSession) -> None:
+    """Send `args.requests` requests at random moments, `args.rate` a second on average."""
     gaps_s = np.random.default_rng(args.seed).exponential(1 / args.rate, args.requests)
     async with asyncio.TaskGroup() as group:
         for due in (load.started + np.cumsum(gaps_s)).tolist():
@@ -220,11 +230,11 @@ async def open_loop(args: argparse.Namespace, load: Load, session: aiohttp.Clien
 
 
 async def show_progress(args: argparse.Namespace, load: Load) -> None:
-    """A bar on a terminal, one line elsewhere."""
+    """Show a bar on a terminal, one line elsewhere; runs until it is cancelled."""
     console = Console(stderr=True)
     if not console.is_terminal:
         print(f"{describe(args)} ...", file=sys.stderr)
-    # Drawn from here, twice a second: rich's own thread would take more of the time that is measured.
+    # This draws the bar twice a second; rich's own thread would take more of the measured time.
     with Progress(console=console, auto_refresh=False, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("sending", total=args.requests)
         while True:
@@ -233,12 +243,13 @@ async def show_progress(args: argparse.Namespace, load: Load) -> None:
 
 
 def describe(args: argparse.Namespace) -> str:
+    """One line that says what is sent, where and how."""
     loop = f"sent at {args.rate:g} a second" if args.rate else f"{args.concurrency} at once"
     return f"POST {args.url}: {args.requests:,} requests, {loop}"
 
 
 def summarise(load: Load) -> dict[str, Any]:
-    """All numbers of the table, under the names that they have in the JSON file."""
+    """The numbers of the table, under their names in the JSON file."""
     counts = Counter(one.outcome for one in load.endings)
     by_status = Counter((one.outcome, one.status) for one in load.endings)
     first_errors = {(one.outcome, one.status): one.error or None for one in reversed(load.endings)}
@@ -259,6 +270,7 @@ def summarise(load: Load) -> dict[str, Any]:
 
 
 def spread_ms(values_s: Sequence[float]) -> dict[str, float] | None:
+    """Percentiles, maximum and mean of seconds, in milliseconds; None of no values."""
     if not values_s:
         return None
     p50, p95, p99 = np.percentile(values_s, (50, 95, 99)).tolist()
@@ -267,6 +279,7 @@ def spread_ms(values_s: Sequence[float]) -> dict[str, float] | None:
 
 
 def print_table(summary: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print the table of outcomes, and the other numbers below."""
     table = Table()
     table.add_column("outcome")
     for name in ("status", "requests", "share"):
@@ -292,11 +305,12 @@ def print_table(summary: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def in_words(spread: dict[str, float] | None) -> str:
+    """A spread on one line; "-" for None."""
     return "  ".join(f"{name} {value:,.1f}" for name, value in spread.items()) if spread else "-"
 
 
 def draw(summary: dict[str, Any], load: Load, args: argparse.Namespace) -> None:
-    """Two panels: the latency of every request over time, and how that of the answered ones is distributed."""
+    """Draw two panels: the latency of every request over time, and the distribution for the answered ones."""
     from matplotlib.figure import Figure  # without pyplot: Agg, and no global state
 
     figure = Figure(figsize=(12, 5.4), layout="constrained")
@@ -304,7 +318,7 @@ def draw(summary: dict[str, Any], load: Load, args: argparse.Namespace) -> None:
     for outcome, colour in COLOURS.items():
         points = np.array([(one.start_s, 1000 * one.latency_s) for one in load.endings if one.outcome is outcome])
         if points.size:
-            # The few unhappy ones are to be seen among the many answered, even on the axis.
+            # Large points, so that the few unhappy requests show among the many answered, even on the axis.
             look = {"s": 12, "alpha": 0.5} if outcome is Outcome.ANSWERED else {"s": 28, "clip_on": False, "zorder": 3}
             over_time.scatter(*points.T, color=colour, linewidths=0, label=f"{outcome} ({len(points):,})", **look)
         if points.size and outcome is Outcome.ANSWERED:
@@ -328,6 +342,7 @@ def draw(summary: dict[str, Any], load: Load, args: argparse.Namespace) -> None:
 
 
 def address(text: str) -> yarl.URL:
+    """The URL that the command line means. Raises ArgumentTypeError."""
     url = yarl.URL(text if "://" in text else f"http://{text}")
     if url.scheme not in ("http", "https") or not url.host or url.user:
         raise argparse.ArgumentTypeError(f"{text!r} is not like http://127.0.0.1:5000/predict")
@@ -335,6 +350,7 @@ def address(text: str) -> yarl.URL:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line, checked; exits with 2 where it is wrong."""
     title, _, details = (__doc__ or "").partition("\n\n")
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=title, epilog=details, formatter_class=form)
@@ -343,7 +359,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--image", type=Path, metavar="PATH", help="image or folder of images (default: a 500x375 JPEG made here)")
     add("--requests", type=int, default=250, metavar="N", help=f"how many to send {default}")
     loop = parser.add_mutually_exclusive_group().add_argument
-    # The default is filled in below, as argparse sees no clash of --rate with a value equal to the default.
+    # The default is filled in below: argparse would see no clash of --rate with a value that equals the default.
     loop("--concurrency", type=int, metavar="C", help="closed loop: C requests at once (default: 64)")
     loop("--rate", type=float, metavar="R", help="open loop: R requests a second, Poisson arrivals")
     add("--seed", type=int, default=0, help=f"of the arrivals and of the JPEG made here {default}")
@@ -365,6 +381,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Send the load, show how it went; return the exit status."""
     args = parse_arguments()
     load, interrupted = Load(args.url), False
     try:

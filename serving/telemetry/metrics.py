@@ -1,6 +1,5 @@
-"""What the two processes count, in Prometheus's format. The only module that knows its library."""
+"""Counts what the two kinds of processes do, in Prometheus's format. The only module that knows its library."""
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -26,24 +25,33 @@ class WebMetrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter("web_requests", "requests to /predict", ["status"], registry=self._registry)
-        # The library looks for it in every request.
-        self._of_status = functools.cache(lambda status: self._requests.labels(status=str(status)))
+        # Kept by status: the library would look for the counter in every request.
+        self._of_status: dict[int, Counter] = {}
         self._seconds = Histogram(
             "web_request_seconds", "duration of a request to /predict", buckets=_SECONDS, registry=self._registry
         )
 
     def answered(self, status: int, seconds: float) -> None:
-        self._of_status(status).inc()
+        """Count a request to /predict that ended with this HTTP status after `seconds`."""
+        counter = self._of_status.get(status)
+        if counter is None:
+            counter = self._of_status[status] = self._requests.labels(status=str(status))
+        counter.inc()
         self._seconds.observe(seconds)
 
     def render(self, waiting: int | None, model_servers: int | None) -> tuple[bytes, str]:
-        """The page for Prometheus, and its content type. The queue's figures are of this moment; None: not known."""
+        """The page for Prometheus, and its content type.
+
+        Args:
+            waiting: jobs that wait at this moment; None: nobody knows.
+            model_servers: model servers with a live lease at this moment; None: nobody knows.
+        """
         requests = self._registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):  # the library's own switch
             requests = CollectorRegistry()
-            multiprocess.MultiProcessCollector(requests)  # type: ignore[no-untyped-call]
+            multiprocess.MultiProcessCollector(requests)
         page = generate_latest(requests)
-        # By hand: a gauge of the library's would be remembered for each process, and added to the page for ever.
+        # Written by hand: the library would remember a gauge for each process, and add it to the page for ever.
         for name, value, says in (
             ("queue_waiting_jobs", waiting, "jobs that wait"),
             ("queue_model_servers", model_servers, "model servers with a live lease"),
@@ -57,13 +65,16 @@ class Ended(Protocol):
     """A job that ended: with an answer, with a failure, or, with neither, dropped."""
 
     @property
-    def answer(self) -> str | None: ...
+    def answer(self) -> str | None:
+        """The answer, JSON text."""
+
     @property
-    def failure(self) -> str | None: ...
+    def failure(self) -> str | None:
+        """What was wrong."""
 
 
 class ModelMetrics:
-    """Batches, and how jobs ended."""
+    """Counts and times batches, and counts how jobs ended; safe to share between threads."""
 
     def __init__(self) -> None:
         self._batch = Histogram("model_batch_images", "images in a batch", buckets=[2**n for n in range(11)])
@@ -71,17 +82,19 @@ class ModelMetrics:
         self._jobs = Counter("model_jobs", "jobs by how they ended: answered, failed, dropped", ["end"])
 
     def predicted(self, jobs: int, seconds: float) -> None:
+        """Note a batch of so many jobs, which the model had for `seconds`."""
         self._batch.observe(jobs)
         self._seconds.observe(seconds)
 
     def ended(self, outcomes: Sequence[Ended]) -> None:
+        """Count jobs by how they ended."""
         for outcome in outcomes:
             end = "failed" if outcome.failure else "answered" if outcome.answer else "dropped"
             self._jobs.labels(end=end).inc()
 
     def serve(self, host: str, port: int) -> None:
         """Serve /metrics from a thread. Raises OSError when the port is taken."""
-        # Else every answer names the versions of Python and of its server.
+        # Otherwise every answer names the versions of Python and of its server.
         simple_server.ServerHandler.server_software = ""
         simple_server.WSGIRequestHandler.server_version, simple_server.WSGIRequestHandler.sys_version = "metrics", ""
         start_http_server(port, addr=host, registry=REGISTRY)
