@@ -164,7 +164,7 @@ class Service:
         if watch.hangs:
             tell(
                 f"The {child.name} server hangs: its process {child.process_id} lives, but has lost its lease, and "
-                "others get its jobs. Look for its last line above; killed, it is started again.",
+                "others get its jobs. Its last line above may say why. Kill it, and another one is started.",
                 "bold yellow",
             )
         else:

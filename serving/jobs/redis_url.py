@@ -31,17 +31,17 @@ REDIS_URL_HELP = (
     "redis+sentinel://host,host/service_name/db"
 )
 FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
-_OTHER_HOST = "its certificate is for another host name"
-_UNKNOWN_CA = "its certificate is of no CA known here; give the CA's: ?ssl_ca_certs=/path/ca.pem"
+_OTHER_HOST = "the server's certificate is for another host name"
+_UNKNOWN_CA = "no CA known here signed the server's certificate; name the right one: ?ssl_ca_certs=/path/ca.pem"
 _CUT_OFF = (
-    "it cuts the connection off; does it speak only TLS (rediss://) on this port, or want a client's certificate "
-    "(?ssl_certfile=/path/my.pem&ssl_keyfile=/path/my.key)?"
+    "the server cuts the connection off; does it speak only TLS (rediss://) on this port, or want a client's "
+    "certificate (?ssl_certfile=/path/my.pem&ssl_keyfile=/path/my.key)?"
 )
 # Words of an error -> what that error means for REDIS_URL, where its own words leave that open.
 HINTS = {
-    "No master found": "no Sentinel is reached, knows this name, and calls its primary alive; have they a password?",
-    "NOAUTH": "it asks for a password",
-    "WRONGPASS": "it refuses the user or the password",
+    "No master found": "no Sentinel that answers knows a live primary of this name; is a ?sentinel_password= missing?",
+    "NOAUTH": "the server asks for a password",
+    "WRONGPASS": "the server refuses the user or the password",
     "Hostname mismatch": _OTHER_HOST,
     "IP address mismatch": _OTHER_HOST,
     "local issuer certificate": _UNKNOWN_CA,
@@ -50,8 +50,8 @@ HINTS = {
     "EOF occurred": _CUT_OFF,
     "Connection closed by server": _CUT_OFF,
     "reset by peer": _CUT_OFF,
-    "WRONG_VERSION_NUMBER": "it speaks no TLS on this port",
-    "Timeout connecting": "nobody answers there; with rediss:// perhaps since it speaks no TLS on this port",
+    "WRONG_VERSION_NUMBER": "the server speaks no TLS on this port",
+    "Timeout connecting": "nobody answers there; with rediss://, perhaps the server speaks no TLS on this port",
 }
 
 

@@ -266,7 +266,7 @@ def can_connect(queue: JobQueue) -> bool:
 
 def test_a_name_that_no_sentinel_knows_and_sentinels_that_are_away_are_named(cluster: Cluster) -> None:
     for url in (cluster.url.replace(NAME, "another"), f"redis+sentinel://127.0.0.1:1/{NAME}"):
-        with pytest.raises(QueueAway, match="REDIS_URL: no Sentinel is reached, knows this name"):
+        with pytest.raises(QueueAway, match="REDIS_URL: no Sentinel that answers knows a live primary of this name"):
             JobQueue(url, "image_queue").connect()
 
 

@@ -99,19 +99,21 @@ def test_a_certificate_of_an_unknown_ca_is_refused(tls_server: TlsServer, tmp_pa
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(str(other))
     for url in (tls_server.tls_url(ssl_ca_certs=other), tls_server.tls_url().partition("?")[0]):
-        assert "of no CA known here; give the CA's: ?ssl_ca_certs=" in refusal(url)
+        assert "no CA known here signed the server's certificate; name the right one: ?ssl_ca_certs=" in refusal(url)
 
 
 def test_a_certificate_for_another_host_is_refused(tls_server: TlsServer) -> None:
-    assert "its certificate is for another host name" in refusal(tls_server.tls_url("127.0.0.1"))
+    assert "the server's certificate is for another host name" in refusal(tls_server.tls_url("127.0.0.1"))
 
 
 def test_a_wrong_password_is_refused_over_tls_as_well(tls_server: TlsServer) -> None:
-    assert "it refuses the user or the password" in refusal(tls_server.tls_url(password=f"{PASSWORD}-but-wrong"))
+    assert "the server refuses the user or the password" in refusal(
+        tls_server.tls_url(password=f"{PASSWORD}-but-wrong")
+    )
 
 
 def test_the_wrong_scheme_for_a_port_is_named(tls_server: TlsServer) -> None:
-    assert "it speaks no TLS on this port" in refusal(f"rediss://localhost:{tls_server.port}/0")
+    assert "the server speaks no TLS on this port" in refusal(f"rediss://localhost:{tls_server.port}/0")
     assert "does it speak only TLS (rediss://)" in refusal(f"redis://localhost:{tls_server.tls_port}/0")
 
 
