@@ -202,7 +202,7 @@ def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
 
 
 def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_letters(as_user: JobQueue) -> None:
-    new_web_side(as_user).submit_texts([new_job().to_text()])
+    new_web_side(as_user).sender.submit_texts([new_job().to_text()])
     member = member_of(as_user, max_attempts=2)
     for _ in range(2):  # the second time it comes back once, and runs alone
         dead = member_of(as_user, max_attempts=2)
