@@ -246,7 +246,7 @@ def test_sentinels_may_have_tls_and_a_password_of_their_own(tmp_path: Path) -> N
         assert PASSWORD not in str(caught.value)
         queue = JobQueue(f"{url}&sentinel_password=another-secret", "image_queue")
         wait_for(lambda: can_connect(queue))
-        new_web_side(queue).submit_texts([new_job().to_text()])
+        new_web_side(queue).sender.submit_texts([new_job().to_text()])
         assert queue.waiting() == 1
         queue.close()
         here = JobQueue(server.tls_url().replace("/0?", "/1?"), "image_queue")
