@@ -71,7 +71,7 @@ class Service:
 
         Raises:
             QueueAway: there is none; the message says what to do.
-            CannotStart: the private one does not start.
+            StartError: the private one does not start.
         """
         is_set = "redis_url" in self.config.model_fields_set
         try:
@@ -107,7 +107,7 @@ class Service:
     def start_servers(self) -> None:
         """Start the model servers, each on a GPU of its own where there are several, and the web server."""
         common = {"REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
-        for number, gpu in enumerate(gpus.pinned(self.model_servers, os.environ.get(gpus.CHOICE))):
+        for number, gpu in enumerate(gpus.pinned(self.model_servers, os.environ.get(gpus.CUDA_VISIBLE_DEVICES))):
             port = self.config.metrics_port + number if self.config.metrics_port else 0
             name = "model" if self.model_servers == 1 else f"model{number + 1}"
             self.models.append(self.python(name, "run_model_server.py", common | gpu | {"METRICS_PORT": str(port)}))
@@ -171,7 +171,7 @@ class Service:
             tell(f"The {child.name} server goes on: it holds a lease again.", "bold green")
 
     def look_after_children(self, *, starting: bool) -> None:
-        """Restart what died. Raises CannotStart: while `starting`, a server refuses its settings."""
+        """Restart what died. Raises StartError: while `starting`, a server refuses its settings."""
         for child in self.redis + self.models + self.web:
             child.restart_if_due()
             status = child.exit_status()
@@ -241,7 +241,7 @@ def main() -> int:
 
 def how_many_model_servers(config: settings.Settings) -> int:
     """As many as MODEL_SERVERS says; else one for each GPU, if the model runs on GPUs, else one."""
-    on_gpus = gpus.nvidia(os.environ.get(gpus.CHOICE)) if config.model_runtime != "openvino" else []
+    on_gpus = gpus.nvidia(os.environ.get(gpus.CUDA_VISIBLE_DEVICES)) if config.model_runtime != "openvino" else []
     return config.model_servers or max(1, len(on_gpus))
 
 

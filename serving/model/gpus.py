@@ -4,7 +4,7 @@ from pathlib import Path
 
 DEVICES = Path("/dev")
 GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # NVIDIA's, AMD's, Windows's below WSL
-CHOICE = "CUDA_VISIBLE_DEVICES"
+CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 def is_there_any() -> bool:
@@ -24,4 +24,4 @@ def nvidia(chosen: str | None) -> list[str]:
 def pinned(servers: int, chosen: str | None) -> list[dict[str, str]]:
     """The environment of each of so many model servers: a GPU each, in turns; nothing where there is none to choose."""
     gpus = nvidia(chosen)
-    return [{CHOICE: gpus[server % len(gpus)]} if len(gpus) > 1 else {} for server in range(servers)]
+    return [{CUDA_VISIBLE_DEVICES: gpus[server % len(gpus)]} if len(gpus) > 1 else {} for server in range(servers)]
