@@ -9,7 +9,6 @@ from conftest import ROOT
 
 import settings
 from serving import errors
-from serving.images import decode
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
@@ -91,11 +90,6 @@ def test_a_setting_has_a_row_with_its_default(name: str) -> None:
         assert told[name.upper()] == "unset"
     else:
         assert told[name.upper()] == str(default)
-
-
-def test_the_api_page_names_every_format() -> None:
-    page = (DOCS / "api.md").read_text().lower()
-    assert all(name.lower() in page for name in decode.FORMATS)
 
 
 def test_every_error_class_is_drawn_in_the_tree() -> None:
