@@ -114,6 +114,15 @@ def test_every_measurement_has_its_date_and_is_in_the_index() -> None:
     assert set(links((DOCS / "measurements" / "README.md").read_text())) == pages | {"../performance.md"}
 
 
+def test_every_line_of_a_log_and_of_a_refusal_that_operations_quotes_is_in_the_code() -> None:
+    sources = "\n".join(path.read_text() for path in (*(ROOT / "serving").rglob("*.py"), *ROOT.glob("run_*.py")))
+    page = DOCS / "operations.md"
+    for row in rows(page, "| line | from | what it means |") + rows(page, "| sentence | limit |"):
+        for quoted in re.findall(r"`([^`]+)`", row[0]):
+            for words in re.split(r"\s*…[.:]?\s*|^POST /predict", quoted):
+                assert words.strip(" :") in sources, words
+
+
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
 def test_a_decision_holds_or_names_what_replaced_it(record: Path) -> None:
     status = status_of(record)
