@@ -1,14 +1,18 @@
 """Documentation that is tested moves with the code."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 import settings
 from serving import errors
+from serving.model.choose import load_classifier
+from serving.model.spec import ModelSpec
 
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
@@ -77,6 +81,20 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
 
 def test_the_table_of_the_settings_is_what_the_settings_say() -> None:
     assert f"\n{settings.as_table()}\n" in (DOCS / "settings.md").read_text(), "python settings.py prints the table"
+
+
+def test_the_example_of_a_runtime_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```", (DOCS / "settings.md").read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "grey.py").write_text(example)
+    (tmp_path / "labels.txt").write_text("dark\nbright\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MODEL_RUNTIME", "grey:Grey")
+    runtime = settings.Settings().model_runtime
+    model = load_classifier(ModelSpec("ResNet50", "imagenet", str(tmp_path / "labels.txt"), 8, 8, runtime=runtime))
+    answer = model.answer(model.probabilities(np.full((3, 8, 8, 3), 255, np.uint8))[0])
+    assert json.loads(answer)[0] == {"label": "bright", "probability": 1.0}
 
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
