@@ -5,7 +5,7 @@
     JSON <-- predict: body of a 200 <-- classify: wait <-- ticket <-- jobs/web_side <-- submit to the queue
 
 `python run_web_server.py` runs it under gunicorn, an event loop a process. It never imports Keras: it scales with CPUs,
-not with GPUs. See settings.py, or the README's table, for what the environment sets.
+not with GPUs. See settings.py, or docs/settings.md, for what the environment sets.
 """
 
 if __name__ == "__main__":  # before anything is imported that waits

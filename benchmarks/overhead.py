@@ -73,7 +73,7 @@ def service(name: str) -> Iterator[tuple[str, str, int, float]]:
     process id, its start in seconds."""
     server = redis_server.find_server()
     if server is None:
-        sys.exit("There is no Redis server here: see README.md.")
+        sys.exit("There is no Redis server here: see docs/settings.md.")
     redis_port, web_port, metrics_port = (redis_server.free_port() for _ in range(3))
     settings = {
         "REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",

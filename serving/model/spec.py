@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model's settings. The README's settings of the same names, MODEL_WEIGHTS for one, say more of each."""
+    """One model's settings. docs/settings.md says more of each: MODEL_WEIGHTS, and so on."""
 
     architecture: str  # a classifier of keras.applications by name, or the path of a `.keras` file
     weights: str  # `imagenet`, the path of a weights file, or `random`
