@@ -17,13 +17,14 @@ import argparse
 import sys
 
 from flask import Flask
+from flask.json.provider import DefaultJSONProvider
 
 import settings
 from serving import errors
 from serving.images.decode import FORMATS
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.web_side import WebSide
-from serving.web import access, openapi, pages, predict, problems, server, uploads
+from serving.web import access, heap, openapi, pages, predict, problems, server, uploads
 from serving.web.classify import ImageOptions, Pool, PredictionService
 
 # No command here blocks in Redis, so that one which takes this long has failed.
@@ -39,12 +40,14 @@ def create_app(config: settings.Settings, pool: Pool) -> Flask:
     app.config["API_KEYS"] = config.api_keys()
     app.config["MAX_UPLOAD_BYTES"] = config.max_upload_bytes
     app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + uploads.MULTIPART_OVERHEAD_BYTES
-    app.json.sort_keys = app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    app.json = json = DefaultJSONProvider(app)
+    json.sort_keys = json.ensure_ascii = False
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
     web_side = app.extensions["web side"] = open_web_side(config, queue)
     service = PredictionService(web_side, image_options(config), places=config.web_threads, pool=pool)
     counts = WebMetrics()
-    access.share(app, allowed_origins=config.allowed_origins())
+    access.add_headers(app)
+    access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     predict.add_to(app, service, counts)
     pages.add_to(app, queue, counts, describe(config))
     problems.add_to(app)
@@ -91,7 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     config = settings.load()
-    server.restart_with_heap_settings()
+    heap.restart_with_settings()
     try:
         server.check_address(config.web_host, config.web_port)
         JobQueue(config.redis_url, config.image_queue).connect()

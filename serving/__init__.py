@@ -4,7 +4,9 @@ docs/words.md says what job, ticket, lease and the other words mean.
 
 The web process (run_web_server.py)
     web/patch               makes waiting cheap, before anything else is imported
+    web/heap                glibc's heap, set up for decoding
     web/server              processes, each an event loop: start, serve, stop
+    web/gunicorn_worker     gunicorn's worker, and what it does otherwise here
     web/arrival             heads and bodies arrive in time, or not at all
     web/predict             POST /predict: the front door
     web/access              who may ask; the headers that every answer carries

@@ -86,7 +86,7 @@ class ClientGone(RequestError):
 class ModelFailed(RequestError):
     status = 500
     when = "The model failed on this image, which is kept as a dead letter; or the web server failed."
-    advice = "Tell the operator: the logs and `python dead_letters.py list` say why. The same image may fail again."
+    advice = "Tell the operator: the dead letters and the logs say why. The same image may fail again."
 
 
 class OutOfMemory(ModelFailed):

@@ -4,7 +4,7 @@ import hmac
 import ipaddress
 from collections.abc import Sequence
 
-from flask import Flask, current_app, request
+from flask import Flask, Response, current_app, request
 from flask_cors import CORS
 
 from serving.errors import Forbidden, Unauthorized
@@ -25,6 +25,20 @@ SHARED_PATHS = ("/predict", "/healthz", "/readyz", "/openapi.json")
 PREFLIGHT_GOOD_FOR_SECONDS = 600
 # A proxy on this machine hands on what comes from anywhere; such a header tells of one.
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "via", "x-real-ip")
+
+
+def add_headers(app: Flask) -> None:
+    """Have every answer of `app` carry ALWAYS, except the headers that an answer sets itself.
+
+    To be called before `allow_cross_origin`: Flask calls the function last that was registered first.
+    """
+    app.after_request(_add_headers)
+
+
+def _add_headers(response: Response) -> Response:
+    own = {name.lower() for name in response.headers.keys()}  # noqa: SIM118
+    response.headers.extend([(name, value) for name, value in ALWAYS.items() if name.lower() not in own])
+    return response
 
 
 def check_key() -> None:
@@ -62,7 +76,7 @@ def check_local() -> None:
         )
 
 
-def share(app: Flask, *, allowed_origins: Sequence[str]) -> None:
+def allow_cross_origin(app: Flask, *, allowed_origins: Sequence[str]) -> None:
     """Let pages of `allowed_origins` ask; to be called before the first route is added.
 
     Pages of no other origin, with an empty list of none, get leave to read anything: their preflight is a 405.

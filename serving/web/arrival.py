@@ -36,6 +36,7 @@ class ArrivingHead:
 
     def __init__(self, greenlet: gevent.Greenlet, connection: socket.socket) -> None:
         self._greenlet, self.connection = greenlet, connection
+        self.request: Any = None  # gunicorn's, once its head has come
         self._silence_seconds = ARRIVAL_SECONDS
         self._is_silent = False
         self._over = gevent.Timeout()  # never started: it is what is thrown, by whom it may concern

@@ -1,0 +1,158 @@
+"""What gunicorn's gevent worker does otherwise here. Only this module uses what gunicorn does not document.
+
+    connection, a greenlet --> head, in time? --> body, in time? --> the application --> answer --> drain the body
+                                 ^----------------------- the next request --------------------------'
+
+tests/web/test_what_we_need_of_gunicorn.py names each undocumented thing that this module needs.
+"""
+
+import json
+import logging
+import re
+import signal
+import socket
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import gevent
+from gunicorn import util
+from gunicorn.http import wsgi
+from gunicorn.workers.ggevent import GeventWorker
+from werkzeug.wsgi import ClosingIterator
+
+from serving.web.arrival import ArrivingHead, RequestBody, linger
+
+STOP_LOOK_SECONDS, STOP_ACCEPT_SECONDS = 0.02, 0.2
+MOST_ECHOED_CHARACTERS = 200
+SERVER_FAILED = "The web server failed on this request; its log says why."
+
+_heads: dict[gevent.Greenlet, ArrivingHead] = {}  # of each connection of this process; a greenlet serves it
+_ended: list[Any] = []  # the worker of this process, once gunicorn has ended it
+_stock_headers = wsgi.Response.default_headers
+
+
+class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's gevent worker, with a limit on how long it waits for a head."""
+
+    def handle(self, listener: socket.socket, client: socket.socket, addr: Any) -> None:
+        """Serve a connection as long as it lasts."""
+        head = _heads[gevent.getcurrent()] = ArrivingHead(gevent.getcurrent(), client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            del _heads[gevent.getcurrent()]
+            head.close()
+
+    def timeout_ctx(self) -> ArrivingHead:
+        """The context in which gunicorn waits for the next head of the connection that this greenlet serves."""
+        return _heads[gevent.getcurrent()]
+
+
+def note_request(_worker: Any, request: Any) -> None:
+    """gunicorn's hook `pre_request`: keep gunicorn's request object for `BodiesInTime`."""
+    _heads[gevent.getcurrent()].request = request
+
+
+class BodiesInTime:
+    """A WSGI application whose requests' bodies arrive in time; `environ["service.connection"]` is the client's socket.
+
+    Args:
+        application: answers the requests.
+    """
+
+    def __init__(self, application: WSGIApplication) -> None:
+        self._application = application
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        head = _heads[gevent.getcurrent()]
+        environ["service.connection"] = head.connection
+        length = environ.get("CONTENT_LENGTH")
+        if not length and "HTTP_TRANSFER_ENCODING" not in environ:
+            return self._application(environ, start_response)
+        length_bytes = int(length) if length else None
+        environ["wsgi.input"] = body = RequestBody(environ["wsgi.input"], length_bytes, head.request, head.connection)
+        try:
+            answer = self._application(environ, start_response)
+        except BaseException:
+            body.after_the_answer()
+            raise
+        body.before_the_answer()
+        return ClosingIterator(answer, body.after_the_answer)
+
+
+class HideRequest(logging.Filter):
+    """Hides in gunicorn's log the words of a request that gunicorn cannot read: they may hold an API key."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite a line of the log; always True, so that no line is lost."""
+        if str(record.msg).startswith("Invalid request"):
+            record.msg, record.args = hide_quoted(record.getMessage()), ()
+        return True
+
+
+def hide_quoted(message: str) -> str:
+    """The message without what follows its first quotation mark."""
+    return re.sub(r"""['"].*""", "'(hidden)'", message, flags=re.DOTALL)
+
+
+class Refusals:
+    """Writes gunicorn's own refusals, of requests that never reach the application, as JSON.
+
+    Args:
+        headers: name -> value, of every refusal.
+    """
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+
+    def write_error(self, client: socket.socket, status: int, _reason: str, message: str) -> None:
+        """Answer a client with an HTTP status and gunicorn's message, then wait a little until the client has read."""
+        says = f"This request cannot be read: {hide_quoted(message)[:MOST_ECHOED_CHARACTERS]}."
+        body = json.dumps({"success": False, "error": says if message else SERVER_FAILED})
+        head = {"Connection": "close", "Content-Type": "application/json", "Content-Length": len(body), **self._headers}
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            *(f"{name}: {value}" for name, value in head.items()),
+        ]
+        linger("\r\n".join([*lines, "", body]).encode(), client)
+
+
+def _headers_without_server(response: Any) -> list[str]:
+    return [line for line in _stock_headers(response) if not line.startswith("Server:")]
+
+
+def replace_refusals(headers: Mapping[str, str]) -> None:
+    """Make gunicorn's own refusals JSON with `headers`, hide requests in its log, and have no answer name the server.
+
+    gunicorn has no settings for the first and the last; it looks their functions up under these two names.
+    """
+    util.write_error = Refusals(headers).write_error
+    wsgi.Response.default_headers = _headers_without_server
+    logging.getLogger("gunicorn.error").addFilter(HideRequest())
+
+
+def stop_at_sigterm(worker: Any) -> None:
+    """gunicorn's hook `post_worker_init`: stop at SIGTERM in the order of `_stop`.
+
+    gunicorn alone would wait for each kept connection, and lose those that the system has accepted for the worker.
+    """
+    gevent.signal_handler(signal.SIGTERM, _stop, worker, gevent.getcurrent())
+
+
+def _stop(worker: Any, main: gevent.greenlet) -> None:
+    gevent.sleep(STOP_ACCEPT_SECONDS)  # until the worker has accepted what the system has accepted for it
+    worker.alive = False  # within a second it accepts no more; its answers meanwhile say `Connection: close`
+    gevent.sleep(STOP_LOOK_SECONDS)
+    while _heads:
+        for head in list(_heads.values()):
+            head.let_go_if_silent()
+        gevent.sleep(STOP_LOOK_SECONDS)
+    if not _ended:
+        main.throw(SystemExit(0))
+
+
+def note_exit(_arbiter: Any, worker: Any) -> None:
+    """gunicorn's hook `worker_exit`: the worker of this process has ended by itself."""
+    _ended.append(worker)
