@@ -13,6 +13,7 @@ The web process (run_web_server.py)
     web/uploads             a request -> the bytes of its image
     web/classify            the one path: upload -> gates -> decode -> job -> ticket -> answer
     images/decode           upload bytes -> RGB uint8 pixels
+    images/limits           what an image may cost, attack by attack
     images/resize           the resizer that uses SIMD, else Pillow's
     jobs/web_side           submit a job, get a ticket, wait with it for the answer
     jobs/ticket             stands for one submitted job; all tickets of a process

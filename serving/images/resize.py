@@ -1,9 +1,9 @@
-"""A bicubic resize with the CPU's vector instructions, several times as fast as Pillow's. Only it knows its library.
+"""A bicubic resize with the CPU's vector instructions, several times as fast as Pillow's.
 
-The library has no wheel for every machine; without it Pillow resizes, and values differ by one, on noise by two.
+The library has no wheel for some machines. There Pillow resizes, and values differ by one, on noise by two.
 """
 
-from typing import Any
+from PIL import Image
 
 try:
     from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
@@ -14,10 +14,10 @@ else:
     _BICUBIC = ResizeOptions(ResizeAlg.convolution(FilterType.catmull_rom), use_alpha=False)
 
 
-def resize(image: Any, into: Any) -> None:
-    """Fill a Pillow image with another one, resized; both of mode RGB. Needs `IS_FAST`.
+def resize(image: Image.Image, into: Image.Image) -> None:
+    """Resize one image into another of any size, both of mode RGB. To be called only if `IS_FAST`.
 
-    Catmull-Rom is the cubic filter that Pillow has, a = -0.5 (Keys, "Cubic Convolution Interpolation for Digital Image
+    Catmull-Rom is Pillow's cubic filter, with a = -0.5 (Keys, "Cubic Convolution Interpolation for Digital Image
     Processing", 1981), widened where the image shrinks.
     """
-    Resizer().resize_pil(image, into, _BICUBIC)  # a new one each time: it costs 1 µs, and its buffers are one thread's
+    Resizer().resize_pil(image, into, _BICUBIC)  # a new Resizer costs 1 µs, and threads cannot share one

@@ -5,7 +5,7 @@ import re
 from conftest import ROOT
 
 from serving import errors
-from serving.images import decode
+from serving.images import decode, limits
 from serving.web import access, arrival, uploads
 from serving.web.openapi import describe
 
@@ -50,12 +50,12 @@ def test_the_openapi_documents_statuses_are_made_of_the_errors() -> None:
 
 
 def test_the_page_has_the_limits_of_the_code() -> None:
-    limits = dict(rows("| limit | |"))
-    assert limits["pixels on one side"] == f"{decode.MOST_SIDE_PIXELS:,}"
-    assert limits["pixels of a JPEG × its scans"] == f"{decode.MOST_SCANNED_PIXELS // 10**9} billion"
-    assert limits["file fields and other parts of a form"] == str(uploads.MOST_PARTS)
-    assert limits["time for a request's head to arrive"] == f"{arrival.ARRIVAL_SECONDS:g} s"
-    assert limits["time for its body to arrive"] == (
+    told = dict(rows("| limit | |"))
+    assert told["pixels on one side"] == f"{limits.MOST_SIDE_PIXELS:,}"
+    assert told["pixels of a JPEG × its scans"] == f"{limits.MOST_SCANNED_PIXELS // 10**9} billion"
+    assert told["file fields and other parts of a form"] == str(uploads.MOST_PARTS)
+    assert told["time for a request's head to arrive"] == f"{arrival.ARRIVAL_SECONDS:g} s"
+    assert told["time for its body to arrive"] == (
         f"{arrival.ARRIVAL_SECONDS:g} s, and 1 s more for each {arrival.SLOWEST_BYTES_A_SECOND // 1000} kB that came"
     )
     assert f"after {arrival.KEEP_ALIVE_SECONDS:g} s of silence" in PAGE
