@@ -1,98 +1,56 @@
 """This service against the best model servers, with the same model, the same decoder and the same load, in one run.
 
-    make bench                                  # all of it: about half an hour on two cores
-    make bench ARGS="--write"                   # and its tables and pictures into docs/performance.md
-    make bench ARGS="--rounds 1 --only ours --only mosec"
+    make bench                                  # 3 rounds, about an hour on two cores
+    make bench ARGS="--rounds 2 --write"        # and a page in docs/measurements, with a picture
+    make bench ARGS="--rounds 1 --kind resnet50 --only ours --only Mosec"
 
-Each system is started in turn on this machine, in every round anew (kept standing by, several of them together take a
-third of two cores for nothing, and their memory is swept away meanwhile), and loaded by wrk: 16 connections, 64, then
-one after the other. Once with MobileNetV2 on OpenVINO, once with a model that costs nothing, which leaves serving
-alone. The floor is decoding and the model in one process, without any server. Figures are medians of the rounds; CPU
+Three kinds: ResNet50 in the precision that this service chooses, MobileNetV2 in float32, and a model that costs
+nothing, which leaves serving alone. Each system is started alone, in every round anew (several that stand by take a
+third of two cores for nothing, and their memory is swept away meanwhile), and wrk loads it: 16 connections, 64, then
+one. The floor is decoding and the model in one process, without any server. Figures are medians of the rounds; CPU
 time is the operating system's, of all processes of a system.
 """
 
 import argparse
-import contextlib
+import dataclasses
+import datetime
 import json
-import os
+import platform
+import re
+import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import report
-from systems import RIVAL_PYTHON, RIVALS, ROOT, SYSTEMS, System, bodies, running, wait_until_it_answers
+from load import started
+from models import KINDS, Model, kept, said
+from systems import CPUS, RIVAL_PYTHON, RIVALS, ROOT, SYSTEMS, System, named
 
 from stress_test import made_photo
 
-HERE = Path(__file__).parent
-WARM_UP_SECONDS, SATURATED_SECONDS, SETTLE_SECONDS, ALONE_SECONDS = 3, 8, 2, 5
-TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+MOST = ["ours", "Triton", "Mosec", "LitServe"]
+# A process a core is the faster way for these, but only where no model takes all cores by itself.
+BY_DEFAULT = dict.fromkeys(KINDS, MOST) | {"none": [*MOST, "Triton, an instance a core", "Mosec, a worker a core"]}
 
 
-def wrk(url: str, connections: int, seconds: float, headers: list[str], files: list[str]) -> dict[str, float]:
-    options = ["-t", "1", "-c", str(connections), "-d", f"{seconds:g}s", "--timeout", "30s", "-s", HERE / "load.lua"]
-    command = ["wrk", *options, url, "--", *headers, "--", *files]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "RESULT " not in ended.stdout:
-        raise SystemExit(f"wrk on {url} failed: {ended.stderr.strip()}\n{ended.stdout}")
-    figures: dict[str, float] = json.loads(ended.stdout.split("RESULT ", 1)[1].splitlines()[0])
-    return figures
-
-
-def family(root: int) -> list[int]:
-    """A process and all that descend from it."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = {int(pid): int(parent) for pid, parent in (line.split() for line in listed.splitlines())}
-    found = [root]
-    for process in found:
-        found += [pid for pid, parent in parents.items() if parent == process]
-    return found
-
-
-def cpu_seconds(root: int) -> float:
-    ticks = 0
-    for pid in family(root):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS_A_SECOND
-
-
-def memory_mb(root: int) -> float:
-    total = 0
-    for pid in family(root):
-        with contextlib.suppress(OSError):
-            total += int(Path(f"/proc/{pid}/smaps_rollup").read_text().split("Pss:")[1].split()[0])
-    return total / 1024
-
-
-def measure(system: System, model: str, photos: list[bytes]) -> dict[str, object]:
-    """One round of one system."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        headers, files = bodies(system, photos, folder)
-        with running(system, model, folder) as (url, processes):
-            wait_until_it_answers(url, headers, Path(files[0]).read_bytes(), folder)
-            load = lambda connections, seconds: wrk(url, connections, seconds, headers, files)  # noqa: E731
-            load(64, WARM_UP_SECONDS)
-            some = load(16, SATURATED_SECONDS)
-            before = {name: cpu_seconds(pid) for name, pid in processes.items()}
-            many = load(64, SATURATED_SECONDS)
-            spent = {name: cpu_seconds(pid) - before[name] for name, pid in processes.items()}
-            memory = sum(memory_mb(pid) for pid in processes.values())
-            time.sleep(SETTLE_SECONDS)  # what the 64 left behind must not wait in front of the one
-            alone = load(1, ALONE_SECONDS)
+def measure(system: System, model: Model, photos: list[bytes], seconds: float) -> dict[str, Any]:
+    """One round of one system, in turns of so many seconds, half as many for one connection."""
+    with started(system, model, photos) as up:
+        some, many = up.turn(16, seconds), up.turn(64, seconds)
+        memory = up.memory_mb()
+        alone = up.turn(1, seconds / 2)
     return {
-        "16": some["requests"] / some["seconds"],
-        "64": many["requests"] / many["seconds"],
+        "16": some["rate"],
+        "64": many["rate"],
         "p99_64_ms": many["p99_ms"],
         "alone_p50_ms": alone["p50_ms"],
         "alone_p99_ms": alone["p99_ms"],
-        "core_ms": {name: 1000 * seconds / max(1, many["requests"]) for name, seconds in spent.items()},
+        "core_ms": many["core_ms"],
         "memory_mb": memory,
         "failed": some["failed"] + many["failed"] + alone["failed"],
     }
@@ -114,104 +72,113 @@ def run(seconds, step):
     return 1000 * float(np.median(times)), 1000 * (time.process_time() - cpu) / len(times)
 pixels = np.stack([shared.decode(photos[i % len(photos)]) for i in range(shared.BATCH_SIZE)])
 decode, decode_core = run(3, lambda i: shared.decode(photos[i % len(photos)]))
-both, _ = run(3, lambda i: model.predict(shared.decode(photos[i % len(photos)])[np.newaxis]))
-batch, batch_core = run(6, lambda _: model.predict(pixels))
+both, _ = run(6, lambda i: model.predict(shared.decode(photos[i % len(photos)])[np.newaxis]))
+batch, batch_core = run(12, lambda _: model.predict(pixels))
 size = shared.BATCH_SIZE
 print(json.dumps({"decode_ms": decode_core, "model_core_ms": batch_core / size, "model_ms": batch / size,
     "alone_ms": both, "64": 1000 * shared.CPUS / (decode_core + batch_core / size)}))
 """
 
 
-def floor(model: str, photos: list[bytes]) -> dict[str, float]:
+def floor(model: Model, photos: list[bytes]) -> dict[str, float]:
     """Decoding and the model in one process; what they would do with all cores and nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / str(place)) for place in range(len(photos))]
         for file, photo in zip(files, photos, strict=True):
             Path(file).write_bytes(photo)
         command = [str(RIVAL_PYTHON), "-c", FLOOR, str(RIVALS), *files]
-        said = subprocess.run(
-            command, env=os.environ | {"BENCH_MODEL": model}, capture_output=True, text=True, check=False
-        )
-    if said.returncode:
-        raise SystemExit(said.stderr)
-    figures: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
-    return figures
+        figures: dict[str, float] = json.loads(said(command, **model.environment))
+    return figures | {"has_model": bool(model.name)}
 
 
-KEEP = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from serving.model import keras_runtime
-from serving.model import openvino_runtime
-network = keras_runtime.load_model("MobileNetV2", sys.argv[2], width=224, height=224, precision="float32")
-openvino_runtime.keep(network, [f"class {i}" for i in range(1000)], Path(sys.argv[3]))
-"""
-
-
-def keep(weights: str) -> str:
-    """The folder of MobileNetV2 for OpenVINO, converted anew; the ways to run it are measured while nothing else runs.
-
-    Left to the systems, those that start together would each measure beside the others, and go by different ways.
-    """
-    folder = RIVAL_PYTHON.parent.parent / "model"
-    shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-c", KEEP, str(ROOT), weights, str(folder)], check=True, capture_output=True)
-    measuring = os.environ | {"BENCH_MODEL": str(folder), "PYTHONPATH": str(RIVALS)}
-    subprocess.run([RIVAL_PYTHON, "-c", "import shared; shared.load()"], env=measuring, check=True, capture_output=True)
-    return str(folder)
-
-
-def middle(rounds: list[dict[str, object]]) -> dict[str, object]:
+def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The medians of each figure."""
     return {
-        name: middle([one[name] for one in rounds])  # type: ignore[misc]
-        if isinstance(value, dict)
-        else median(one[name] for one in rounds)  # type: ignore[type-var]
+        name: middle([one[name] for one in rounds]) if isinstance(value, dict) else median(one[name] for one in rounds)
         for name, value in rounds[0].items()
     }
 
 
+def conditions(options: argparse.Namespace) -> dict[str, Any]:
+    """What a reader of the figures must know of where and how they came to be."""
+    facts = Path("/proc/cpuinfo").read_text()
+    processor = re.search(r"model name\s*: (.*)", facts)
+    has_bfloat16 = "with" if re.search("avx512_bf16|amx_bf16", facts) else "without"
+    machine = f"{CPUS} cores of {processor[1] if processor else platform.machine()}, {has_bfloat16} bfloat16"
+    try:
+        commit = said(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])
+    except (OSError, SystemExit):  # no checkout
+        commit = "unknown"
+    arguments = shlex.join(sys.argv[1:])
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{machine}; Python {platform.python_version()}; commit {commit}",
+        "command": f"make bench ARGS={shlex.quote(arguments)}" if arguments else "make bench",
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+    }
+
+
+def measured(options: argparse.Namespace, models: dict[str, Model], photos: list[bytes]) -> dict[str, Any]:
+    """All rounds of all systems, kind by kind in each round: kind -> its title, its systems, its floor."""
+    rounds: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in models}
+    floors: dict[str, list[dict[str, float]]] = {kind: [] for kind in models}
+    for number in range(options.rounds):
+        for kind, model in models.items():
+            floors[kind].append(floor(model, photos))
+            for system in options.only or named(BY_DEFAULT[kind]):
+                if system.needs_model and not model.name:
+                    continue
+                tell(f"round {number + 1} of {options.rounds}, {model.title}: {system.name}")
+                rounds[kind].setdefault(system.name, []).append(measure(system, model, photos, options.seconds))
+                tell(json.dumps(rounds[kind][system.name][-1]))
+    return {
+        kind: {
+            "title": models[kind].title,
+            "systems": {name: middle(found) for name, found in rounds[kind].items()},
+            "floor": middle(floors[kind]),
+            "each_round": rounds[kind],
+            "each_floor": floors[kind],
+        }
+        for kind in models
+    }
+
+
+def tell(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
 def main() -> int:
+    """Measure, and print what docs/measurements is to hold; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", metavar="NAME", help="a system; may be given several times")
-    parser.add_argument("--kind", choices=["model", "none"], help="only with the model, or only without")
-    parser.add_argument("--weights", default="random", help="MobileNetV2's (default: %(default)s; they change no time)")
+    parser.add_argument("--seconds", type=float, default=24, help="a turn; half of it for one connection (default: 24)")
+    parser.add_argument("--kind", action="append", choices=list(KINDS), help="may be given several times; default: all")
+    names = ", ".join(system.name for system in SYSTEMS)
+    parser.add_argument("--only", action="append", metavar="NAME", help=f"may be given several times; of: {names}")
+    parser.add_argument("--weights", default="random", help="random, imagenet, or a file (default: %(default)s)")
     parser.add_argument("--photos", type=Path, nargs="*", help="JPEGs (default: made here)")
     parser.add_argument("--json", type=Path, help="keep all figures in this file")
-    parser.add_argument("--write", action="store_true", help="put tables and pictures into docs/performance.md")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--write", action="store_true", help="a page into docs/measurements, a picture into docs/images"
+    )
+    options = parser.parse_args()
     for program, how in ((shutil.which("wrk"), "apt install wrk"), (RIVAL_PYTHON.exists(), "make bench")):
         if not program:
             parser.error(f"something is missing: {how}")
-    photos = [path.read_bytes() for path in arguments.photos or []] or [made_photo(seed) for seed in range(4)]
-    kinds = {"model": keep(arguments.weights), "none": ""}
-    kinds = {kind: model for kind, model in kinds.items() if arguments.kind in (None, kind)}
-    chosen = [system for system in SYSTEMS if not arguments.only or system.name in arguments.only]
-    results: dict[str, dict[str, list[dict[str, object]]]] = {kind: {} for kind in kinds}
-    floors: dict[str, list[dict[str, object]]] = {kind: [] for kind in kinds}
-    for number in range(arguments.rounds):
-        for kind, model in kinds.items():
-            floors[kind].append(floor(model, photos))  # type: ignore[arg-type]
-            for system in chosen:
-                if system.name.endswith("model.predict"):
-                    if kind == "none":
-                        continue
-                    system.environment = {"BENCH_KERAS": arguments.weights}
-                print(f"round {number + 1} of {arguments.rounds}, {kind}: {system.name}", file=sys.stderr, flush=True)
-                results[kind].setdefault(system.name, []).append(measure(system, model, photos))
-                print(json.dumps(results[kind][system.name][-1]), file=sys.stderr, flush=True)
-    medians = {kind: {name: middle(rounds) for name, rounds in of.items()} for kind, of in results.items()}
-    low = {kind: middle(rounds) for kind, rounds in floors.items()}
-    text = report.as_text(medians, low, arguments.rounds)
-    print(text)
-    if arguments.json:
-        each = {"each_round": results, "each_floor": floors}
-        kept = {"medians": medians, "floors": low, "rounds": arguments.rounds, **each}
-        arguments.json.write_text(json.dumps(kept, indent=1))
-    if arguments.write:
-        report.write(text, medians, low)
+    options.only = named(options.only or [])
+    photos = [path.read_bytes() for path in options.photos or []] or [made_photo(seed) for seed in range(4)]
+    models = {
+        kind: kept(dataclasses.replace(model, weights=options.weights))
+        for kind, model in KINDS.items()
+        if not options.kind or kind in options.kind
+    }
+    found = conditions(options) | {"kinds": measured(options, models, photos)}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+    print(report.performance_rows(found), report.page(found), sep="\n\n")
+    if options.write:
+        report.write(found)
     return 0
 
 

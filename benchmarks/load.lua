@@ -1,6 +1,16 @@
--- wrk: posts the bodies in turn, each a whole file made by bench.py, and tells what came of it as a line of JSON.
--- wrk ... -s load.lua URL -- Content-Type [Header=Value ...] -- body ...
-local requests, turn = {}, 0
+-- wrk: posts the bodies in turn, each a whole file made by load.py, and tells what came of it as a line of JSON.
+-- wrk -t 1 ... -s load.lua URL -- Content-Type [Header=Value ...] -- body ...
+-- sent_at: when each request was sent, seconds of the system's monotonic clock. A connection sends its next request
+-- as soon as its last one was answered.
+local ffi = require("ffi")
+ffi.cdef("typedef struct { long seconds, nanoseconds; } moment; int clock_gettime(int clock, moment *now);")
+local MONOTONIC, now = 1, ffi.new("moment")
+local requests, turn, threads = {}, 0, {}
+sent_at = {} -- global, so that done, which runs elsewhere, can ask for it
+
+function setup(thread)
+  threads[#threads + 1] = thread
+end
 
 function init(args)
   local headers, place = {["Content-Type"] = args[1]}, 2
@@ -17,14 +27,19 @@ function init(args)
 end
 
 function request()
+  ffi.C.clock_gettime(MONOTONIC, now)
+  sent_at[#sent_at + 1] = tonumber(now.seconds) + tonumber(now.nanoseconds) / 1e9
   turn = turn % #requests + 1
   return requests[turn]
 end
 
 function done(summary, latency)
-  local errors = summary.errors
+  local errors, moments = summary.errors, {}
   local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  for place, moment in ipairs(threads[1]:get("sent_at")) do
+    moments[place] = string.format("%.4f", moment)
+  end
   print(string.format(
-    'RESULT {"requests": %d, "failed": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f}',
-    summary.requests, failed, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+    'RESULT {"requests": %d, "failed": %d, "p50_ms": %f, "p99_ms": %f, "sent_at": [%s]}',
+    summary.requests, failed, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, table.concat(moments, ",")))
 end

@@ -1,12 +1,12 @@
 """The most that a service of this shape could reach on these cores, whatever its code: its parts, each bare and hot.
 
-    make .venv-bench/.ready && python benchmarks/shape.py [--rounds 3] [--only ours --only Triton]
+    make .venv-bench/.ready && python benchmarks/shape.py [--kind resnet50] [--only ours --only Triton]
 
 The shape is given: a Flask view under gunicorn, and pixels as base64 through a Redis list. Measured, in core-ms an
 image and of all processes: decoding and the model (bench.py's floor); an empty Flask view that reads its body, by the
 cheapest kind of gunicorn's workers; and a job's way, by commands packed beforehand over one socket. What makes a
 service of these (admission, leases, waking, hand-overs, cold caches) is left out, so the rate that their sum leaves is
-out of reach. Beside it other servers, as bench.py measures them.
+out of reach. Beside it other servers, each started alone, as by bench.py.
 """
 
 import argparse
@@ -23,9 +23,11 @@ from statistics import median
 from urllib.parse import urlsplit
 
 import numpy as np
-from bench import cpu_seconds, floor, keep, measure, wrk
+from bench import floor
+from load import Up, cpu_seconds, started
+from models import KINDS, kept
 from scaling import private_redis, some_image
-from systems import CPUS, ROOT, SYSTEMS, System, bodies
+from systems import CPUS, ROOT, System, bodies, named
 
 import helpers
 from serving.local import redis_server
@@ -61,13 +63,12 @@ def empty_view(photos: list[bytes], worker: list[str]) -> float:
         server = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
         try:
             time.sleep(WARM_UP_SECONDS)
-            url = f"http://127.0.0.1:{port}/predict"
-            wrk(url, CONNECTIONS, WARM_UP_SECONDS, headers, files)
-            before = cpu_seconds(server.pid)
-            said = wrk(url, CONNECTIONS, SECONDS, headers, files)
+            up = Up(f"http://127.0.0.1:{port}/predict", {"web": server.pid}, headers, files)
+            up.turn(CONNECTIONS, WARM_UP_SECONDS)
+            said = up.turn(CONNECTIONS, SECONDS)
             if said["failed"] or not said["requests"]:
                 raise SystemExit(f"the empty view did not answer: {said}")
-            return 1000 * (cpu_seconds(server.pid) - before) / said["requests"]
+            return float(said["core_ms"]["web"])
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait()
@@ -117,12 +118,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", metavar="NAME", help=f"a server; default: {', '.join(BESIDE)}")
+    parser.add_argument("--kind", choices=["resnet50", "mobilenetv2"], default="mobilenetv2")
+    parser.add_argument("--seconds", type=float, default=24, help="a server's turn (default: %(default)s)")
     options = parser.parse_args()
-    names = options.only or BESIDE
-    if unknown := set(names) - {system.name for system in SYSTEMS}:
-        parser.error(f"no such system: {', '.join(sorted(unknown))}")
-    others = [system for system in SYSTEMS if system.name in names]
-    photos, model = [made_photo(seed) for seed in range(4)], keep("random")
+    others = named(options.only or BESIDE)
+    photos, model = [made_photo(seed) for seed in range(4)], kept(KINDS[options.kind])
     parts: dict[str, list[float]] = {"decoding": [], "the model": [], "an empty Flask view": [], "a job's way": []}
     most: list[float] = []
     rates: dict[str, list[float]] = {system.name: [] for system in others}
@@ -134,7 +134,8 @@ def main() -> int:
             part.append(core_ms)
         most.append(1000 * CPUS / sum(found))
         for system in others:
-            rates[system.name].append(float(measure(system, model, photos)["64"]))  # type: ignore[arg-type]
+            with started(system, model, photos) as up:
+                rates[system.name].append(float(up.turn(CONNECTIONS, options.seconds)["rate"]))
     for name, core_ms in parts.items():
         print(f"{name}: {median(core_ms):.2f} core-ms")
     print(f"at most {median(most):.1f}/s")

@@ -19,6 +19,7 @@ import urllib.request
 from pathlib import Path
 from statistics import median, quantiles
 
+from models import NO_MODEL
 from PIL import Image
 from systems import BOUNDARY, bodies, running, wait_until_it_answers
 from turns import chosen
@@ -92,7 +93,7 @@ def main() -> int:
         for system in chosen(["ours"], [], options.beside):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             headers, files = bodies(system, [made_photo(0)], folder)
-            url, _ = stack.enter_context(running(system, "", folder))
+            url, _ = stack.enter_context(running(system, NO_MODEL, folder))
             wait_until_it_answers(url, headers, Path(files[0]).read_bytes(), folder)
             up[system.name] = url
         form, kind = Path(files[0]).read_bytes(), f"multipart/form-data; boundary={BOUNDARY}"

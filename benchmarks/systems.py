@@ -14,6 +14,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models import Model
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -38,6 +42,7 @@ class System:
     field: str | None = "image"  # of the multipart form; None: the image is the raw body
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     needs_redis: bool = False
+    needs_model: bool = False  # not measured without one
     triton: bool = False
 
 
@@ -79,10 +84,18 @@ def tutorial_keras(port: int, redis_port: int) -> dict[str, list[str]]:
 
 
 def ours(_port: int, _redis_port: int, servers: int = 1, root: Path = ROOT) -> dict[str, list[str]]:
-    """This service; that of another checkout, where `root` is one."""
+    """This service, with the shared model; that of another checkout, where `root` is one."""
+    return service(root, Path("benchmarks", "rivals", "ours_model.py"), servers)
+
+
+def ours_by_itself(_port: int, _redis_port: int, servers: int = 1, root: Path = ROOT) -> dict[str, list[str]]:
+    """This service as it comes, or that of another checkout: it chooses, by its settings, what runs its model."""
+    return service(root, Path("run_model_server.py"), servers)
+
+
+def service(root: Path, model_server: Path, servers: int) -> dict[str, list[str]]:
     here = Path(sys.executable)
-    names = [f"model{number or ''}" for number in range(servers)]
-    models = {name: python(root / "benchmarks" / "rivals" / "ours_model.py", here) for name in names}
+    models = {f"model{number or ''}": python(root / model_server, here) for number in range(servers)}
     return {"web": python(root / "run_web_server.py", here), **models}
 
 
@@ -110,8 +123,23 @@ SYSTEMS = [
     System("LitServe", one("litserve_server.py"), "/predict", "request"),
     System("LitServe, a worker a core", one("litserve_server.py"), "/predict", "request", EACH),
     System("tutorial", tutorial, "/predict", needs_redis=True),
-    System("tutorial, model.predict", tutorial_keras, "/predict", needs_redis=True),
+    System(
+        "tutorial, model.predict",
+        tutorial_keras,
+        "/predict",
+        environment={"BENCH_KERAS": "1"},
+        needs_redis=True,
+        needs_model=True,
+    ),
 ]
+BY_NAME = {system.name: system for system in SYSTEMS}
+
+
+def named(names: list[str]) -> list[System]:
+    """The systems of those names. Raises SystemExit when there is none of one."""
+    if unknown := set(names) - set(BY_NAME):
+        raise SystemExit(f"no such system: {', '.join(sorted(unknown))}. There are: {'; '.join(BY_NAME)}.")
+    return [BY_NAME[name] for name in names]
 
 
 def bodies(system: System, photos: list[bytes], folder: Path) -> tuple[list[str], list[str]]:
@@ -136,16 +164,14 @@ def bodies(system: System, photos: list[bytes], folder: Path) -> tuple[list[str]
 
 
 @contextlib.contextmanager
-def running(system: System, model: str, folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
-    """The system's address once it answers, and its processes."""
+def running(system: System, model: "Model", folder: Path) -> Iterator[tuple[str, dict[str, int]]]:
+    """Start the system with that model and stop it at the end: its address, and its processes by their names."""
     port, redis_port = redis_server.free_port(), redis_server.free_port()
     redis_url = f"redis://127.0.0.1:{redis_port}/0"
-    bench = {"BENCH_PORT": str(port), "BENCH_REDIS": redis_url, "BENCH_RIVALS": str(RIVALS), "BENCH_MODEL": model}
+    bench = {"BENCH_PORT": str(port), "BENCH_REDIS": redis_url, "BENCH_RIVALS": str(RIVALS)}
     own = {"WEB_PORT": str(port), "REDIS_URL": redis_url, "METRICS_PORT": "0"}
     path = {"PATH": f"{RIVAL_PYTHON.parent}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}"}
-    environment = os.environ | bench | own | path | system.environment
-    if not system.environment.get("BENCH_KERAS"):
-        environment.pop("BENCH_KERAS", None)
+    environment = os.environ | bench | own | path | model.environment | system.environment
     commands = system.commands(port, redis_port)
     server = redis_server.find_server()
     if system.needs_redis and server:

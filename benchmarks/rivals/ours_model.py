@@ -8,11 +8,11 @@ import run_model_server
 
 
 def load_classifier(config):  # noqa: ARG001
-    model = shared.load()
+    classifier = shared.load()
 
     def predict(pixels):
-        probabilities = model.probabilities(pixels)
-        return lambda: [run_model_server.as_answer(model.likeliest(row), is_random=False) for row in probabilities]
+        probabilities = classifier.probabilities(pixels)
+        return lambda: [run_model_server.as_answer(classifier.likeliest(row), is_random=False) for row in probabilities]
 
     return predict
 

@@ -1,8 +1,13 @@
-"""What all systems under test share: the very same function that decodes, the very same model, the same answer."""
+"""What all systems under test share: the very same function that decodes, the very same model, the same answer.
+
+BENCH_MODEL says which model: a folder that holds one for OpenVINO, a name of keras.applications, `sleep 25` (a model
+that sleeps 25 ms a batch), or nothing at all. BENCH_PRECISION says what OpenVINO computes in.
+"""
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +15,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from serving.images.decode import decode_image
-from serving.model.classifier import Classifier
+from serving.model.classifier import Classifier, Runtime, Way
 from serving.model.openvino_runtime import OpenVinoRuntime
 
 SIDE, BATCH_SIZE = 224, 32
@@ -19,49 +24,68 @@ PORT = int(os.environ.get("BENCH_PORT", "8000"))
 
 
 class NoModel:
-    """Costs nothing: what is left is serving."""
+    """A runtime that computes nothing: five classes, equally likely. It may sleep so many seconds a batch."""
 
-    def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
-        return [self.likeliest(row) for row in self.probabilities(pixels)]
+    input_shape = (SIDE, SIDE, 3)
+    classes = 5
 
-    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        return np.empty((len(pixels), 0), np.float32)
+    def __init__(self, sleep_seconds: float = 0.0) -> None:
+        self._sleep_seconds = sleep_seconds
 
-    def likeliest(self, _row: np.ndarray) -> list[dict[str, object]]:
-        return [{"label": f"class {place}", "probability": 0.2} for place in range(5)]
+    def ways(self, batch_size: int) -> list[Way]:
+        return [Way("no model", batch_size, self._run, piece=1)]
+
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
+        if self._sleep_seconds:
+            time.sleep(self._sleep_seconds)
+        return np.full((len(pixels), self.classes), 1 / self.classes, np.float32)
 
 
-def load(threads: int = CPUS) -> Classifier | NoModel:
-    """The model in the folder BENCH_MODEL, as the service runs it, or by name; or, without, one that costs nothing."""
-    wanted = os.environ.get("BENCH_MODEL")
+def runtime(threads: int = CPUS) -> Runtime:
+    """What runs the model that BENCH_MODEL names, on so many CPUs."""
+    wanted = os.environ.get("BENCH_MODEL", "")
     if not wanted:
         return NoModel()
-    if not Path(wanted).is_dir():
-        return by_keras(wanted)
-    # As it is with weights that mean something: in bfloat16 MobileNetV2's answers are too far from Keras's.
-    runtime = OpenVinoRuntime(Path(wanted), precision="float32", threads=threads)
-    classifier = Classifier(runtime, runtime.labels, top=5, batch_size=BATCH_SIZE)
-    classifier.warm_up()
-    return classifier
-
-
-def by_keras(name: str) -> Classifier:
-    """A model of keras.applications with random weights on KERAS_BACKEND, in the service's precision."""
+    if wanted.startswith("sleep "):
+        return NoModel(sleep_seconds=float(wanted.removeprefix("sleep ")) / 1000)
+    if Path(wanted).is_dir():
+        return OpenVinoRuntime(Path(wanted), precision=os.environ.get("BENCH_PRECISION", "auto"), threads=threads)
     from serving.model import keras_runtime
 
-    runtime = keras_runtime.KerasRuntime(
-        keras_runtime.load_model(name, "random", width=SIDE, height=SIDE, precision="auto")
+    return keras_runtime.KerasRuntime(
+        keras_runtime.load_model(
+            wanted, os.environ.get("BENCH_WEIGHTS", "random"), width=SIDE, height=SIDE, precision="auto"
+        )
     )
-    classifier = Classifier(
-        runtime, keras_runtime.load_labels("numbers", runtime.classes), top=5, batch_size=BATCH_SIZE
-    )
+
+
+def classifier_of(chosen: Runtime) -> Classifier:
+    """A runtime with labels, warmed up."""
+    labels = [f"class {number}" for number in range(chosen.classes)]
+    classifier = Classifier(chosen, labels, top=5, batch_size=BATCH_SIZE)
     classifier.warm_up()
     return classifier
+
+
+def load(threads: int = CPUS) -> Classifier:
+    """The model that BENCH_MODEL names, warmed up; `predict` maps (n, SIDE, SIDE, 3) uint8 to n lists of labels."""
+    return classifier_of(runtime(threads))
 
 
 def decode(upload: bytes) -> np.ndarray:
+    """An image as it was uploaded -> (SIDE, SIDE, 3) uint8 0..255."""
     return decode_image(upload, SIDE, SIDE, 50_000_000)
 
 
 def answer(predictions: list[dict[str, object]]) -> bytes:
     return json.dumps({"success": True, "predictions": predictions}).encode()
+
+
+if __name__ == "__main__":
+    # For models.kept: the compiled batches are measured and kept while nothing else runs, for those that have all CPUs
+    # and for those that have one; the precision is printed.
+    chosen = runtime()
+    classifier_of(chosen)
+    os.environ["BENCH_PRECISION"] = chosen.precision
+    load(threads=1)
+    print(chosen.precision)

@@ -1,6 +1,6 @@
 """The tutorial's design, rendered anew: the model side. Read, predict, trim; then sleep, whatever waits.
 
-BENCH_KERAS=weights: by `model.predict` of Keras's MobileNetV2, as the tutorial does; else the shared model.
+With BENCH_KERAS=1 Keras's `model.predict` runs BENCH_ARCHITECTURE, as the tutorial does; else it is the shared model.
 """
 
 import base64
@@ -18,13 +18,14 @@ queue = redis.Redis.from_url(os.environ["BENCH_REDIS"])
 
 def load():
     """float32 -1..1 (n, 224, 224, 3) -> n lists of predictions."""
-    weights = os.environ.get("BENCH_KERAS")
-    if not weights:
+    if not os.environ.get("BENCH_KERAS"):
         model = shared.load()
         return lambda pixels: model.predict(np.rint((pixels + 1) * 127.5).astype(np.uint8))
     import keras
 
-    network = keras.applications.MobileNetV2(weights=None if weights == "random" else weights)
+    weights = os.environ["BENCH_WEIGHTS"]
+    build = getattr(keras.applications, os.environ["BENCH_ARCHITECTURE"])
+    network = build(weights=None if weights == "random" else weights)
 
     def predict(pixels: np.ndarray) -> list[list[dict[str, object]]]:
         rows = network.predict(pixels, verbose=0)
