@@ -495,7 +495,7 @@ def main() -> int:
     chosen = [one for one in SCENARIOS if not arguments.only or one.name in arguments.only]
     report = Report()
     with tempfile.TemporaryDirectory(prefix="chaos-model-") as folder:
-        rigs = Rigs(save_tiny_model(Path(folder)))
+        rigs = Rigs(save_tiny_model(Path(folder)) | {"MODEL_RUNTIME": "runtimes:FaultyKeras"})
         try:
             for number, one in enumerate(chosen, start=1):
                 print(f"{number}/{len(chosen)} {one.name}: {one.fault} …", file=sys.stderr, flush=True)

@@ -44,7 +44,7 @@ SETTINGS = {
     "SERVER_SLEEP": "0.5",
     "WEB_WORKERS": str(WEB_WORKERS),
     "METRICS_PORT": "0",
-    "MODEL_RUNTIME": "keras",  # whose errors the faulty model server raises
+    "PYTHONPATH": str(Path(__file__).parent),  # of the runtimes whose batches go wrong
 }
 # Nobody here waits longer for what is to become true: a restart of a model server takes some 6 s on two cores.
 PATIENCE_SECONDS = 40.0
@@ -125,7 +125,7 @@ class Rig:
         self.start_web()
 
     def _start_model(self, number: int) -> subprocess.Popen[bytes]:
-        return self._processes[f"model{number}"].start("tests/faulty_model_server.py")
+        return self._processes[f"model{number}"].start("run_model_server.py")
 
     def _restart_the_dead(self) -> None:
         while not self._closing.wait(0.1):
@@ -165,7 +165,7 @@ class Rig:
         return Traffic(self.web_host(), self.port, **(defaults | options))
 
     def order(self, **faults: float) -> None:
-        """What the model servers' next batches go through: see faulty_model_server.py."""
+        """What the model servers' next batches go through: see runtimes.py."""
         new = self.folder / "faults.new"
         new.write_text(json.dumps({"batch_seconds": BATCH_SECONDS} | faults))
         new.replace(self.folder / "faults.json")  # they never read half of it

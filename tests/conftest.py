@@ -343,9 +343,33 @@ REAL_MODEL = {
 }
 
 
+LABELS = "red\ngreen\nblue\ngrey\n"
+TINY_INPUT = {"IMAGE_WIDTH": "32", "IMAGE_HEIGHT": "32", "BATCH_SIZE": "8"}
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def light_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_light_model(tmp_path_factory.mktemp("model"))
+
+
+def save_light_model(folder: Path, runtime: str = "MeanColour") -> dict[str, str]:
+    """Settings of a model that does what the tiny one does without a framework, whose start takes seconds.
+
+    For tests in which the model is not the point. `runtime` is a class of runtimes.py.
+    """
+    labels = folder / "labels.txt"
+    labels.write_text(LABELS)
+    return TINY_INPUT | {
+        "MODEL": "mean colour",
+        "MODEL_RUNTIME": f"runtimes:{runtime}",
+        "MODEL_LABELS": str(labels),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
 
 
 def tiny_spec(architecture: str, **changes: object) -> ModelSpec:
@@ -368,11 +392,5 @@ def save_tiny_model(folder: Path) -> dict[str, str]:
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=True, capture_output=True)
     labels = path.with_name("labels.txt")
-    labels.write_text("red\ngreen\nblue\ngrey\n")
-    return {
-        "MODEL": str(path),
-        "MODEL_LABELS": str(labels),
-        "IMAGE_WIDTH": "32",
-        "IMAGE_HEIGHT": "32",
-        "BATCH_SIZE": "8",
-    }
+    labels.write_text(LABELS)
+    return TINY_INPUT | {"MODEL": str(path), "MODEL_LABELS": str(labels)}

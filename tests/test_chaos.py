@@ -38,8 +38,8 @@ SHORT = {
 
 
 @pytest.fixture(scope="module")
-def rigs(tiny_model: dict[str, str]) -> Iterator[chaos.Rigs]:
-    rigs = chaos.Rigs(tiny_model)
+def rigs(light_model: dict[str, str]) -> Iterator[chaos.Rigs]:
+    rigs = chaos.Rigs(light_model | {"MODEL_RUNTIME": "runtimes:Faulty"})
     rigs.get(chaos.ProxiedRig)  # it does for most scenarios, and starting takes seconds
     yield rigs
     rigs.close()

@@ -38,9 +38,9 @@ def live_model_servers(raw: redis.Redis) -> int:
 
 
 @pytest.fixture
-def start(processes: Processes, raw: redis.Redis, tiny_model: dict[str, str]) -> Callable[..., object]:
+def start(processes: Processes, raw: redis.Redis, light_model: dict[str, str]) -> Callable[..., object]:
     def start(**settings: str) -> object:
-        process = processes.start("run_model_server.py", **(tiny_model | settings))
+        process = processes.start("run_model_server.py", **(light_model | settings))
         wait_for(lambda: "joined the queue" in output(process) or process.poll() is not None)
         assert process.poll() is None, output(process)
         return process
@@ -122,12 +122,12 @@ def test_stopped_it_loses_its_lease_and_going_on_it_is_fenced(raw: redis.Redis, 
     assert raw.llen("{image_queue}:dead") == 0
 
 
-def test_a_redis_that_restarts_is_found_again(processes: Processes, tiny_model: dict[str, str]) -> None:
+def test_a_redis_that_restarts_is_found_again(processes: Processes, light_model: dict[str, str]) -> None:
     from conftest import RedisServer
 
     own = RedisServer()
     try:
-        process = processes.start("run_model_server.py", **tiny_model, REDIS_URL=own.url)
+        process = processes.start("run_model_server.py", **light_model, REDIS_URL=own.url)
         wait_for(lambda: live_model_servers(own.client))
         own.stop()
         time.sleep(1)
@@ -160,24 +160,30 @@ def test_its_metrics_tell_batches_and_ends(raw: redis.Redis, start: Callable[...
 @pytest.mark.parametrize(
     ("settings", "status", "says"),
     [
-        ({"MODEL": "NoSuchNet"}, 2, "MODEL=NoSuchNet"),
-        ({"MODEL_WEIGHTS": "/nowhere.h5", "MODEL": "MobileNetV2"}, 2, "MODEL_WEIGHTS=/nowhere.h5"),
+        ({"MODEL": "NoSuchNet", "MODEL_RUNTIME": "auto"}, 2, "MODEL=NoSuchNet"),
         ({"MODEL_LABELS": "/nowhere.txt"}, 2, "MODEL_LABELS=/nowhere.txt"),
+        ({"MODEL_RUNTIME": "runtimes:NoSuchClass"}, 2, "MODEL_RUNTIME=runtimes:NoSuchClass cannot be imported"),
+        ({"MODEL_RUNTIME": "no_such_module:Class"}, 2, "MODEL_RUNTIME=no_such_module:Class cannot be imported"),
+        ({"MODEL_RUNTIME": "tensorflow"}, 2, "MODEL_RUNTIME"),
         # Proxies that refuse: so the download fails, and at once, also where there is a network.
-        ({"MODEL": "MobileNetV2", "IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224"}, 3, "MODEL_WEIGHTS"),
+        (
+            {"MODEL": "MobileNetV2", "MODEL_RUNTIME": "auto", "IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224"},
+            3,
+            "MODEL_WEIGHTS",
+        ),
     ],
 )
 def test_what_it_cannot_set_up_ends_it_at_once_with_what_to_set(
     processes: Processes,
     raw: redis.Redis,
-    tiny_model: dict[str, str],
+    light_model: dict[str, str],
     tmp_path: Path,
     settings: dict[str, str],
     status: int,
     says: str,
 ) -> None:
     refusing = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1", "KERAS_HOME": str(tmp_path)}
-    process = processes.start("run_model_server.py", **(tiny_model | settings | refusing))
+    process = processes.start("run_model_server.py", **(light_model | settings | refusing))
     assert process.wait(timeout=60) == status, output(process)
     assert says in output(process).splitlines()[-1]
     assert "Traceback" not in output(process)
@@ -185,12 +191,12 @@ def test_what_it_cannot_set_up_ends_it_at_once_with_what_to_set(
 
 
 def test_a_batch_that_outlasts_the_lease_is_found_out_while_warming_up(
-    processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
+    processes: Processes, raw: redis.Redis, light_model: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "faults").write_text('{"image_seconds": 0.05}')
-    settings = {"LEASE_SECONDS": "0.5", "BATCH_SIZE": "16", "MODEL_RUNTIME": "keras"}
-    slow = tiny_model | settings | {"FAULTS": str(tmp_path / "faults")}
-    process = processes.start("tests/faulty_model_server.py", **slow)
+    settings = {"LEASE_SECONDS": "0.5", "BATCH_SIZE": "16", "MODEL_RUNTIME": "runtimes:Faulty"}
+    slow = light_model | settings | {"FAULTS": str(tmp_path / "faults")}
+    process = processes.start("run_model_server.py", **slow)
     assert process.wait(timeout=60) == 2, output(process)
     assert output(process).splitlines()[-1].startswith("LEASE_SECONDS: a batch of 16 takes ")
     assert "Traceback" not in output(process)

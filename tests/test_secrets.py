@@ -94,11 +94,11 @@ def told(answer: Answer) -> str:
     return f"{answer.status} {answer.headers} {answer.body.decode(errors='replace')}"
 
 
-def test_a_service_in_trouble_tells_no_secret(tiny_model: dict[str, str]) -> None:
+def test_a_service_in_trouble_tells_no_secret(light_model: dict[str, str]) -> None:
     redis = RedisServer()
     redis.client.config_set("requirepass", PASSWORD)
     url = f"redis://:{PASSWORD}@127.0.0.1:{redis.port}/0?health_check_interval=30"
-    processes = Processes({"REDIS_URL": url, "API_KEY": f"{KEY}, {OTHER_KEY}", "METRICS_PORT": "0"} | tiny_model)
+    processes = Processes({"REDIS_URL": url, "API_KEY": f"{KEY}, {OTHER_KEY}", "METRICS_PORT": "0"} | light_model)
     port = free_port()
     web, said = f"http://127.0.0.1:{port}", []
     right = {"Authorization": f"Bearer {KEY}"}

@@ -176,9 +176,9 @@ def test_resnet50_over_http_is_keras_resnet50(processes: Processes, raw: redis.R
 
 
 def test_a_model_server_killed_under_load_loses_no_request(
-    start: Callable[..., Service], tiny_model: dict[str, str], tmp_path: Path
+    start: Callable[..., Service], light_model: dict[str, str], tmp_path: Path
 ) -> None:
-    service = start(**tiny_model)
+    service = start(**light_model)
     report = tmp_path / "report.json"
     load = subprocess.Popen(
         [
@@ -199,9 +199,9 @@ def test_a_model_server_killed_under_load_loses_no_request(
 
 
 def test_a_web_server_that_dies_is_started_again_on_the_same_port(
-    start: Callable[..., Service], tiny_model: dict[str, str]
+    start: Callable[..., Service], light_model: dict[str, str]
 ) -> None:
-    service = start(**tiny_model)
+    service = start(**light_model)
     (web_server,) = service.children("run_web_server.py")
     os.kill(web_server, signal.SIGKILL)
     wait_for(lambda: service.children("run_web_server.py") not in ([], [web_server]))
@@ -210,9 +210,9 @@ def test_a_web_server_that_dies_is_started_again_on_the_same_port(
 
 
 def test_a_model_server_that_hangs_is_told_of_once_and_once_when_it_goes_on(
-    start: Callable[..., Service], tiny_model: dict[str, str]
+    start: Callable[..., Service], light_model: dict[str, str]
 ) -> None:
-    service = start(**tiny_model, LEASE_SECONDS="1", WEB_WORKERS="1")
+    service = start(**light_model, LEASE_SECONDS="1", WEB_WORKERS="1")
     (model_server,) = service.children("run_model_server.py")
     os.kill(model_server, signal.SIGSTOP)
     try:
@@ -253,9 +253,9 @@ def test_while_redis_is_away_nobody_is_said_to_hang() -> None:
     assert watch.hangs  # who hung before still does, as far as is known
 
 
-def test_several_model_servers_share_the_work(start: Callable[..., Service], tiny_model: dict[str, str]) -> None:
+def test_several_model_servers_share_the_work(start: Callable[..., Service], light_model: dict[str, str]) -> None:
     metrics = free_port(count=2)  # one each
-    service = start("--model-servers", "2", **tiny_model, METRICS_PORT=str(metrics))
+    service = start("--model-servers", "2", **light_model, METRICS_PORT=str(metrics))
     wait_for(lambda: http("GET", f"{service.url}/readyz").json["model_servers"] == 2)
     photo = as_bytes(some_photo(), "JPEG")
     with ThreadPoolExecutor(8) as pool:
@@ -280,17 +280,17 @@ def test_without_the_imagenet_weights_it_goes_on_with_random_ones_and_says_so(
     assert service.process.wait(timeout=30) == 0
 
 
-def test_a_closed_terminal_stops_everything(start: Callable[..., Service], tiny_model: dict[str, str]) -> None:
-    service = start(**tiny_model)
+def test_a_closed_terminal_stops_everything(start: Callable[..., Service], light_model: dict[str, str]) -> None:
+    service = start(**light_model)
     everything = service.all_processes()
     service.process.send_signal(signal.SIGHUP)
     assert service.process.wait(timeout=30) == 0
     assert gone(everything)
 
 
-def test_a_reader_that_is_gone_keeps_nothing_from_stopping(tiny_model: dict[str, str]) -> None:
+def test_a_reader_that_is_gone_keeps_nothing_from_stopping(light_model: dict[str, str]) -> None:
     port = str(free_port())
-    environment = clean_environment() | tiny_model | {"WEB_PORT": port, "METRICS_PORT": "0"}
+    environment = clean_environment() | light_model | {"WEB_PORT": port, "METRICS_PORT": "0"}
     with subprocess.Popen(
         [sys.executable, str(ROOT / "run_service.py")], env=environment, stderr=subprocess.PIPE, start_new_session=True
     ) as process:

@@ -144,9 +144,9 @@ def answered_again(load: Load) -> None:
 
 
 def test_a_primary_that_is_killed_and_one_that_steps_down_cost_seconds_and_no_restart(
-    cluster: Cluster, tiny_model: dict[str, str]
+    cluster: Cluster, light_model: dict[str, str]
 ) -> None:
-    processes = Processes({"REDIS_URL": cluster.url, "METRICS_PORT": "0", "LEASE_SECONDS": "3"} | tiny_model)
+    processes = Processes({"REDIS_URL": cluster.url, "METRICS_PORT": "0", "LEASE_SECONDS": "3"} | light_model)
     port = str(free_port())
     try:
         servers = [

@@ -137,8 +137,8 @@ def test_a_client_shows_its_certificate_where_redis_asks_for_one(tmp_path: Path)
         server.remove()
 
 
-def test_a_photo_is_answered_over_tls(tls_server: TlsServer, tiny_model: dict[str, str]) -> None:
-    with_tls = Processes({"REDIS_URL": tls_server.tls_url(), "METRICS_PORT": "0"} | tiny_model)
+def test_a_photo_is_answered_over_tls(tls_server: TlsServer, light_model: dict[str, str]) -> None:
+    with_tls = Processes({"REDIS_URL": tls_server.tls_url(), "METRICS_PORT": "0"} | light_model)
     port = str(free_port())
     try:
         with_tls.start("run_model_server.py")

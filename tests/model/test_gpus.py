@@ -7,12 +7,13 @@ import pytest
 import run_service
 import settings
 from serving.model import gpus
+from serving.model.gpus import CUDA_VISIBLE_DEVICES
 
 
 @pytest.fixture
 def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(gpus, "DEVICES", tmp_path)
-    monkeypatch.delenv(gpus.CUDA_VISIBLE_DEVICES, raising=False)
+    monkeypatch.delenv(CUDA_VISIBLE_DEVICES, raising=False)
     (tmp_path / "nvidiactl").touch()  # the driver's, and none of a GPU
     return tmp_path
 
@@ -38,8 +39,12 @@ def test_what_the_environment_chooses_limits_them(devices: Path) -> None:
 
 def test_each_model_server_gets_a_gpu_in_turns(devices: Path) -> None:
     has(devices, 0, 1)
-    assert gpus.pinned(3, None) == [{gpus.CUDA_VISIBLE_DEVICES: "0"}, {gpus.CUDA_VISIBLE_DEVICES: "1"}, {gpus.CUDA_VISIBLE_DEVICES: "0"}]
-    assert gpus.pinned(2, "5,7") == [{gpus.CUDA_VISIBLE_DEVICES: "5"}, {gpus.CUDA_VISIBLE_DEVICES: "7"}]
+    assert gpus.pinned(3, None) == [
+        {CUDA_VISIBLE_DEVICES: "0"},
+        {CUDA_VISIBLE_DEVICES: "1"},
+        {CUDA_VISIBLE_DEVICES: "0"},
+    ]
+    assert gpus.pinned(2, "5,7") == [{CUDA_VISIBLE_DEVICES: "5"}, {CUDA_VISIBLE_DEVICES: "7"}]
 
 
 def test_where_there_is_nothing_to_choose_nothing_is_said(devices: Path) -> None:
@@ -54,5 +59,5 @@ def test_one_model_server_for_each_gpu_unless_told_otherwise(devices: Path, monk
     assert run_service.how_many_model_servers(settings.Settings()) == 3
     assert run_service.how_many_model_servers(settings.Settings(model_runtime="openvino")) == 1
     assert run_service.how_many_model_servers(settings.Settings(model_servers=2)) == 2
-    monkeypatch.setenv(gpus.CUDA_VISIBLE_DEVICES, "1")
+    monkeypatch.setenv(CUDA_VISIBLE_DEVICES, "1")
     assert run_service.how_many_model_servers(settings.Settings()) == 1
