@@ -1,10 +1,10 @@
-"""An image as text that can travel, and back.
+"""An image -> text that travels in a job, and back.
 
     pixels (height, width, 3) uint8 0..255  -- encode_image -->  base64  -- decode_image -->  the same pixels
 
-Two encodings: `uint8`, the pixels themselves, 200,704 characters at 224×224; and `float32`, the wire of the
-tutorial that this service descends from, 802,816 characters, in ResNet50's normalisation: channels in the
-order blue, green, red, less ImageNet's mean of each (the `caffe` mode of keras.applications.imagenet_utils).
+There are two encodings. `uint8` is the pixels themselves, 200,704 characters at 224×224. `float32` is the encoding of the
+tutorial from which this service descends, 802,816 characters, in ResNet50's normalisation: channels in the order blue,
+green, red, less ImageNet's mean of each (the `caffe` mode of keras.applications.imagenet_utils).
 """
 
 import binascii
@@ -17,19 +17,19 @@ IMAGENET_MEAN_BGR = np.array([103.939, 116.779, 123.68], dtype=np.float32)
 
 
 def encode_image(pixels: np.ndarray, dtype: str) -> str:
-    """Encode pixels (height, width, 3) uint8 0..255 as base64 text; `dtype` is `uint8` or `float32`."""
+    """Encode pixels (height, width, 3), uint8 0..255, as base64 text. `dtype` is `uint8` or `float32`."""
     if dtype == "float32":
         pixels = pixels[..., ::-1].astype(np.float32) - IMAGENET_MEAN_BGR
     return pybase64.b64encode_as_string(np.ascontiguousarray(pixels).data)
 
 
 def decode_image(text: str, shape: tuple[int, int, int], dtype: str | None = None) -> np.ndarray:
-    """Decode what `encode_image` made: pixels of `shape` (height, width, 3), uint8 0..255, read-only.
+    """Decode text that `encode_image` made, to pixels of `shape` (height, width, 3), uint8 0..255, read-only.
 
-    Without a dtype, as in a job of the tutorial's, the length tells which of the two it is.
+    Without a dtype, as in a job of the tutorial, the length tells whether the text holds uint8 or float32.
 
     Raises:
-        ValueError: not base64, a length that fits neither dtype, or floats that are no normalised pixels.
+        ValueError: the text is not base64, its length does not fit, or its floats are no normalised pixels.
     """
     try:
         raw = pybase64.b64decode(text, validate=True)
@@ -46,11 +46,11 @@ def decode_image(text: str, shape: tuple[int, int, int], dtype: str | None = Non
 
 
 def _denormalise(floats: np.ndarray) -> np.ndarray:
-    """Undo ResNet50's normalisation: (…, 3) float32 blue-green-red -> the uint8 pixels it was made of.
+    """Undo ResNet50's normalisation: (…, 3) float32, blue-green-red -> the uint8 pixels, red-green-blue.
 
-    Exact, since those were whole numbers; so one graph, from uint8, serves both wires and every model.
+    The result is exact, because the pixels were whole numbers. So one graph, which takes uint8, serves both encodings.
     """
-    with np.errstate(invalid="ignore"):  # a NaN that signals would make numpy warn; it is refused below
+    with np.errstate(invalid="ignore"):  # numpy would warn of a signalling NaN, which is refused below
         pixels = np.rint((floats + IMAGENET_MEAN_BGR)[..., ::-1])
     if not (pixels.min() >= 0 and pixels.max() <= 255):  # `not`: true for NaN as well
         raise ValueError("the image's float32 values are not pixels in ResNet50's normalisation")

@@ -1,14 +1,14 @@
-"""The web server: an uploaded image comes in, its likeliest labels go out.
+"""The web server: an uploaded image comes in, its most likely labels go out.
 
     POST /predict -- uploads: read the image --> classify: gates, decode, resize, base64 --> job
                                                                                               |
     JSON <-- predict: body of a 200 <-- classify: wait <-- ticket <-- jobs/web_side <-- submit to the queue
 
-`python run_web_server.py` runs it under gunicorn, an event loop a process. It never imports Keras: it scales with CPUs,
-not with GPUs. See settings.py, or docs/settings.md, for what the environment sets.
+`python run_web_server.py` runs the web server under gunicorn, with one event loop in each process. The web server never
+imports Keras: it needs CPUs, not GPUs. Settings come from the environment; docs/settings.md lists them.
 """
 
-if __name__ == "__main__":  # before anything is imported that waits
+if __name__ == "__main__":  # before the imports of modules that wait
     from serving.web.patch import patch
 
     patch()
@@ -27,13 +27,13 @@ from serving.jobs.web_side import WebSide
 from serving.web import access, heap, openapi, pages, predict, problems, server, uploads
 from serving.web.classify import ImageOptions, Pool, PredictionService
 
-# No command here blocks in Redis, so that one which takes this long has failed.
+# No command of the web server blocks in Redis, so a command that takes this long has failed.
 REDIS_TIMEOUT_SECONDS = 3.0
 
 
 def create_app(config: settings.Settings, pool: Pool) -> Flask:
-    """The Flask application of one web process, from its parts. It starts nothing: `start_app` does."""
-    # Imported late: its library looks for the directory that the processes share as it is imported.
+    """The Flask application of one web process, made of its parts; `pool` decodes large images. It starts nothing."""
+    # Imported late: as its library is imported, it looks for the directory that the processes share.
     from serving.telemetry.metrics import WebMetrics
 
     app = Flask(__name__, static_folder=None)
@@ -55,7 +55,7 @@ def create_app(config: settings.Settings, pool: Pool) -> Flask:
 
 
 def start_app(config: settings.Settings) -> Flask:
-    """The application, with what works for all its requests: what each web process serves."""
+    """The application that a web process serves: `create_app`, with the web side's threads started."""
     app = create_app(config, server.decoding_pool())
     app.extensions["web side"].start()
     return app
@@ -72,7 +72,7 @@ def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
 
 
 def image_options(config: settings.Settings) -> ImageOptions:
-    """What becomes of an image."""
+    """What an image is turned into, and how long its client waits."""
     return ImageOptions(
         width=config.image_width,
         height=config.image_height,
@@ -84,13 +84,13 @@ def image_options(config: settings.Settings) -> ImageOptions:
 
 
 def describe(config: settings.Settings) -> dict[str, object]:
-    """The service's description, for /openapi.json."""
+    """The API's description, for /openapi.json."""
     asks_for_key = bool(config.api_keys())
     return openapi.describe(max_upload_bytes=config.max_upload_bytes, formats=FORMATS, asks_for_key=asks_for_key)
 
 
 def main() -> int:
-    """Check the settings and Redis, then serve; the exit status: 0 stopped, 2 wrong settings."""
+    """Check the settings and Redis, then serve until told to stop. The exit status: 0 stopped, 2 cannot start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     config = settings.load()

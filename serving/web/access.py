@@ -1,4 +1,4 @@
-"""Checks the API key, and says what every answer's headers let a browser do. The only module that knows Flask-CORS."""
+"""Checks the API key, and sets the headers that tell a browser what it may do with an answer."""
 
 import hmac
 import ipaddress
@@ -11,19 +11,19 @@ from serving.errors import Forbidden, Unauthorized
 
 ALWAYS = {
     "X-Content-Type-Options": "nosniff",
-    # For JSON; the page for people has a policy of its own. X-Frame-Options: the same, for old browsers.
+    # The policy of JSON; the page for people sets its own. X-Frame-Options says the same to old browsers.
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    # No page elsewhere may embed an answer; whom CORS lets read it, this does not concern.
+    # No page of another origin may embed an answer; it may still read one if CORS allows it.
     "Cross-Origin-Resource-Policy": "same-origin",
-    # What is in somebody's picture is nobody else's business, and an error or a state is true for a moment only.
+    # What a picture shows is private, and an error or a state is true for a moment only.
     "Cache-Control": "no-store",
 }
-# Not /metrics: without a key it is answered on this very machine, hence to any page that a browser there shows.
+# Not /metrics: without a key, programs on this machine may read it, so any page in a browser here could.
 SHARED_PATHS = ("/predict", "/healthz", "/readyz", "/openapi.json")
 PREFLIGHT_GOOD_FOR_SECONDS = 600
-# A proxy on this machine hands on what comes from anywhere; such a header tells of one.
+# A proxy on this machine passes on requests from anywhere; these headers give it away.
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "via", "x-real-ip")
 
 
@@ -42,19 +42,19 @@ def _add_headers(response: Response) -> Response:
 
 
 def check_key() -> None:
-    """Raises Unauthorized unless the service asks for no key (API_KEYS is empty), or the request gives one of them."""
+    """Raises Unauthorized unless the request gives one of API_KEYS, or API_KEYS is empty."""
     keys: Sequence[str] = current_app.config["API_KEYS"]
     if not keys:
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # Every key is compared, each in constant time, so that the time taken tells nothing about them.
+    # Compare with every key, each in constant time, so that the time tells nothing about the keys.
     right = sum(hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys)
     if not (right and scheme.lower() == "bearer"):
         raise Unauthorized("This service asks for a key: send the header Authorization: Bearer <key>.")
 
 
 def check_reader() -> None:
-    """Whoever reads what is told about the service: with a key where one is asked for, else from this machine alone.
+    """Check a client that wants to know about the service: it needs a key, or, where API_KEYS is empty, to be local.
 
     Raises Unauthorized, Forbidden.
     """
@@ -65,21 +65,22 @@ def check_reader() -> None:
 
 
 def check_local() -> None:
-    """Raises Forbidden unless the client runs on this very machine and no proxy brought its request."""
+    """Raises Forbidden unless the client runs on this very machine and its request came through no proxy."""
     peer = ipaddress.ip_address(request.remote_addr or "0.0.0.0")  # noqa: S104
-    peer = getattr(peer, "ipv4_mapped", None) or peer  # ::ffff:127.0.0.1, where one socket serves both
+    peer = getattr(peer, "ipv4_mapped", None) or peer  # ::ffff:127.0.0.1, from a socket that serves IPv4 and IPv6
     passed_on = any(name.lower().startswith(PROXY_HEADERS) for name, _ in request.headers)
     if passed_on or not peer.is_loopback:
         raise Forbidden(
-            "Without an API key this page is answered to programs on the service's own machine alone. Set API_KEY "
-            "there, and send it: Authorization: Bearer <key>."
+            "Without an API key only programs on the service's own machine may read this page. Set API_KEY there, and "
+            "send it: Authorization: Bearer <key>."
         )
 
 
 def allow_cross_origin(app: Flask, *, allowed_origins: Sequence[str]) -> None:
-    """Let pages of `allowed_origins` ask; to be called before the first route is added.
+    """Let pages of `allowed_origins` (scheme://host:port, or * alone) use SHARED_PATHS and read the answers.
 
-    Pages of no other origin, with an empty list of none, get leave to read anything: their preflight is a 405.
+    Pages of other origins may read nothing; with an empty list their preflight is a 405. To be called before the first
+    route is added.
     """
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = bool(allowed_origins)
     if allowed_origins:
@@ -90,7 +91,7 @@ def allow_cross_origin(app: Flask, *, allowed_origins: Sequence[str]) -> None:
             methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
-            # The key travels in a header that the page sets itself: no cookie, nothing that a browser adds unasked.
+            # A page sends the key in a header that it sets itself, so no browser need add a cookie.
             supports_credentials=False,
             send_wildcard=True,
             always_send=False,

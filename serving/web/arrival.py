@@ -1,7 +1,6 @@
-"""Limits how long a connection waits for a head and then for a body, and drains a body that nobody reads. It knows
-gevent, and of gunicorn only what it is handed.
+"""Limits how long a connection waits for a head and then for a body, and drains a body that nobody reads.
 
-    silence -- first byte --> head, 20 s --> body, 20 s and longer while it comes --> answer --> drain --> silence
+silence -- first byte --> head, 20 s --> body, 20 s and longer while it comes --> answer --> drain --> silence
 """
 
 import contextlib
@@ -16,22 +15,26 @@ import gevent.monkey
 
 from serving.errors import Unavailable
 
-# Longer than the 60 s after which the usual load balancers drop an idle connection: they must be first.
+# The usual load balancers drop an idle connection after 60 s, and must do so before we do.
 KEEP_ALIVE_SECONDS = 75.0
-# A head, and then a body, have this long to arrive; a body longer as long as it comes at this rate.
+# A head, and then a body, may take this long to arrive; a body may take longer while it comes at this rate.
 ARRIVAL_SECONDS, SLOWEST_BYTES_A_SECOND = 20.0, 10_000
 PIECE_BYTES = 64 * 1024
-# What is left of a refused body is read and thrown away, so that the connection can go on; beyond it, it is closed.
+# So much of a refused body is read and thrown away, so that the connection can go on; with more left it is closed.
 DRAIN_BYTES = 64 * 1024 * 1024
 LINGER_SECONDS = 2.0
-READABLE = 1  # what a watcher of gevent's loop calls it
+READABLE = 1  # the event of gevent's loop
 
 
 class ArrivingHead:
-    """A connection that waits for the head of a request, for so long; then the wait ends as if the client had gone.
+    """A connection that waits for the head of a request; `with` it the wait ends in time, as if the client had gone.
 
-    A new connection has ARRIVAL_SECONDS for a head. A kept one may be silent for KEEP_ALIVE_SECONDS, and then has as
-    long as a new one. In a process that stops, a silent connection is let go at once.
+    A head has ARRIVAL_SECONDS to arrive. Before each head but the first, the connection may be silent for
+    KEEP_ALIVE_SECONDS. In a process that stops, a silent connection is let go at once.
+
+    Args:
+        greenlet: serves the connection, and waits in the `with` block.
+        connection: the client's socket.
     """
 
     def __init__(self, greenlet: gevent.Greenlet, connection: socket.socket) -> None:
@@ -39,7 +42,7 @@ class ArrivingHead:
         self.request: Any = None  # gunicorn's, once its head has come
         self._silence_seconds = ARRIVAL_SECONDS
         self._is_silent = False
-        self._over = gevent.Timeout()  # never started: it is what is thrown, by whom it may concern
+        self._over = gevent.Timeout()  # never started: the timer, or `_let_go`, throws it into the greenlet
         self._loop = gevent.get_hub().loop
         self._timer, self._first_byte = self._loop.timer(0), self._loop.io(self.connection.fileno(), READABLE)
 
@@ -56,8 +59,8 @@ class ArrivingHead:
         return error is self._over
 
     def let_go_if_silent(self) -> None:
-        """End the wait unless a request is coming, or is being answered."""
-        self._loop.run_callback(self._let_go)  # what is thrown from a greenlet would never come back to it
+        """End the wait, unless a request is coming or being answered."""
+        self._loop.run_callback(self._let_go)  # a greenlet that throws into another would not run on by itself
 
     def _let_go(self) -> None:
         if self._is_silent and not is_readable(self.connection):
@@ -65,7 +68,7 @@ class ArrivingHead:
             self._greenlet.throw(self._over)
 
     def close(self) -> None:
-        """The connection has ended."""
+        """Free the timer and the watcher of a connection that has ended."""
         self._timer.close()
         self._first_byte.close()
 
@@ -81,13 +84,13 @@ class ArrivingHead:
 
 
 class RequestBody(io.RawIOBase):
-    """The body of one request, which must arrive in time; what the application leaves of it is drained.
+    """The body of one request, which must arrive in time; the part that the application does not read is drained.
 
     Args:
-        body: gunicorn's, which has a `read`.
-        length: bytes; None: not known, as it comes in chunks.
-        request: gunicorn's, which has a `force_close`.
-        connection: the client's, to linger on after a body that failed; None: not at all.
+        body: gunicorn's body, which has a `read`.
+        length: bytes; None if the body comes in chunks, so that its length is not known.
+        request: gunicorn's request, which has a `force_close`.
+        connection: the client's socket, on which to linger after a body that failed; None: do not linger.
     """
 
     in_hand = 0  # bytes that the requests of this process have read
@@ -102,18 +105,20 @@ class RequestBody(io.RawIOBase):
         self._is_at_end = self._has_failed = False
 
     def readable(self) -> bool:
+        """True: part of Python's protocol of a file."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill a buffer of bytes; returns how many were read, fewer only at the end. Raises as `read` does."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def read(self, size: int | None = -1) -> bytes:
-        """At most `size` bytes, all with -1; fewer only at the end.
+        """Read `size` bytes, or all with -1; fewer only at the end.
 
         Raises:
-            OSError: the body did not arrive in time, broke off, or has chunks that are none.
+            OSError: the body did not arrive in time, broke off, or has chunks that are malformed.
             Unavailable: the requests of this process hold too many bytes already.
         """
         pieces: list[bytes] = []
@@ -128,12 +133,15 @@ class RequestBody(io.RawIOBase):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def before_the_answer(self) -> None:
-        """The answer is about to be sent: may the connection go on after it?"""
+        """Have the answer close the connection if it cannot go on: the body failed, or too much of it is left."""
         if self._has_failed or (self._left or 0) > DRAIN_BYTES:
             self._request.force_close()
 
     def after_the_answer(self) -> None:
-        """Drain what was not read: a connection closed on it would take the answer along, and its next request."""
+        """Drain what the application did not read.
+
+        A connection that is closed while the client sends is reset: the answer, and the next request, would be lost.
+        """
         RequestBody.in_hand -= self._received
         if self._has_failed and self._connection is not None:
             linger(b"", self._connection)
@@ -148,10 +156,10 @@ class RequestBody(io.RawIOBase):
         try:
             with gevent.Timeout(self._until - time.monotonic(), TimeoutError("it did not arrive in time")):
                 piece: bytes = self._body.read(size)
-        except Exception as error:  # of gunicorn's parser: it has no name for all of them that is documented
+        except Exception as error:  # gunicorn documents no name for the errors of its parser
             self._has_failed = True
             raise OSError(str(error)) from error
-        if not piece and self._left:  # gunicorn takes that for its end: half an image would go on its way
+        if not piece and self._left:  # gunicorn calls this the end, so that half an image would be read as a whole
             self._has_failed = True
             raise OSError(f"it broke off, {self._left:,} bytes before its end")
         self._until += len(piece) / SLOWEST_BYTES_A_SECOND
@@ -162,8 +170,10 @@ class RequestBody(io.RawIOBase):
 
 
 def linger(last_words: bytes, client: socket.socket) -> None:
-    """Send the last words of a connection, and wait a little for the client to read them: closed on what it is
-    sending yet, the connection would be reset, and they with it."""
+    """Send the last bytes of a connection, and wait up to LINGER_SECONDS for the client to close its end.
+
+    A connection that is closed while the client sends is reset, and the client would never read the last bytes.
+    """
     with contextlib.suppress(OSError), gevent.Timeout(LINGER_SECONDS, False):
         client.sendall(last_words)
         client.shutdown(socket.SHUT_WR)
@@ -172,7 +182,7 @@ def linger(last_words: bytes, client: socket.socket) -> None:
 
 
 def is_readable(connection: socket.socket) -> bool:
-    """Whether there is something to read, or to accept, or the end has come; without waiting."""
+    """Whether a connection has bytes to read or has ended, or a listener has a connection to accept; does not wait."""
     poll = gevent.monkey.get_original("select", "poll")()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(0))

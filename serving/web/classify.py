@@ -2,8 +2,8 @@
 
     upload -- gates: room? place? --> decode, resize --> base64 --> job -- submit: room still? --> ticket --> answer
 
-A request decodes an image of up to LARGE_PIXELS itself. One of few real threads decodes one that takes longer, so that
-other requests go on meanwhile.
+A request decodes an ordinary image itself. If an image takes longer than LARGE_PIXELS, one of few real threads decodes
+it, so that other requests go on meanwhile.
 """
 
 import contextlib
@@ -22,36 +22,36 @@ from serving.jobs.job import Job
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
 
-# Of work, see images.decode.pixels_of_work: docs/decisions/027 has what images of either side take.
+# As images.decode.pixels_of_work counts. docs/decisions/027 has how long images below and above take.
 LARGE_PIXELS = 2_000_000
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What becomes of an image, and how long its client waits."""
+    """What an image is turned into, and how long its client waits."""
 
     width: int  # of the model's input, pixels
-    height: int
-    dtype: str  # as it travels: uint8 or float32
+    height: int  # of the model's input, pixels
+    dtype: str  # in which the pixels travel: uint8 or float32
     max_pixels: int  # of an upload, width × height
-    timeout_seconds: float  # a request not answered by then ends
-    poll_seconds: float  # how often it is looked whether the client has hung up
+    timeout_seconds: float  # from the request to its answer, at most
+    poll_seconds: float  # between two looks whether the client has hung up
 
 
 class Pool(Protocol):
-    """Few real threads: gevent's ThreadPool, or that of multiprocessing.pool."""
+    """Few real threads: gevent's ThreadPool, or multiprocessing.pool's."""
 
     def apply(self, function: Callable[..., Any], arguments: Sequence[Any], /) -> Any:
-        """Call a function in one of the threads, when one is free, and wait for what it returns or raises."""
+        """Call a function in a thread as soon as one is free; returns what it returns, raises what it raises."""
 
 
 class PredictionService:
-    """Takes uploads, gives answers; safe to share between threads.
+    """Takes uploads and gives answers; threads may share it.
 
     Args:
-        web_side: takes jobs, and brings answers.
-        options: what becomes of an image.
-        places: requests in hand at once, from the gates to the answer.
+        web_side: takes jobs and brings answers.
+        options: what an image is turned into, and how long its client waits.
+        places: how many requests may be in hand at once, from the gates to the answer.
         pool: decodes large images.
     """
 
@@ -60,29 +60,32 @@ class PredictionService:
         self._places = Places(places)
 
     def predict(self, upload: bytes, came: float, connection: socket.socket | None = None) -> str:
-        """Classify an image: the answer of a model server, JSON.
+        """Classify an image; returns a model server's answer, JSON text.
 
         Args:
             upload: the bytes of the image file.
-            came: when the request came, monotonic seconds; its deadline counts from there.
-            connection: of the client, who may hang up.
+            came: when the request came, monotonic seconds; its deadline counts from here.
+            connection: the client's socket, by which to notice that it hung up; None: do not look.
 
         Raises:
-            Unavailable: a gate is closed; QueueFull, QueueAway.
+            Unavailable: a gate is closed (QueueFull, QueueAway, or no place is free).
             TooLarge, UnsupportedFormat, UndecodableImage: see images.decode.
-            TimedOut: no answer within the timeout.
-            ClientGone: nobody waits for the answer.
+            TimedOut: no answer came within the timeout.
+            ClientGone: the client hung up.
         """
         until = came + self._options.timeout_seconds
         with self.admit(upload, until) as ticket:
-            del upload  # as many requests wait as there are places, and each upload may have 16 MB
+            del upload  # a process has 256 places by default, and each upload may have 16 MB
             return self.wait(ticket, until, connection)
 
     @contextlib.contextmanager
     def admit(self, upload: bytes, until: float) -> Iterator[Ticket]:
-        """Lead an image through the gates to its ticket. The block holds its place, and at its end gives up the job,
-        unless the answer came. Raises what `predict` raises before it waits."""
-        # To the back of the line: an event loop runs what has just arrived before what was woken, answers among it.
+        """Lead an image through the gates to its ticket, for a `with` block. Its deadline is `until`, monotonic seconds.
+
+        The block holds one place. At its end the job is given up, unless the answer came. Raises what `predict` raises
+        before it waits.
+        """
+        # Let others run first: an event loop runs new requests before those that were woken, with answers among them.
         time.sleep(0)
         self._web_side.check_room()  # 503: too many images wait already
         with self._places.hold():  # 503: too many requests are in hand already
@@ -92,14 +95,19 @@ class PredictionService:
                 yield ticket
 
     def wait(self, ticket: Ticket, until: float, connection: socket.socket | None = None) -> str:
-        """Wait for the answer until `until`, monotonic seconds. Raises TimedOut, ClientGone."""
+        """Wait for the answer, JSON text, until `until`, monotonic seconds.
+
+        Raises:
+            TimedOut: no answer came by then.
+            ClientGone: the client closed `connection`, its socket.
+        """
         while (answer := ticket.wait(min(until, time.monotonic() + self._options.poll_seconds))) is None:
             if connection is not None and has_hung_up(connection):
                 raise ClientGone("The client hung up.")
             if time.monotonic() >= until:
                 raise TimedOut(
-                    f"No answer within {self._options.timeout_seconds:g} s. The service is busy, or its model server "
-                    "is away: try again."
+                    f"No answer came within {self._options.timeout_seconds:g} s. The service is busy, or its model "
+                    "server is away. Try again."
                 )
         return answer
 
@@ -122,7 +130,11 @@ class PredictionService:
 
 
 class Places:
-    """How many requests one process has in hand; who finds no place is refused at once instead of waiting for one."""
+    """Limits how many requests one process has in hand. A request that finds no place is refused at once.
+
+    Args:
+        count: how many places there are, at least 1.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -130,7 +142,7 @@ class Places:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold one of the places. Raises Unavailable."""
+        """Hold one place as long as a `with` block lasts. Raises Unavailable when none is free."""
         if not self._free.acquire(blocking=False):
             raise Unavailable(f"{self._count} requests are in hand already. Try again in a moment.")
         try:
@@ -140,10 +152,10 @@ class Places:
 
 
 def has_hung_up(connection: socket.socket) -> bool:
-    """Whether a client has closed its connection, or its half of it; what it sends yet stays unread."""
+    """Whether a client has closed its connection or its half of it. Bytes that it has sent stay unread."""
     waits = connection.gettimeout()
     try:
-        connection.settimeout(0.0)  # no flag: gevent's sockets wait all the same with MSG_DONTWAIT
+        connection.settimeout(0.0)  # not MSG_DONTWAIT: gevent's sockets ignore this flag, and wait
         return connection.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
         return False

@@ -1,4 +1,4 @@
-"""What the web server answers besides predictions: the page for people, and pages for machines."""
+"""The web server's pages besides POST /predict: one for people, and some for machines."""
 
 import contextlib
 from pathlib import Path
@@ -23,14 +23,21 @@ blueprint = Blueprint("pages", __name__)
 
 
 def add_to(app: Flask, queue: JobQueue, counts: "WebMetrics", description: dict[str, Any]) -> None:
-    """Have `app` answer them, from `queue`, `counts` and the `description` for /openapi.json."""
+    """Have `app` answer these pages.
+
+    Args:
+        app: gets the routes.
+        queue: is asked whether the service is ready, and how many jobs wait.
+        counts: renders /metrics.
+        description: the content of /openapi.json, ready for JSON.
+    """
     app.extensions["queue"], app.extensions["counts"], app.extensions["description"] = queue, counts, description
     app.register_blueprint(blueprint)
 
 
 @blueprint.get("/")
 def page() -> Response:
-    """The page for people."""
+    """GET /: the page for people."""
     response = Response(PAGE, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = PAGE_POLICY
     return response
@@ -38,13 +45,13 @@ def page() -> Response:
 
 @blueprint.get("/healthz")
 def healthz() -> Response:
-    """This process lives."""
+    """GET /healthz: this process is alive."""
     return jsonify(alive=True)
 
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """Redis answers, and a model server holds a lease. Raises Unavailable."""
+    """GET /readyz: Redis answers, and a model server holds a lease. Raises Unavailable, QueueAway."""
     queue: JobQueue = current_app.extensions["queue"]
     model_servers = queue.live_model_servers()
     if not model_servers:
@@ -54,11 +61,11 @@ def readyz() -> Response:
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    """What was counted, for Prometheus."""
+    """GET /metrics: counts and durations, for Prometheus. Raises Unauthorized, Forbidden."""
     access.check_reader()
     queue: JobQueue = current_app.extensions["queue"]
     waiting = model_servers = None
-    with contextlib.suppress(QueueAway):  # what else is counted matters all the more then
+    with contextlib.suppress(QueueAway):  # while Redis is away the other counts matter all the more
         waiting, model_servers = queue.waiting(), queue.live_model_servers()
     body, content_type = current_app.extensions["counts"].render(waiting, model_servers)
     return Response(body, content_type=content_type)
@@ -66,5 +73,5 @@ def metrics() -> Response:
 
 @blueprint.get("/openapi.json")
 def openapi() -> Response:
-    """The service's description for machines."""
+    """GET /openapi.json: the API's description."""
     return jsonify(current_app.extensions["description"])

@@ -19,18 +19,18 @@ blueprint = Blueprint("predict", __name__)
 
 
 def add_to(app: Flask, service: PredictionService, counts: "WebMetrics") -> None:
-    """Have `app` answer POST /predict by `service`, and note each answer in `counts`."""
+    """Have `app` answer POST /predict with `service`, and count each answer in `counts`."""
     app.extensions["prediction service"], app.extensions["counts"] = service, counts
     app.register_blueprint(blueprint)
 
 
 @blueprint.post("/predict")
 def predict() -> Response:
-    """An image -> its likeliest labels."""
+    """POST /predict: an image -> its most likely labels. Raises RequestError, in any of its kinds."""
     service: PredictionService = current_app.extensions["prediction service"]
     access.check_key()
     answer = service.predict(
-        # Named nowhere here: while the request waits, nobody holds the upload.
+        # The upload gets no name here, so that its memory is free while the request waits.
         uploads.read_image(request, current_app.config["MAX_UPLOAD_BYTES"]),
         g.came,
         request.environ.get("service.connection"),
@@ -40,25 +40,25 @@ def predict() -> Response:
 
 @blueprint.before_request
 def start_clock() -> None:
-    """The request's deadline, and its duration, count from here."""
+    """Note when the request came: its deadline and its duration count from here."""
     g.came = time.monotonic()
 
 
 @blueprint.after_request
 def count(response: Response) -> Response:
-    """Note an answer of this door, whatever it says."""
-    if request.method == "OPTIONS":  # a browser's question, no prediction
+    """Count an answer of POST /predict, of any status; returns the answer as it is."""
+    if request.method == "OPTIONS":  # a browser's preflight, no prediction
         return response
     try:
         current_app.extensions["counts"].answered(response.status_code, time.monotonic() - g.came)
-    except OSError:  # its files are gone, or the disk is full: no reason to spoil an answer
+    except OSError:  # the files of the counts are gone, or the disk is full; the answer is good all the same
         log.exception("a request was not counted")
     return response
 
 
 def read_answer(answer: str) -> str:
-    """A model server's answer, JSON -> the body of a 200. Raises ModelFailed."""
-    if answer.startswith("["):  # the usual one, which is passed on as it is
+    """Turn a model server's answer, JSON text, into the body of a 200. Raises ModelFailed if the answer is an error."""
+    if answer.startswith("["):  # the usual answer is passed on as it is
         return f'{{"success":true,"predictions":{answer}}}\n'
     parsed = json.loads(answer)
     if "error" in parsed:

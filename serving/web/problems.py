@@ -1,4 +1,4 @@
-"""Every error is JSON: {"success": false, "error": "… what was wrong, what to do …"}."""
+"""Errors -> answers: {"success": false, "error": "… what was wrong, what to do …"}."""
 
 import logging
 
@@ -11,16 +11,16 @@ log = logging.getLogger(__name__)
 
 
 def add_to(app: Flask) -> None:
-    """Have `app` answer its errors so."""
+    """Have `app` answer every error as JSON."""
     app.register_error_handler(RequestError, request_error)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, unexpected)
 
 
 def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
-    """One of ours, which says it all."""
+    """The answer to one of our own errors: its message, its status, its headers."""
     if error.__cause__ is not None and error.status >= 500:
-        # Not its repr: of Redis's errors that names no more than the class.
+        # Not the repr of the cause: that of Redis's errors tells only their class.
         log.warning("%s %s: %s: %s", request.method, request.path, type(error.__cause__).__name__, error.__cause__)
     headers = {}
     if isinstance(error, Unavailable):
@@ -31,7 +31,7 @@ def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
 
 
 def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
-    """One of Flask's, in words of ours."""
+    """The answer to one of Flask's errors, in our words: its body, its status, its headers."""
     code = error.code or 500
     says = {
         404: "There is no such page. Images go to POST /predict; GET / is the page for people.",
@@ -43,6 +43,6 @@ def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
 
 
 def unexpected(error: Exception) -> tuple[Response, int]:
-    """One that nobody has thought of."""
+    """The answer to an error that nobody has thought of, which goes to the log: its body, its status."""
     log.error("%s %s failed", request.method, request.path, exc_info=error)
     return jsonify(success=False, error="The web server failed on this request; its log says why."), 500
