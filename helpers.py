@@ -2,7 +2,7 @@
 
     pixels (height, width, 3) uint8 0..255  -- encode_image -->  base64  -- decode_image -->  the same pixels
 
-There are two encodings. `uint8` is the pixels themselves, 200,704 characters at 224×224. `float32` is the encoding of the
+There are two encodings. `uint8` is the pixels themselves, 200,704 characters at 224×224. `float32` is that of the
 tutorial from which this service descends, 802,816 characters, in ResNet50's normalisation: channels in the order blue,
 green, red, less ImageNet's mean of each (the `caffe` mode of keras.applications.imagenet_utils).
 """

@@ -80,10 +80,10 @@ class PredictionService:
 
     @contextlib.contextmanager
     def admit(self, upload: bytes, until: float) -> Iterator[Ticket]:
-        """Lead an image through the gates to its ticket, for a `with` block. Its deadline is `until`, monotonic seconds.
+        """Lead an image through the gates to its ticket, for a `with` block.
 
-        The block holds one place. At its end the job is given up, unless the answer came. Raises what `predict` raises
-        before it waits.
+        The job's deadline is `until`, monotonic seconds. The block holds one place; at its end the job is given up,
+        unless the answer came. Raises what `predict` raises before it waits.
         """
         # Let others run first: an event loop runs new requests before those that were woken, with answers among them.
         time.sleep(0)

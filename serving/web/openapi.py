@@ -14,38 +14,7 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
         formats: names of the image formats that the service reads.
         asks_for_key: whether the service has API keys.
     """
-    refused, elsewhere = (401, {403}) if asks_for_key else (403, {401, 403})
-    binary = {"schema": {"type": "string", "format": "binary", "maxLength": max_upload_bytes}}
-    predict: dict[str, Any] = {
-        "summary": "Classify an image",
-        "operationId": "predict",
-        "requestBody": {
-            "required": True,
-            "description": f"An image: {', '.join(formats)}, at most {max_upload_bytes:,} bytes",
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["image"],
-                        "properties": {"image": {"type": "string", "format": "binary"}},
-                    }
-                },
-                **{f"image/{name.lower()}": binary for name in formats},
-            },
-        },
-        "responses": {
-            "200": _answer("The most likely labels, most likely first", "Predictions"),
-            **{str(status): _error(status) for status in statuses() if status not in elsewhere},
-        },
-    }
-    metrics: dict[str, Any] = {
-        "summary": "The service's counts and durations, for Prometheus",
-        "operationId": "metrics",
-        "responses": {
-            "200": {"description": "The counts", "content": {"text/plain": {"schema": {"type": "string"}}}},
-            str(refused): _error(refused),
-        },
-    }
+    predict, metrics = _predict(max_upload_bytes, formats, asks_for_key), _metrics(asks_for_key)
     ready = _page("readyz", "Redis answers, and a model server is ready", "Ready")
     ready["responses"]["503"] = _error(503, "Redis is away, or no model server is ready.")
     if asks_for_key:
@@ -60,6 +29,44 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
             "/metrics": {"get": metrics},
         },
         "components": {"schemas": _SCHEMAS, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+
+
+def _predict(max_upload_bytes: int, formats: Sequence[str], asks_for_key: bool) -> dict[str, Any]:
+    binary = {"schema": {"type": "string", "format": "binary", "maxLength": max_upload_bytes}}
+    form = {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": {"type": "string", "format": "binary"}},
+    }
+    elsewhere = {403} if asks_for_key else {401, 403}
+    return {
+        "summary": "Classify an image",
+        "operationId": "predict",
+        "requestBody": {
+            "required": True,
+            "description": f"An image: {', '.join(formats)}, at most {max_upload_bytes:,} bytes",
+            "content": {
+                "multipart/form-data": {"schema": form},
+                **{f"image/{name.lower()}": binary for name in formats},
+            },
+        },
+        "responses": {
+            "200": _answer("The most likely labels, most likely first", "Predictions"),
+            **{str(status): _error(status) for status in statuses() if status not in elsewhere},
+        },
+    }
+
+
+def _metrics(asks_for_key: bool) -> dict[str, Any]:
+    refused = 401 if asks_for_key else 403
+    return {
+        "summary": "The service's counts and durations, for Prometheus",
+        "operationId": "metrics",
+        "responses": {
+            "200": {"description": "The counts", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            str(refused): _error(refused),
+        },
     }
 
 

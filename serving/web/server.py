@@ -123,10 +123,12 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         super().__init__(prog=sys.argv[0])
 
     def load_config(self) -> None:
+        """Take the settings over; gunicorn calls this in the master."""
         for name, value in self._settings.items():
             self.cfg.set(name, value)
 
     def load(self) -> WSGIApplication:
+        """Create the application; gunicorn calls this in each web process."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         application = gunicorn_worker.BodiesInTime(self._create_app())
         # The garbage collector need not look again at what is there now (docs/decisions/023).

@@ -92,7 +92,7 @@ def test_an_image_that_is_refused_gives_its_place_back(new_service: NewService, 
 def test_the_deadline_counts_from_when_the_request_came(new_service: NewService, raw: redis.Redis) -> None:
     service = new_service(timeout_seconds=1.0)
     began = time.monotonic()
-    with pytest.raises(TimedOut, match="No answer within 1 s"):
+    with pytest.raises(TimedOut, match="No answer came within 1 s"):
         service.predict(PHOTO, came=began - 0.5)
     assert time.monotonic() - began < 0.9
     wait_for(lambda: raw.llen("image_queue") == 0)
