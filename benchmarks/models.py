@@ -16,6 +16,7 @@ from systems import RIVAL_PYTHON, RIVALS, ROOT
 KEEP = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from pathlib import Path
 from serving.model import keras_runtime
 from serving.model import openvino_runtime
 network = keras_runtime.load_model(sys.argv[2], sys.argv[3], width=224, height=224, precision="float32")
