@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from serving.model import keras_runtime
+from serving.model.spec import ModelSpec
 
 Run = Callable[[np.ndarray], np.ndarray]
 SIDE = 224
@@ -55,14 +56,15 @@ def main() -> int:
     if options.variables:
         keras_runtime.MOST_CONSTANT_PARAMETERS = 0
     precision = os.environ.get("MODEL_PRECISION", "auto")
-    network = keras_runtime.load_model(options.model, "random", width=SIDE, height=SIDE, precision=precision)
+    spec = ModelSpec(options.model, "random", "numbers", width=SIDE, height=SIDE, precision=precision)
+    network = keras_runtime.load_model(spec)
     runtime, random = keras_runtime.KerasRuntime(network), np.random.default_rng(0)
     where, backend = "a GPU" if keras_runtime.has_gpu() else "the CPU", keras_runtime.keras.backend.backend()
     print(f"{options.model} on {where} by Keras on {backend}, {keras_runtime.keras.config.dtype_policy().name}\n")
     print("| batch | first call | a batch | one at a time | two in flight |\n|---|---|---|---|---|")
     batches = {size: list(random.integers(0, 256, (3, size, SIDE, SIDE, 3), dtype=np.uint8)) for size in options.sizes}
     for size, images in batches.items():
-        run, began = runtime.ways(size)[-1].run, time.perf_counter()
+        run, began = runtime.compiled_batches(size)[-1].run, time.perf_counter()
         run(images[0])
         first = time.perf_counter() - began
         one, two = (rate(run, images, options.seconds, threads) for threads in (1, 2))

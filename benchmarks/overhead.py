@@ -37,11 +37,13 @@ import json, sys, time
 import numpy as np
 from serving.model import keras_runtime
 from serving.model.classifier import Classifier
+from serving.model.labels import load_labels
+from serving.model.spec import ModelSpec
 from serving.images.decode import decode_image
 name, size, seconds, photo = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), open(sys.argv[4], "rb").read()
-network = keras_runtime.load_model(name, "random", width=224, height=224, precision="auto")
+network = keras_runtime.load_model(ModelSpec(name, "random", "numbers", width=224, height=224))
 runtime = keras_runtime.KerasRuntime(network)
-classifier = Classifier(runtime, keras_runtime.load_labels("numbers", 1000), top=5, batch_size=size)
+classifier = Classifier(runtime, load_labels("numbers", 1000), top=5, batch_size=size)
 classifier.warm_up()
 pixels = np.random.default_rng(0).integers(0, 256, (size, 224, 224, 3), dtype=np.uint8)
 for _ in range(3):

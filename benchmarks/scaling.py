@@ -25,6 +25,8 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from systems import shared_model  # noqa: E402
+
 import helpers  # noqa: E402
 from serving.jobs.job import Job, Outcome  # noqa: E402
 from serving.jobs.job_queue import JobQueue  # noqa: E402
@@ -32,19 +34,6 @@ from serving.jobs.model_side import ModelSide  # noqa: E402
 from serving.local import redis_server  # noqa: E402
 
 BATCH_SIZE, WAITING, TICKS = 32, 400, os.sysconf("SC_CLK_TCK")
-SLEEPER = """
-import sys, time
-sys.path.insert(0, sys.argv.pop(1))
-seconds = float(sys.argv.pop(1)) / 1000
-import run_model_server
-def load_classifier(config):
-    def predict(pixels):
-        time.sleep(seconds)
-        return lambda: ["[]"] * len(pixels)
-    return predict
-run_model_server.load_classifier = load_classifier
-sys.exit(run_model_server.main())
-"""
 
 
 def job_text(image: str) -> str:
@@ -93,7 +82,8 @@ def end(servers: list[subprocess.Popen]) -> None:
 
 def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: int, options: argparse.Namespace) -> str:
     environment = os.environ | {"REDIS_URL": url, "METRICS_PORT": "0", "RESULT_TTL_SECONDS": "1"}
-    command = [sys.executable, "-c", SLEEPER, str(ROOT), str(options.sleep_ms)]
+    environment |= shared_model() | {"BENCH_MODEL": f"sleep {options.sleep_ms}"}
+    command = [sys.executable, ROOT / "run_model_server.py"]
     quiet = subprocess.DEVNULL
     servers = [subprocess.Popen(command, env=environment, stderr=quiet, stdout=quiet) for _ in range(count)]
     stop = threading.Event()

@@ -84,18 +84,9 @@ def tutorial_keras(port: int, redis_port: int) -> dict[str, list[str]]:
 
 
 def ours(_port: int, _redis_port: int, servers: int = 1, root: Path = ROOT) -> dict[str, list[str]]:
-    """This service, with the shared model; that of another checkout, where `root` is one."""
-    return service(root, Path("benchmarks", "rivals", "ours_model.py"), servers)
-
-
-def ours_by_itself(_port: int, _redis_port: int, servers: int = 1, root: Path = ROOT) -> dict[str, list[str]]:
-    """This service as it comes, or that of another checkout: it chooses, by its settings, what runs its model."""
-    return service(root, Path("run_model_server.py"), servers)
-
-
-def service(root: Path, model_server: Path, servers: int) -> dict[str, list[str]]:
+    """This service; that of another checkout, where `root` is one."""
     here = Path(sys.executable)
-    models = {f"model{number or ''}": python(root / model_server, here) for number in range(servers)}
+    models = {f"model{number or ''}": python(root / "run_model_server.py", here) for number in range(servers)}
     return {"web": python(root / "run_web_server.py", here), **models}
 
 
@@ -111,9 +102,16 @@ TRITON = {
 
 EACH = {"BENCH_WORKERS": str(CPUS)}  # as many of them that decode and predict as there are cores, a core each
 
+
+def shared_model(root: Path = ROOT) -> dict[str, str]:
+    """The settings by which this service's model server, or another checkout's, runs the model that all systems run."""
+    own = {"MODEL_RUNTIME": "shared:for_model_server", "MODEL_LABELS": "numbers"}
+    return own | {"PYTHONPATH": f"{root}:{root / 'benchmarks' / 'rivals'}"}
+
+
 SYSTEMS = [
-    System("ours", ours, "/predict", needs_redis=True),
-    System("ours, raw body", ours, "/predict", None, needs_redis=True),
+    System("ours", ours, "/predict", environment=shared_model(), needs_redis=True),
+    System("ours, raw body", ours, "/predict", None, shared_model(), needs_redis=True),
     System("Triton", triton, "/v2/models/classify/infer", None, TRITON, triton=True),
     System(
         "Triton, an instance a core", triton_each_core, "/v2/models/classify/infer", None, TRITON | EACH, triton=True

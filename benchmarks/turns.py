@@ -24,7 +24,7 @@ from typing import Any
 
 from load import Up, started
 from models import NO_MODEL, Model, kept
-from systems import BY_NAME, ROOT, System, named, ours, ours_by_itself
+from systems import BY_NAME, ROOT, System, named, ours, shared_model
 
 from serving.model import gpus
 from stress_test import made_photo
@@ -57,14 +57,13 @@ def chosen(
     """The systems of those names, and ours with so many model servers; or, with `beside`, that checkout and this one,
     each with the shared model, or by itself with such settings."""
     if beside:
-        command = ours_by_itself if settings else ours
         both = [(str(beside), beside.absolute()), ("ours", ROOT)]
         return [
             dataclasses.replace(
                 BY_NAME["ours"],
                 name=name,
-                commands=partial(command, root=root),
-                environment={"PYTHONPATH": str(root)} | (settings or {}),
+                commands=partial(ours, root=root),
+                environment=shared_model(root) | (settings or {}),
             )
             for name, root in both
         ]

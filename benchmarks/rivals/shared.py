@@ -15,8 +15,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from serving.images.decode import decode_image
-from serving.model.classifier import Classifier, Runtime, Way
+from serving.model.classifier import Classifier
 from serving.model.openvino_runtime import OpenVinoRuntime
+from serving.model.runtime import BatchShape, CompiledBatch, Runtime
+from serving.model.spec import ModelSpec
 
 SIDE, BATCH_SIZE = 224, 32
 CPUS = len(os.sched_getaffinity(0))
@@ -32,13 +34,21 @@ class NoModel:
     def __init__(self, sleep_seconds: float = 0.0) -> None:
         self._sleep_seconds = sleep_seconds
 
-    def ways(self, batch_size: int) -> list[Way]:
-        return [Way("no model", batch_size, self._run, piece=1)]
+    def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:
+        return [NoModelBatch(batch_size, self.classes, self._sleep_seconds)]
 
-    def _run(self, pixels: np.ndarray) -> np.ndarray:
+
+class NoModelBatch:
+    """Sleeps, and answers any number of images alike."""
+
+    def __init__(self, batch_size: int, classes: int, sleep_seconds: float) -> None:
+        self.shape = BatchShape("no model", batch_size, piece_images=1)
+        self._classes, self._sleep_seconds = classes, sleep_seconds
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
         if self._sleep_seconds:
             time.sleep(self._sleep_seconds)
-        return np.full((len(pixels), self.classes), 1 / self.classes, np.float32)
+        return np.full((len(pixels), self._classes), 1 / self._classes, np.float32)
 
 
 def runtime(threads: int = CPUS) -> Runtime:
@@ -52,11 +62,13 @@ def runtime(threads: int = CPUS) -> Runtime:
         return OpenVinoRuntime(Path(wanted), precision=os.environ.get("BENCH_PRECISION", "auto"), threads=threads)
     from serving.model import keras_runtime
 
-    return keras_runtime.KerasRuntime(
-        keras_runtime.load_model(
-            wanted, os.environ.get("BENCH_WEIGHTS", "random"), width=SIDE, height=SIDE, precision="auto"
-        )
-    )
+    spec = ModelSpec(wanted, os.environ.get("BENCH_WEIGHTS", "random"), "numbers", width=SIDE, height=SIDE)
+    return keras_runtime.KerasRuntime(keras_runtime.load_model(spec))
+
+
+def for_model_server(_spec: ModelSpec) -> Runtime:
+    """The same for this service's model server, which finds it by MODEL_RUNTIME=shared:for_model_server."""
+    return runtime()
 
 
 def classifier_of(chosen: Runtime) -> Classifier:
