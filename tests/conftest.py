@@ -25,11 +25,19 @@ import pytest
 import redis
 from PIL import Image
 
+from serving.batching.answerer import Answerer
+from serving.batching.fetcher import Fetcher
+from serving.batching.handover import Handover
+from serving.batching.inbox import Inbox
+from serving.batching.loop import BatchLoop
+from serving.batching.predictor import Predictor
+from serving.batching.state import LoopState
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import Membership, ModelSide
 from serving.jobs.web_side import WebSide
 from serving.local import redis_server as local_redis
+from serving.model.runtime import Model
 from serving.model.spec import ModelSpec
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +170,18 @@ class Counts:
     def ended(self, outcomes: object) -> None:
         for outcome in outcomes:  # type: ignore[attr-defined]
             self.ends.append("failed" if outcome.failure else "answered" if outcome.answer else "dropped")
+
+
+def wired(side: ModelSide, model: Model, counts: Counts, inbox: Inbox, lease_seconds: float) -> BatchLoop:
+    """The threads of a model server, as run_model_server.py wires them, with a model that a test can hold up."""
+    state = LoopState(lease_seconds)
+    handover = Handover(state)
+    return BatchLoop(
+        Fetcher(side, inbox, state, inbox.shape, wait_seconds=0.2),
+        Predictor(side, inbox, model, handover, state, counts),  # type: ignore[arg-type]
+        Answerer(handover, model, inbox, state, counts),  # type: ignore[arg-type]
+        state,
+    )
 
 
 class Processes:

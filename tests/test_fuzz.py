@@ -44,11 +44,12 @@ from conftest import (
     some_photo,
     upload,
     wait_for,
+    wired,
 )
 
-import run_model_server
-from serving.batching.loop import BatchLoop
-from serving.batching.predictor import BatchPredictor, Item, Write
+from serving.batching.batch import Item
+from serving.batching.fetcher import read_job
+from serving.batching.inbox import Inbox
 from serving.errors import NoImage
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import ModelSide
@@ -219,30 +220,31 @@ def send(port: int, request: bytes) -> int | None:
 # Jobs.
 
 
-def read_job(text: bytes) -> Item:
-    return run_model_server.read_job(text, 0, fuzzing.JOB_SHAPE, NOW)
+def read(text: bytes) -> tuple[Item, np.ndarray | None]:
+    return read_job(text, 0, fuzzing.JOB_SHAPE, NOW)
 
 
-def end_of(item: Item) -> str:
+def end_of(text: bytes) -> str:
+    item, pixels = read(text)
     if item.failure is not None:
         return "failed"
-    return "answered" if item.pixels is not None and item.deadline > NOW else "dropped"
+    return "answered" if pixels is not None and item.deadline > NOW else "dropped"
 
 
 def test_every_broken_job_becomes_an_item() -> None:
     ends: Counter[str] = Counter()
     for number in range(INPUTS):
         text = fuzzing.mutated_job(number)
-        item = read_job(text)
+        item, pixels = read(text)
         assert isinstance(item, Item), number
         assert item.text == text
-        ends[end_of(item)] += 1
-        if item.pixels is not None:
-            assert (item.pixels.shape, item.pixels.dtype) == (fuzzing.JOB_SHAPE, np.uint8), number
+        ends[end_of(text)] += 1
+        if pixels is not None:
+            assert (pixels.shape, pixels.dtype) == (fuzzing.JOB_SHAPE, np.uint8), number
             assert item.failure is None, number
         if item.failure is not None:
             assert item.failure.strip(), number
-            ended = item.ends(failure=item.failure)
+            ended = item.ends(None)
             assert json.loads(ended.reply() or "")["error"], number
             letter = json.loads(ended.to_dead_letter(0.0).encode())
             assert letter["job"].encode("utf-8", "surrogateescape") == text, number
@@ -250,24 +252,28 @@ def test_every_broken_job_becomes_an_item() -> None:
     assert min(ends[end] for end in ("answered", "failed", "dropped")) > INPUTS / 100, ends
 
 
-def answer_mean(pixels: np.ndarray) -> Write:
-    sums = [int(image.sum()) for image in pixels]
-    return lambda: [json.dumps([{"label": str(total), "probability": 1.0}]) for total in sums]
+class Sums:
+    """A model that answers with the sum of an image's values."""
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels.sum(axis=(1, 2, 3), dtype=np.float32)[:, np.newaxis]
+
+    def answer(self, probabilities: np.ndarray) -> str:
+        return json.dumps([{"label": str(int(probabilities[0])), "probability": 1.0}])
+
+
+class SideAtNow(ModelSide):
+    """The model server's side of the queue at the moment at which the jobs were made."""
+
+    def now(self) -> float:
+        return NOW
 
 
 @pytest.fixture
 def model_server(queue: JobQueue) -> Iterator[Counts]:
-    """A loop with the real reader of jobs; what it counts."""
-
-    counts = Counts()
-    loop = BatchLoop(
-        join=ModelSide(queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60).join,
-        read=lambda text, attempts: run_model_server.read_job(text, attempts, fuzzing.JOB_SHAPE, NOW),
-        predictor=BatchPredictor(answer_mean, lambda: NOW, counts, 8),
-        observer=counts,
-        wait_seconds=0.2,
-        lease_seconds=30,
-    )
+    """The threads of a model server; what they count."""
+    counts, side = Counts(), SideAtNow(queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60)
+    loop = wired(side, Sums(), counts, Inbox(8, fuzzing.JOB_SHAPE), lease_seconds=30)
     thread = threading.Thread(target=loop.run)
     thread.start()
     yield counts
@@ -290,7 +296,7 @@ def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
             new_job(image=base64.b64encode(fuzzing.good_pixels(number)).decode(), shape=fuzzing.JOB_SHAPE)
             for number in range(20)
         ]
-        expected = Counter(end_of(read_job(text)) for text in bad) + Counter(answered=len(good))
+        expected = Counter(end_of(text) for text in bad) + Counter(answered=len(good))
         before = Counter(model_server.ends)
         for number, job in enumerate(good):
             raw.rpush("image_queue", *bad[number * 5 : number * 5 + 5], job.to_text())
@@ -301,7 +307,7 @@ def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
         assert answers == [str(sum(fuzzing.good_pixels(number))) for number in range(20)]
         letters = raw.lrange(queue.dead, 0, -1)
         assert len(letters) == expected["failed"]
-        failed = Counter(text for text in bad if end_of(read_job(text)) == "failed")
+        failed = Counter(text for text in bad if end_of(text) == "failed")
         assert Counter(json.loads(letter)["job"].encode("utf-8", "surrogateescape") for letter in letters) == failed
         raw.delete(queue.dead)
     assert raw.get("precious") == b"untouched"

@@ -27,6 +27,7 @@ class Inbox:
     """
 
     def __init__(self, batch_size: int, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
         self.batch_size = batch_size  # the predictor sets it lower when that many do not fit into memory
         lock = threading.Lock()
         self._has_jobs = threading.Condition(lock)  # the predictor waits for it

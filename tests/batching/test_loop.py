@@ -10,16 +10,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import redis
-from conftest import Counts, new_job, wait_for
+from conftest import Counts, new_job, wait_for, wired
 
 import helpers
-from serving.batching.answerer import Answerer
-from serving.batching.fetcher import Fetcher
-from serving.batching.handover import Handover
 from serving.batching.inbox import Inbox
-from serving.batching.loop import BatchLoop
-from serving.batching.predictor import Predictor
-from serving.batching.state import EXIT_STUCK, LoopState
+from serving.batching.state import EXIT_STUCK
 from serving.errors import ModelFailed, OutOfMemory, QueueAway
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
@@ -78,14 +73,8 @@ class Running:
         self, queue: JobQueue, lease_seconds: float = 10.0, batch_size: int = 8, model: Model | None = None
     ) -> None:
         self.model, self.counts, self.error = model or Model(), Counts(), None
-        self.side, state = Side(queue, lease_seconds), LoopState(lease_seconds)
-        self.inbox, handover = Inbox(batch_size, SHAPE), Handover(state)
-        self.loop = BatchLoop(
-            Fetcher(self.side, self.inbox, state, SHAPE, wait_seconds=0.2),
-            Predictor(self.side, self.inbox, self.model, handover, state, self.counts),
-            Answerer(handover, self.model, self.inbox, state, self.counts),
-            state,
-        )
+        self.side, self.inbox = Side(queue, lease_seconds), Inbox(batch_size, SHAPE)
+        self.loop = wired(self.side, self.model, self.counts, self.inbox, lease_seconds)
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     @property
