@@ -113,7 +113,7 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{machine}; Python {platform.python_version()}; commit {commit}",
-        "command": f"make bench ARGS={shlex.quote(arguments)}" if arguments else "make bench",
+        "command": f'make bench ARGS="{arguments}"' if arguments else "make bench",
         "rounds": options.rounds,
         "seconds": options.seconds,
     }

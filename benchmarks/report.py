@@ -34,6 +34,8 @@ def best(systems: dict[str, Figures], *beginnings: str) -> str | None:
 def performance_rows(found: Figures) -> str:
     """The table of docs/performance.md: a column for each kind."""
     columns = {kind: column(of) for kind, of in found["kinds"].items() if OURS in of["systems"]}
+    if not columns:
+        return ""
     names = list(dict.fromkeys(name for cells in columns.values() for name in cells))
     rows = [[name, *[cells.get(name, "–") for cells in columns.values()]] for name in names]
     return as_table([["", *[found["kinds"][kind]["title"] for kind in columns]], *rows])
