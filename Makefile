@@ -9,7 +9,7 @@ PIP_AUDIT := pip-audit==2.10.1
 SOURCES := *.py serving tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz chaos lint audit format bench stress clean
+.PHONY: help run test test-all fuzz chaos lint audit format bench stress clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
@@ -38,6 +38,9 @@ run: $(VENV)/.service ## start everything on this machine; ARGS="--model-servers
 
 test: $(VENV)/.dev ## run the tests; ARGS="-k queue"
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ARGS)
+
+test-all: $(VENV)/.dev ## run the tests, and those that take long for what they find
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "" $(ARGS)
 
 fuzz: $(VENV)/.dev ## ten times the mutated uploads and jobs of the tests, and whole requests; FUZZ_INPUTS=1000000 for more
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -m "" tests/test_fuzz.py $(ARGS)
