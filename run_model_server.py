@@ -3,9 +3,9 @@
     image_queue -- take --> decode --> predict (GPU, or CPU) --> answer: SET <id>, wake the web server
 
 Run one for each GPU or more, on any host that reaches Redis. docs/settings.md says what the environment sets. Exit
-status: 0 stopped, 1 failed, 2 a wrong setting, 3 the ImageNet weights cannot be downloaded, 70 the model hung.
-`--check-health` starts no model server, but asks Redis about those of this host: 0 one makes progress, 1 none does, 2 a
-wrong setting or no Redis.
+status: 0 stopped, 1 failed, 2 a wrong setting, no Redis, or a model that cannot run, 3 the ImageNet weights cannot be
+downloaded, 70 the model hung, 130 Ctrl-C while the model loads. `--check-health` starts no model server, but asks Redis
+about those of this host: 0 one makes progress, 1 none does, 2 a wrong setting or no Redis.
 """
 
 import argparse
@@ -107,19 +107,18 @@ def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None
 
 def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: Classifier) -> None:
     """Take jobs, predict them in batches, and answer them, until SIGTERM or SIGINT: three threads at the same time."""
-    metrics = serve_metrics(config)
-    side = ModelSide(
+    metrics, shape = serve_metrics(config), classifier.input_shape
+    queue_side = ModelSide(
         queue,
         lease_seconds=config.lease_seconds,
         max_attempts=config.max_attempts,
         result_ttl_seconds=config.result_ttl_seconds,
     )
-    state = LoopState(config.lease_seconds)
-    inbox, handover = Inbox(config.batch_size, classifier.input_shape), Handover(state)
-    take = Fetcher(side, inbox, state, classifier.input_shape, wait_seconds=config.server_sleep)
-    predict = Predictor(side, inbox, classifier, handover, state, metrics)
-    answer = Answerer(handover, classifier, inbox, state, metrics)
-    loop = BatchLoop(take, predict, answer, state)
+    state, inbox, handover = LoopState(config.lease_seconds), Inbox(config.batch_size, shape), Handover()
+    fetcher = Fetcher(queue_side, inbox, state, shape, wait_seconds=config.server_sleep)
+    predictor = Predictor(queue_side, inbox, classifier, handover, state, metrics)
+    answerer = Answerer(handover, classifier, inbox, state, metrics)
+    loop = BatchLoop(fetcher, predictor, handover, answerer, state)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, loop.stop_on_signal)
     gc.collect()

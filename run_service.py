@@ -4,8 +4,8 @@
                 -- watches -> restarts what dies, tells of a model server that hangs
                 -- stops ---> web server first, which answers what is in flight, then model servers, then Redis
 
-`python run_service.py`, or `make run`; Ctrl-C stops it, a second Ctrl-C at once. See settings.py, or the README's
-table, for what the environment sets. Exit status: 0 stopped, 2 a wrong setting.
+`python run_service.py`, or `make run`; Ctrl-C stops it, a second Ctrl-C at once. docs/settings.md lists what the
+environment sets. Exit status: 0 stopped; 2 a wrong setting, no Redis, or a server that refuses to start.
 """
 
 import argparse

@@ -1,8 +1,7 @@
 """The web server: an uploaded image comes in, its most likely labels go out.
 
-    POST /predict -- uploads: read the image --> classify: gates, decode, resize, base64 --> job
-                                                                                              |
-    JSON <-- predict: body of a 200 <-- classify: wait <-- ticket <-- jobs/web_side <-- submit to the queue
+    POST /predict -- uploads: read the image --> classify: gates, decode, resize, base64 --> job -- submit --> the queue
+    JSON <-- predict: the body of a 200 <-- classify: wait with the ticket <-- listener: the answer <-- model server
 
 `python run_web_server.py` runs the web server under gunicorn, with one event loop in each process. The web server never
 imports Keras: it needs CPUs, not GPUs. Settings come from the environment; docs/settings.md lists them.

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
         description="what the layers compute in: float32, bfloat16, float16, or auto, which is float16 on a GPU, "
         "bfloat16 on a CPU that is fast in it where the answers stay close enough, else float32",
     )
-    batch_size: int = Field(32, ge=1, le=1024, description="most jobs in one batch")
+    batch_size: int = Field(32, ge=1, le=1024, description="most images that the model runs together")
     top: int = Field(5, ge=1, le=1000, description="how many predictions an answer has")
     client_sleep: float = Field(
         0.25,
@@ -97,7 +97,10 @@ class Settings(BaseSettings):
         "seconds",
     )
     server_sleep: float = Field(
-        1.0, gt=0, le=60, description="longest wait of a model server on an empty queue, seconds"
+        1.0,
+        gt=0,
+        le=60,
+        description="longest wait of a model server on an empty queue, seconds; at most 5, and a third of the lease",
     )
     request_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="a request that has no answer after this time gets 504, seconds"

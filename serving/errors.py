@@ -21,7 +21,7 @@
         └── WeightsDownloadFailed 3  … because the ImageNet weights cannot be fetched
 
     Signal                           one of our parts tells another; no client ever reads it
-    ├── BadJob                       a text in the queue is no job; its sender gets 500, if it has one
+    ├── BadJob                       a text in the queue is no job; it becomes a dead letter
     ├── LeaseLost                    this model server was taken for dead, and its jobs went to another
     └── RuntimeUnsuitable            this way to run the model does not do; Keras does
 

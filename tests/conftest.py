@@ -174,11 +174,11 @@ class Counts:
 
 def wired(side: ModelSide, model: Model, counts: Counts, inbox: Inbox, lease_seconds: float) -> BatchLoop:
     """The threads of a model server, as run_model_server.py wires them, with a model that a test can hold up."""
-    state = LoopState(lease_seconds)
-    handover = Handover(state)
+    state, handover = LoopState(lease_seconds), Handover()
     return BatchLoop(
         Fetcher(side, inbox, state, inbox.shape, wait_seconds=0.2),
         Predictor(side, inbox, model, handover, state, counts),  # type: ignore[arg-type]
+        handover,
         Answerer(handover, model, inbox, state, counts),  # type: ignore[arg-type]
         state,
     )

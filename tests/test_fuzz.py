@@ -244,7 +244,7 @@ def test_every_broken_job_becomes_an_item() -> None:
             assert item.failure is None, number
         if item.failure is not None:
             assert item.failure.strip(), number
-            ended = item.ends(None)
+            ended = item.to_outcome(None)
             assert json.loads(ended.reply() or "")["error"], number
             letter = json.loads(ended.to_dead_letter(0.0).encode())
             assert letter["job"].encode("utf-8", "surrogateescape") == text, number

@@ -23,9 +23,11 @@ class Answerer:
     """The thread that answers.
 
     Args:
-        handover: brings what to answer.
+        handover: brings the predicted batches.
         model: writes an answer from an image's probabilities.
-        inbox: is told, so that the fetcher wakes when nothing is in hand.
+        inbox: wakes the fetcher when no job is in hand any more.
+        state: what the threads know of each other.
+        metrics: counts how jobs ended.
     """
 
     def __init__(
@@ -41,26 +43,28 @@ class Answerer:
 
     def run(self) -> None:
         """Answer until the handover is finished."""
-        while (predicted := self._handover.get()) is not None:
-            outcomes = [
-                item.ends(None if probabilities is None else self._model.answer(probabilities))
-                for item, probabilities in zip(predicted.items, predicted.probabilities, strict=True)
-            ]
-            self._deliver(predicted.member, outcomes)
-            self._metrics.ended(outcomes)
-            self._inbox.answered()
+        try:
+            while (predicted := self._handover.get()) is not None:
+                outcomes = [
+                    item.to_outcome(None if probabilities is None else self._model.answer(probabilities))
+                    for item, probabilities in zip(predicted.items, predicted.probabilities, strict=True)
+                ]
+                if self._deliver(predicted.member, outcomes):
+                    self._metrics.ended(outcomes)
+                self._inbox.answered()
+        finally:
+            self._handover.abandon()
 
-    def finish(self) -> None:
-        """Let `run` end once it has answered what is predicted."""
-        self._handover.finish()
+    def _deliver(self, member: Member, outcomes: list[Outcome]) -> bool:
+        """Send the outcomes, and try again while Redis is away; return whether they arrived.
 
-    def _deliver(self, member: Member, outcomes: list[Outcome]) -> None:
-        """Answer, however long Redis is away; while the loop stops, for one lease: then the jobs go to others."""
+        Once the loop stops, the answerer tries for one lease more, and then leaves the jobs to others.
+        """
         is_away, give_up_at = False, float("inf")
         while time.monotonic() < give_up_at:
             try:
                 member.answer(outcomes)
-                return
+                return True
             except QueueAway as error:
                 if not is_away:
                     log.warning("answers wait for the queue: %s", error.__cause__)
@@ -68,3 +72,5 @@ class Answerer:
                 if self._state.stopping:
                     give_up_at = min(give_up_at, time.monotonic() + self._state.lease_seconds)
                 time.sleep(RECONNECT_SECONDS)
+        log.warning("gave up %d answers; their jobs go to others", len(outcomes))
+        return False

@@ -1,6 +1,9 @@
 """Defines what the threads of a model server hand to each other: Item, Batch, Predicted.
 
-fetcher -- Item, pixels --> inbox -- Batch --> predictor -- Predicted --> answerer -- Outcome --> the queue
+    fetcher -- Item, pixels --> inbox -- Batch --> predictor -- Predicted --> answerer -- Outcome --> the queue
+
+The order of the items is the order in which the queue gave them. Every step keeps it, since `Member.answer` strikes off
+the oldest jobs in hand.
 """
 
 from dataclasses import dataclass
@@ -12,7 +15,10 @@ from serving.jobs.job import Member, Outcome
 
 @dataclass(frozen=True)
 class Item:
-    """A taken job without its pixels. An item without a row ends without the model: failed, or else dropped."""
+    """A taken job: its text as it travelled, and the row of the array where its pixels lie.
+
+    Without a row the model does not run it: the job has failed, or is past its deadline and will be dropped.
+    """
 
     text: bytes
     job_id: str | None = None
@@ -20,9 +26,9 @@ class Item:
     deadline: float = float("inf")  # unix seconds, Redis's clock
     failure: str | None = None
     attempts: int = 0
-    row: int | None = None  # of the batch's array of pixels
+    row: int | None = None
 
-    def ends(self, answer: str | None) -> Outcome:
+    def to_outcome(self, answer: str | None) -> Outcome:
         """Tell how the job ends: with `answer` (JSON), else with its failure, else dropped."""
         return Outcome(self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts)
 
@@ -56,7 +62,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Items that the model is done with, and of each its probabilities: (classes,) float32 0..1, or None without."""
+    """Items that the model is done with.
+
+    `probabilities` has an entry for each item: (classes,) float32 0..1, or None where the model did not run the item.
+    """
 
     member: Member
     items: list[Item]

@@ -16,7 +16,8 @@ from serving.errors import BadJob, LeaseLost, QueueAway
 from serving.jobs.job import Job, Member, ModelQueue
 
 # While the model is busy the fetcher looks at the queue after these pauses, which double as long as nothing comes: on a
-# CPU each look takes time from the model. Blocking instead would win jobs that an idle model server is waiting for.
+# CPU each look takes time from the model. The fetcher does not block in Redis meanwhile: it would take jobs away from
+# an idle model server, which blocks there.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.02
 RETURN_EXPIRED_SECONDS = 1.0
 RECONNECT_SECONDS = 0.5
@@ -30,6 +31,7 @@ class Fetcher:
     Args:
         queue: where model servers join, take and answer.
         inbox: where the jobs wait for the model.
+        state: what the threads know of each other.
         shape: of the model's input, (height, width, 3).
         wait_seconds: the longest wait on an empty queue.
     """
@@ -53,14 +55,14 @@ class Fetcher:
                 self._fetch(member)
             except LeaseLost as error:
                 log.warning("%s; starting afresh when the model is free", error)
-                self._drop()
+                self._forget_member()
                 self._state.wait_for_model()
             except QueueAway as error:
                 if not is_away:  # said once, not twice a second
                     log.warning("the queue is away: %s", error.__cause__)
                 is_away = True
-                dropped = self._drop()
-                self._state.wait_for_model()  # what it is at is answered under the old name
+                dropped = self._forget_member()
+                self._state.wait_for_model()  # the model ends its batch, which is answered under the old membership
                 self._give_back(dropped)
 
     def leave(self) -> None:
@@ -107,7 +109,7 @@ class Fetcher:
             self._inbox.wait_until_wanted(self._pause_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
 
-    def _drop(self) -> Member | None:
+    def _forget_member(self) -> Member | None:
         """Forget the lease, and the jobs under it that the model has not begun: the queue gets them back."""
         member, self._member = self._member, None
         self._inbox.close()

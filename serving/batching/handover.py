@@ -1,34 +1,46 @@
-"""Brings predicted batches from the predictor to the answerer, in order, and never more than a few at a time."""
+"""Brings predicted batches from the predictor to the answerer, in order, and never more than a few at a time.
+
+predictor: put --> at most MOST_WAITING batches --> get: answerer
+"""
 
 import queue
 
 from serving.batching.batch import Predicted
-from serving.batching.state import WAIT_SECONDS, LoopState
+from serving.batching.state import WAIT_SECONDS
 
 # Where writing answers takes longer than predicting, jobs in hand would grow without end if the predictor did not wait.
 MOST_WAITING = 2
 
 
 class Handover:
-    """A bounded queue whose sender does not wait for a receiver that has failed."""
+    """A bounded queue with an end: the predictor finishes it, and the answerer may abandon it."""
 
-    def __init__(self, state: LoopState) -> None:
-        self._state = state
-        self._queue: queue.Queue[Predicted | None] = queue.Queue(MOST_WAITING)
+    def __init__(self) -> None:
+        self._queue: queue.Queue[Predicted] = queue.Queue(MOST_WAITING)
+        self._is_finished = self._is_abandoned = False
 
-    def put(self, predicted: Predicted | None) -> None:
-        """Add a batch; wait while there is no room for it, unless a thread of the loop has failed."""
-        while True:
+    def put(self, predicted: Predicted) -> None:
+        """Add a batch, and wait for room. When the answerer has ended, the batch is left to the lease."""
+        while not self._is_abandoned:
             try:
                 return self._queue.put(predicted, timeout=WAIT_SECONDS)
             except queue.Full:
-                if self._state.failure is not None:
-                    return  # its jobs are left to the lease
+                continue
 
     def get(self) -> Predicted | None:
-        """Take the oldest batch; wait for it. None: no more will come."""
-        return self._queue.get()
+        """Take the oldest batch, and wait for it. None: the handover is finished, and no batch is left."""
+        while True:
+            is_finished = self._is_finished  # before the look: what is put before the end is got
+            try:
+                return self._queue.get(timeout=WAIT_SECONDS)
+            except queue.Empty:
+                if is_finished:
+                    return None
 
     def finish(self) -> None:
-        """Tell the receiver that no more will come."""
-        self.put(None)
+        """Say that no more batches will come."""
+        self._is_finished = True
+
+    def abandon(self) -> None:
+        """Say that nobody takes batches any more."""
+        self._is_abandoned = True

@@ -66,7 +66,7 @@ class Inbox:
     def put(self, jobs: Sequence[tuple[Item, np.ndarray | None]]) -> None:
         """Add jobs: items, each with its pixels (height, width, 3) uint8 0..255; None: it ends without the model.
 
-        At most as many have pixels as `wait_for_room` has told.
+        At most as many have pixels as `wait_for_room` has told; otherwise IndexError is raised.
         """
         if not jobs:
             return
@@ -90,7 +90,7 @@ class Inbox:
     def take(self) -> Batch | None:
         """Take what is there, up to `batch_size` images; wait a moment for a first job, and return None without any.
 
-        Whoever takes a batch is done with the rows of the batch before.
+        The caller must no longer read the rows of the batch that it took before: the fetcher may fill them again now.
         """
         with self._has_jobs:
             if not self._items:
@@ -114,7 +114,10 @@ class Inbox:
     # The answerer's side.
 
     def answered(self) -> None:
-        """Wake the fetcher if that was the last job in hand: it waits for the next one under its lease."""
+        """Wake the fetcher if no job is in hand any more: it then waits in Redis, and so renews the lease.
+
+        The answerer calls this after each answer.
+        """
         with self._is_wanted:
             self._wake_fetcher()
 
@@ -129,7 +132,7 @@ class Inbox:
         return min(self.batch_size - waiting, len(self._filling) - self._used_rows)
 
     def _wants_jobs(self) -> bool:
-        # Where jobs come one at a time the look is better left until the answer is off: it would find nothing.
+        # After a batch of one job the fetcher does not look at once: the next job comes only after the answer.
         starves = self._model_waits and not self._items and self._last_batch > 1
         member = self._member
         return starves or member is None or member.is_lost or member.in_hand == 0

@@ -12,6 +12,7 @@ import threading
 
 from serving.batching.answerer import Answerer
 from serving.batching.fetcher import Fetcher
+from serving.batching.handover import Handover
 from serving.batching.predictor import Predictor
 from serving.batching.state import LoopState
 
@@ -21,8 +22,11 @@ log = logging.getLogger(__name__)
 class BatchLoop:
     """Runs batches until told to stop."""
 
-    def __init__(self, fetcher: Fetcher, predictor: Predictor, answerer: Answerer, state: LoopState) -> None:
-        self._fetcher, self._predictor, self._answerer, self._state = fetcher, predictor, answerer, state
+    def __init__(
+        self, fetcher: Fetcher, predictor: Predictor, handover: Handover, answerer: Answerer, state: LoopState
+    ) -> None:
+        self._fetcher, self._predictor, self._answerer = fetcher, predictor, answerer
+        self._handover, self._state = handover, state
 
     def stop(self) -> None:
         """Take no more, answer what is being predicted, give back the rest. A signal handler may call: no lock."""
@@ -36,8 +40,8 @@ class BatchLoop:
     def run(self) -> None:
         """Predict in this thread until stopped.
 
-        Raises what ended the loop otherwise. The jobs in hand are left to the lease then, so that their attempts are
-        counted.
+        If a thread failed, `run` raises its error and does not give back the jobs in hand. Their lease runs out, and
+        the queue counts an attempt for each.
         """
         threads = [
             threading.Thread(target=self._run_part, args=(part,), name=type(part).__name__.lower(), daemon=True)
@@ -49,7 +53,7 @@ class BatchLoop:
             self._predictor.run()
         finally:  # what is predicted is answered, whatever happened
             self._state.stopping = True
-            self._answerer.finish()
+            self._handover.finish()
             for thread in threads:
                 thread.join()
         if self._state.failure is not None:

@@ -26,22 +26,24 @@ class Predictor:
     """The thread that calls the model.
 
     Args:
-        clock: tells the time by Redis's clock.
+        queue: tells the time by Redis's clock.
         inbox: where the jobs wait.
         model: maps pixels to probabilities.
         handover: the way to the answerer.
+        state: what the threads know of each other.
+        metrics: counts images and times the model.
     """
 
     def __init__(
         self,
-        clock: ModelQueue,
+        queue: ModelQueue,
         inbox: Inbox,
         model: Model,
         handover: Handover,
         state: LoopState,
         metrics: ModelMetrics,
     ) -> None:
-        self._clock, self._inbox, self._model, self._handover = clock, inbox, model, handover
+        self._queue, self._inbox, self._model, self._handover = queue, inbox, model, handover
         self._state, self._metrics = state, metrics
 
     def run(self) -> None:
@@ -57,32 +59,37 @@ class Predictor:
                     self._handover.put(predicted)
 
     def predict(self, batch: Batch) -> Iterator[Predicted]:
-        """Run the model on a batch; yield its items in their order, in as many pieces as it took.
+        """Run the model on a batch; yield its items in their order.
+
+        Where the model fails on a batch, each half is yielded as soon as the model is done with it, so that its answers
+        leave before the next half runs.
 
         Raises:
             ModelFailed: the model is broken.
         """
-        now = self._clock.now()
-        good = [item for item in batch.items if item.row is not None and item.deadline > now]
+        now = self._queue.now()
+        to_predict = [item for item in batch.items if item.row is not None and item.deadline > now]
         started = time.monotonic()
         try:
-            rows = self._call_model(batch.pixels(good)) if good else ()
+            probabilities = self._call_model(batch.pixels(to_predict)) if to_predict else ()
         except ModelFailed as error:
-            if isinstance(error, OutOfMemory) and len(good) > 1:
-                self._inbox.batch_size = max(1, len(good) // 2)
-                log.warning("out of memory with %d images; batches of %d from now on", len(good), len(good) // 2)
-            if len(good) > 1:
+            if isinstance(error, OutOfMemory) and len(to_predict) > 1:
+                self._inbox.batch_size = max(1, len(to_predict) // 2)
+                log.warning(
+                    "out of memory with %d images; batches of %d from now on", len(to_predict), len(to_predict) // 2
+                )
+            if len(to_predict) > 1:
                 for half in batch.halves():
                     yield from self.predict(half)
                 return
-            self._blame(batch, good[0], error)
-            items = [replace(item, failure=str(error)) if item is good[0] else item for item in batch.items]
+            self._check_on_blank(batch, to_predict[0], error)
+            items = [replace(item, failure=str(error)) if item is to_predict[0] else item for item in batch.items]
             yield Predicted(batch.member, items, [None] * len(items))
             return
-        if good:
-            self._metrics.predicted(len(good), time.monotonic() - started)
-        of_row = {item.row: row for item, row in zip(good, rows, strict=True)}
-        yield Predicted(batch.member, batch.items, [of_row.get(item.row) for item in batch.items])
+        if to_predict:
+            self._metrics.predicted(len(to_predict), time.monotonic() - started)
+        by_row = {item.row: row for item, row in zip(to_predict, probabilities, strict=True)}
+        yield Predicted(batch.member, batch.items, [by_row.get(item.row) for item in batch.items])
 
     def _call_model(self, pixels: np.ndarray) -> np.ndarray:
         self._state.model_busy_since = time.monotonic()
@@ -91,7 +98,10 @@ class Predictor:
         finally:
             self._state.model_busy_since = None
 
-    def _blame(self, batch: Batch, item: Item, error: ModelFailed) -> None:
-        """Is it the image? If the model fails on a blank one as well, the model is broken, and no job is to blame."""
+    def _check_on_blank(self, batch: Batch, item: Item, error: ModelFailed) -> None:
+        """Run the model on a blank image.
+
+        Raises ModelFailed if that fails too: then the model is broken, and no job is to blame.
+        """
         log.error("the model failed on job %s: %r", item.job_id, error.__cause__ or error)
         self._call_model(np.zeros_like(batch.rows[:1]))

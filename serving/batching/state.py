@@ -1,9 +1,11 @@
 """What the three threads of a model server know of each other, besides the inbox and the queue of predicted batches.
 
 field              written by                      read by
-stopping           a signal handler, any thread    all, at least every WAIT_SECONDS
-failure            a thread that failed            the loop, which raises it
-model_busy_since   the predictor                   the fetcher, and a thread that failed
+lease_seconds      nobody                          all
+stopping           a signal handler, any thread    the fetcher after each take, the predictor every WAIT_SECONDS, the
+                                                   answerer while Redis is away
+failure            a thread that failed            the loop, which raises it; wait_for_model
+model_busy_since   the predictor                   the fetcher; wait_for_model
 """
 
 import logging
@@ -22,8 +24,8 @@ class LoopState:
     """The state that the threads share; each field is read and written whole, so it needs no lock.
 
     Args:
-        lease_seconds: a call of the model that takes longer has lost its jobs; one that takes three times as long ends
-            the process.
+        lease_seconds: a call of the model that takes longer loses its jobs to others; after two leases more
+            `wait_for_model` ends the process.
     """
 
     lease_seconds: float
@@ -39,8 +41,8 @@ class LoopState:
     def wait_for_model(self) -> None:
         """Wait until the model is free: a model that hangs must not take more jobs.
 
-        After two leases the process ends with EXIT_STUCK, for its supervisor to start another: no thread can end a
-        call that hangs. A loop that stops in good order does not wait.
+        After two leases of waiting the process ends with EXIT_STUCK, for its supervisor to start another: no thread can
+        end a call that hangs. A loop that stops in good order does not wait.
         """
         began = time.monotonic()
         while self.model_busy_since is not None and not (self.stopping and self.failure is None):

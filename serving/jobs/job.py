@@ -2,7 +2,13 @@
 the queue as a model server meets it (ModelQueue, Member).
 
 Job -- to_text --> JSON in the queue -- from_text --> Job … Outcome -- reply --> the answer under the job's id
-                                                                    -- to_dead_letter --> a job that was given up
+                                                                    -- to_dead_letter --> a job that failed for good
+
+An answer is one of
+
+    [{"label": …, "probability": …}, …]      predictions, likeliest first
+    {"predictions": […], "warning": "…"}     the same, by a model with random weights
+    {"error": "…"}                           a failure
 """
 
 import json
@@ -126,12 +132,12 @@ def _read_deadline(value: Any) -> float:
 
 @dataclass(frozen=True)
 class Taken:
-    """What one `take` gave: jobs as they travel. A job that came back `attempts` times is the only one here."""
+    """What one `take` gave: jobs as they travel. With `attempts` above 0 it is one job, which came back so often."""
 
     jobs: list[bytes]
     attempts: int = 0
     all_that_waited: bool = False  # no other job waited, as far as the model server knows
-    runs_alone: bool = False  # the next job, or the one in hand, came back before: ask again with empty hands
+    runs_alone: bool = False  # a job that came back is next, or in hand: answer what is in hand, then take again
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,9 @@ class Outcome:
 
 
 class Member(Protocol):
-    """One name under which a model server takes jobs, with its lease; every method raises QueueAway.
+    """One name under which a model server takes jobs, with its lease: jobs.model_side.Membership is the one that runs.
+
+    Every method raises QueueAway.
 
     One thread may call `take` and `return_expired` while another calls `answer`.
     """
@@ -202,7 +210,7 @@ class Member(Protocol):
 
 
 class ModelQueue(Protocol):
-    """The queue as a model server meets it."""
+    """The queue as a model server meets it: jobs.model_side.ModelSide is the one that runs."""
 
     def join(self) -> Member:
         """Register under a fresh name, whose lease begins now. Raises QueueAway."""

@@ -16,9 +16,11 @@ Every key (Q is the queue's name; the braces put all but the answers into one sl
 
 Life of a job: submit -> waiting -- take --> processing -- settle --> answered, dead letter, or dropped.
 If its model server's lease runs out, a job goes from processing back to the head of the queue. Each verb is atomic: it
-is one script of serving/jobs/lua, or one transaction of a script and plain commands. The plain commands move the jobs
-themselves, because a text of 200 kB costs Redis a third of a millisecond whenever it enters Lua. Scripts travel whole
-(EVAL), so that a Redis that restarted knows them as well.
+is one script of serving/jobs/lua, or one transaction of a script and plain commands. Only a BLMOVE goes ahead of its
+transaction: if the connection breaks between them, the job stays in the processing list until the lease ends. *Take* is
+`move` with confirm.lua; while some job came back, it is take.lua. The plain commands move the jobs themselves, because
+a text of 200 kB costs Redis a third of a millisecond whenever it enters Lua. Scripts travel whole (EVAL), so that a
+Redis that restarted knows them as well.
 """
 
 import contextlib

@@ -38,7 +38,7 @@ class Refusal(IntEnum):
 
 
 class ModelSide:
-    """What one model server needs of the queue before it has a name there.
+    """The queue for one model server: `join` gives it a membership (see jobs.job.ModelQueue).
 
     Args:
         queue: the queue, without `resend`.
@@ -64,7 +64,7 @@ class ModelSide:
 
 
 class Membership:
-    """One name in the queue, with its lease; `ModelSide.join` makes it.
+    """One name in the queue, with its lease; `ModelSide.join` makes it (see jobs.job.Member).
 
     One thread may call `take` and `return_expired` while another calls `answer`. Every method raises QueueAway when
     Redis does not answer.

@@ -40,6 +40,8 @@ def load_classifier(spec: ModelSpec) -> Classifier:
 def fetch(spec: ModelSpec) -> None:
     """Fetch weights and labels into KERAS_HOME, so that a later start needs no internet.
 
+    For a runtime of your own there is nothing that this service could fetch.
+
     Raises:
         ModelUnavailable, WeightsDownloadFailed: as `load_classifier` does.
     """

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Classifier:
-    """A model with its labels. One thread may run it while another writes answers.
+    """A model with its labels; making one compiles the model. One thread may run it while another writes answers.
 
     Args:
         runtime: runs the model.
@@ -32,7 +32,8 @@ class Classifier:
         is_random: whether the weights are random, which every answer says then.
 
     Raises:
-        ModelUnavailable: the labels do not fit the model.
+        ModelUnavailable: the labels do not fit the model, or the model cannot be compiled.
+        RuntimeUnsuitable: OpenVINO does not do for this model.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class Classifier:
         capacity = compiled.shape.capacity
         log.info("warming up: %s", compiled.shape.name)
         try:
-            probabilities = compiled.run(np.zeros((capacity, *self.input_shape), dtype=np.uint8))
-            seconds = time_of(compiled, self.input_shape)
+            with framework_errors(capacity):
+                probabilities = compiled.run(np.zeros((capacity, *self.input_shape), dtype=np.uint8))
+                seconds = time_of(compiled, self.input_shape)
         except OutOfMemory as error:
             raise ModelUnavailable(f"A batch of {capacity} does not fit into memory: set BATCH_SIZE lower.") from error
         except ModelFailed as error:
@@ -90,7 +92,8 @@ class Classifier:
             missing = -len(part) % shape.multiple
             if missing:
                 part = np.concatenate([part, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
-            rows.append(self._compiled[shape].run(part)[: len(part) - missing])
+            with framework_errors(len(part)):
+                rows.append(self._compiled[shape].run(part)[: len(part) - missing])
             done += len(part)
         probabilities = np.concatenate(rows)  # of a single part as well: its memory may be the runtime's
         if not np.isfinite(probabilities).all():
@@ -129,6 +132,8 @@ def framework_errors(images: int) -> Iterator[None]:
     """Map the errors of a framework that runs so many images to ModelFailed and OutOfMemory."""
     try:
         yield
+    except ModelFailed:
+        raise
     except Exception as error:
         text = f"{type(error).__name__} {error}".lower()
         if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):

@@ -27,7 +27,6 @@ import keras
 import numpy as np
 
 from serving.errors import ModelUnavailable, WeightsDownloadFailed
-from serving.model.classifier import framework_errors
 from serving.model.compiled_batches import batch_sizes
 from serving.model.runtime import BatchShape, CompiledBatch
 from serving.model.spec import ModelSpec
@@ -51,9 +50,8 @@ class KerasRuntime:
         return [KerasBatch(self, size) for size in batch_sizes(batch_size, factor=4 if few else 2)]
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels (n, height, width, 3) uint8 to (n, classes) float32. Raises ModelFailed, OutOfMemory."""
-        with framework_errors(len(pixels)):
-            return np.asarray(self._forward(pixels))
+        """Map pixels (n, height, width, 3) uint8 to (n, classes) float32. Raises what the framework raises."""
+        return np.asarray(self._forward(pixels))
 
 
 class KerasBatch:
@@ -64,7 +62,7 @@ class KerasBatch:
         self._runtime = runtime
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels (size, height, width, 3) uint8 to (size, classes) float32. Raises ModelFailed, OutOfMemory."""
+        """Map pixels (size, height, width, 3) uint8 to (size, classes) float32. Raises what the framework raises."""
         return self._runtime.run(pixels)
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import ModelFailed, RuntimeUnsuitable
+from serving.errors import RuntimeUnsuitable
 from serving.model import openvino_store
-from serving.model.classifier import framework_errors
 from serving.model.compiled_batches import batch_sizes, soonest_done, time_of
 from serving.model.runtime import BatchShape, CompiledBatch
 
@@ -41,25 +40,24 @@ class OpenVinoBatch:
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Map pixels (n, height, width, 3) uint8 to (n, classes) float32; all pieces are in flight together.
 
-        Raises ModelFailed, OutOfMemory.
+        Raises RuntimeError, as OpenVINO does.
         """
         size = self.shape.multiple
-        with framework_errors(len(pixels)):
-            requests = self._requests[: len(pixels) // size]
-            for place, request in enumerate(requests):
-                # Handed over as an array, it held the interpreter for a third of this process's Python time.
-                request.get_input_tensor(0).data[:] = pixels[place * size : (place + 1) * size]
-                request.start_async()
-            failures = []
-            for request in requests:
-                try:
-                    request.wait()
-                except Exception as error:  # the others are in flight yet, and must end before they start again
-                    failures.append(error)
-            if failures:
-                raise failures[0]
-            answers: np.ndarray = np.concatenate([request.get_output_tensor(0).data for request in requests])
-        return answers
+        requests = self._requests[: len(pixels) // size]
+        for index, request in enumerate(requests):
+            # Handed over as an array, it held the interpreter for a third of this process's Python time.
+            request.get_input_tensor(0).data[:] = pixels[index * size : (index + 1) * size]
+            request.start_async()
+        failures = []
+        for request in requests:
+            try:
+                request.wait()
+            except Exception as error:  # the others are in flight yet, and must end before they start again
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        probabilities: np.ndarray = np.concatenate([request.get_output_tensor(0).data for request in requests])
+        return probabilities
 
 
 class OpenVinoRuntime:
@@ -84,7 +82,7 @@ class OpenVinoRuntime:
         try:
             self._network = self._core.read_model(folder / "model.xml")
             kept = json.loads((folder / "kept.json").read_text())
-            self._golden_answers = np.load(folder / "golden.npy")
+            self._golden_probabilities = np.load(folder / "golden.npy")
             self.input_shape, self.classes = tuple(kept["input_shape"]), kept["classes"]
             self.labels = kept["labels"]
         except Exception as error:  # whatever half a file may do to its reader
@@ -113,8 +111,10 @@ class OpenVinoRuntime:
             for streams, size in self._kept_sizes(batch_size):
                 compiled.append(self._compile(streams, size, batch_size))
                 self._check(compiled[-1])  # before the next is compiled, which takes a while
-        except (RuntimeError, ModelFailed) as error:
-            raise RuntimeUnsuitable(f"OpenVINO fails: {error.__cause__ or error}") from error
+        except RuntimeUnsuitable:
+            raise
+        except Exception as error:
+            raise RuntimeUnsuitable(f"OpenVINO fails: {error}") from error
         return compiled
 
     def _kept_sizes(self, batch_size: int) -> list[tuple[int, int]]:
@@ -166,11 +166,11 @@ class OpenVinoRuntime:
         shape = compiled.shape
         golden = openvino_store.golden_images(self.input_shape)
         which = np.arange(shape.capacity * min(shape.in_flight, CHECKED_IN_FLIGHT)) % len(golden)
-        answers, expected = compiled.run(golden[which]), self._golden_answers[which]
+        found, expected = compiled.run(golden[which]), self._golden_probabilities[which]
         tolerance = TOLERANCE[self.precision]
-        difference = float(np.abs(answers - expected).max())
+        difference = float(np.abs(found - expected).max())
         # Where Keras itself is undecided, by less than both may be off, either is right.
-        best = answers.argmax(axis=1)
+        best = found.argmax(axis=1)
         loss = float((expected.max(axis=1) - expected[np.arange(len(best)), best]).max())
         if not difference <= tolerance or loss > 2 * tolerance:
             raise RuntimeUnsuitable(

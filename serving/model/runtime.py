@@ -14,15 +14,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BatchShape:
-    """How many images a compiled batch takes at once.
+    """How many images a compiled batch takes at once; each compiled batch of a runtime has another shape.
 
     Args:
         name: for people.
         capacity: images that one call of `run` computes at the same time.
-        in_flight: `run` takes up to so many times its capacity in one call; each part waits for nothing but a free
-            processor then.
-        piece_images: `run` takes any multiple of it; 0: of its capacity.
-        whole_batches_only: whether it may only run a whole batch, never a part of a larger one.
+        in_flight: one call of `run` may get up to `in_flight × capacity` images. `run` starts all of them at once, and
+            each part waits only for a free processor.
+        piece_images: the number of images in a call is a multiple of this, and so is `capacity`. 0: a multiple of
+            `capacity`.
+        whole_batches_only: the plan uses the compiled batch only where it runs all images of a batch in one call.
     """
 
     name: str
@@ -46,13 +47,14 @@ class CompiledBatch(Protocol):
         ...
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels (n, height, width, 3) uint8 0..255 to probabilities (n, classes) float32 0..1.
+        """Map pixels (n, height, width, 3) uint8 0..255, RGB, to probabilities (n, classes) float32 0..1.
 
-        The caller pads n to a multiple. The array that is returned may be filled anew by the next call.
+        One thread calls `run`, one call at a time; n is a multiple of `shape.multiple`, and at most `in_flight ×
+        capacity`. The model's own normalisation is the runtime's business. The pixels may be a part of the memory that
+        the next batch fills: `run` must not write to them, nor keep them. The next call may fill the returned array
+        anew.
 
-        Raises:
-            ModelFailed: the framework failed on these images.
-            OutOfMemory: this many images do not fit into memory; half of them may.
+        Whatever is raised counts as a failure on these images: ModelFailed, or OutOfMemory where the error says so.
         """
         ...
 
@@ -60,14 +62,16 @@ class CompiledBatch(Protocol):
 class Runtime(Protocol):
     """Runs a model."""
 
-    input_shape: tuple[int, int, int]  # (height, width, 3)
+    input_shape: tuple[int, int, int]  # (height, width, 3), as the spec says
     classes: int
 
     def compiled_batches(self, batch_size: int) -> "list[CompiledBatch]":
         """Compile the model for the shapes worth having, so that any count of images up to `batch_size` can be run.
 
+        One shape is enough: the caller runs several calls, and pads the last one.
+
         Raises:
-            ModelUnavailable, RuntimeUnsuitable: the model cannot be compiled.
+            ModelUnavailable: the model cannot be compiled; the message says what to set.
         """
         ...
 
@@ -79,7 +83,8 @@ class Model(Protocol):
         """Map pixels (n, height, width, 3) uint8 0..255 to (n, classes) float32 0..1.
 
         Raises:
-            ModelFailed, OutOfMemory: as `run` of a compiled batch does.
+            ModelFailed: the framework failed on these images, or a probability is not a number.
+            OutOfMemory: this many images do not fit into memory; half of them may.
         """
         ...
 

@@ -2,8 +2,8 @@
 
     upload -- gates: room? place? --> decode, resize --> base64 --> job -- submit: room still? --> ticket --> answer
 
-A request decodes an ordinary image itself. If an image takes longer than LARGE_PIXELS, one of few real threads decodes
-it, so that other requests go on meanwhile.
+A request decodes an ordinary image itself. If an image takes the work of more than LARGE_PIXELS pixels, one of few real
+threads decodes it, so that other requests go on meanwhile.
 """
 
 import contextlib
