@@ -83,10 +83,12 @@ def tutorial_keras(port: int, redis_port: int) -> dict[str, list[str]]:
     return {**tutorial(port, redis_port), "model": python(RIVALS / "tutorial_model.py", Path(sys.executable))}
 
 
-def ours(_port: int, _redis_port: int, servers: int = 1, root: Path = ROOT) -> dict[str, list[str]]:
+def ours(
+    _port: int, _redis_port: int, servers: int = 1, root: Path = ROOT, model_server: str = "run_model_server.py"
+) -> dict[str, list[str]]:
     """This service; that of another checkout, where `root` is one."""
     here = Path(sys.executable)
-    models = {f"model{number or ''}": python(root / "run_model_server.py", here) for number in range(servers)}
+    models = {f"model{number or ''}": python(root / model_server, here) for number in range(servers)}
     return {"web": python(root / "run_web_server.py", here), **models}
 
 

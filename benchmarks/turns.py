@@ -30,6 +30,7 @@ from serving.model import gpus
 from stress_test import made_photo
 
 BEST = ["ours", "Triton", "Mosec"]
+OLDER = "benchmarks/rivals/ours_model.py"  # how checkouts that know no MODEL_RUNTIME of one's own run the shared model
 
 Figures = dict[str, Any]
 Turns = dict[int, dict[str, list[Figures]]]  # connections -> name -> a turn each
@@ -57,16 +58,7 @@ def chosen(
     """The systems of those names, and ours with so many model servers; or, with `beside`, that checkout and this one,
     each with the shared model, or by itself with such settings."""
     if beside:
-        both = [(str(beside), beside.absolute()), ("ours", ROOT)]
-        return [
-            dataclasses.replace(
-                BY_NAME["ours"],
-                name=name,
-                commands=partial(ours, root=root),
-                environment=shared_model(root) | (settings or {}),
-            )
-            for name, root in both
-        ]
+        return [checkout(str(beside), beside.absolute(), settings), checkout("ours", ROOT, settings)]
     found = named(names)
     for count in servers:
         several = partial(ours, servers=count)
@@ -75,6 +67,15 @@ def chosen(
             predictors = {"BENCH_PREDICTORS": str(count)}
             found.append(dataclasses.replace(BY_NAME["Mosec"], name=f"Mosec, {count} predict", environment=predictors))
     return found
+
+
+def checkout(name: str, root: Path, settings: dict[str, str] | None) -> System:
+    """The service of that checkout, with the shared model, or by itself with such settings."""
+    environment, model_server = shared_model(root) | (settings or {}), "run_model_server.py"
+    if not settings and (root / OLDER).exists():
+        environment, model_server = {"PYTHONPATH": str(root)}, OLDER
+    commands = partial(ours, root=root, model_server=model_server)
+    return dataclasses.replace(BY_NAME["ours"], name=name, commands=commands, environment=environment)
 
 
 def model_of(options: argparse.Namespace) -> Model:
