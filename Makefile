@@ -66,7 +66,7 @@ $(VENV)-bench/.ready: benchmarks/requirements.txt
 	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
-bench: $(VENV)/.dev $(VENV)-bench/.ready ## this service beside Triton, Mosec, LitServe and the tutorial's; ARGS="--rounds 1 --only ours"
+bench: $(VENV)/.dev $(VENV)-bench/.ready ## this service beside Triton, Mosec and LitServe; ARGS="--rounds 1 --kind resnet50"
 	@BENCH_PYTHON=$(VENV)-bench/bin/python $(BIN)/python benchmarks/bench.py $(ARGS)
 
 stress: $(VENV)/.dev ## load a running service; ARGS="--requests 1000 --concurrency 64"
