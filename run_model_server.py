@@ -88,7 +88,7 @@ def model_spec(config: settings.Settings) -> ModelSpec:
         batch_size=config.batch_size,
         top=config.top,
         threads=settings.count_cpus(),
-        store=settings.kept_models("openvino"),
+        store=settings.model_store(),
     )
 
 

@@ -180,9 +180,9 @@ def load(**overrides: object) -> Settings:
         raise SystemExit(2) from None  # as serving.errors.StartError
 
 
-def kept_models(runtime: str) -> Path:
-    """The folder of what was converted or compiled for `runtime`, beside the weights that Keras downloads."""
-    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / runtime
+def model_store() -> Path:
+    """Return the folder of what was converted or compiled for a runtime, beside the weights that Keras downloads."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
 
 
 def explain(error: ValidationError) -> str:

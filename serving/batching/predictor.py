@@ -54,7 +54,7 @@ class Predictor:
         """
         while not self._state.stopping:
             batch = self._inbox.take()
-            if batch is not None:
+            if batch is not None and not self._state.stopping:  # else the batch goes back, or its lease ends
                 for predicted in self.predict(batch):
                     self._handover.put(predicted)
 

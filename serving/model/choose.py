@@ -7,8 +7,10 @@ OpenVINO runs a model where there is no GPU and where its answers are Keras's; K
 
 import importlib
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from serving.errors import ModelUnavailable, RuntimeUnsuitable
 from serving.model import gpus, openvino_store
@@ -46,10 +48,7 @@ def fetch(spec: ModelSpec) -> None:
         ModelUnavailable, WeightsDownloadFailed: as `load_classifier` does.
     """
     if ":" not in spec.runtime:
-        from serving.model import keras_runtime
-
-        network = keras_runtime.load_model(spec)
-        load_labels(spec.labels, network.output_shape[-1])
+        _load_keras(spec)
 
 
 def _classifier(spec: ModelSpec, runtime: Runtime, labels: list[str]) -> Classifier:
@@ -102,11 +101,9 @@ def _by_openvino(spec: ModelSpec) -> Classifier | None:
 
 
 def _convert(spec: ModelSpec, folder: Path) -> None:
-    from serving.model import keras_runtime
-
     # OpenVINO's answers are compared with Keras's in float32; a .keras file has a precision of its own.
-    network = keras_runtime.load_model(replace(spec, precision="auto" if spec.is_keras_file else "float32"))
-    openvino_store.convert_and_store(network, load_labels(spec.labels, network.output_shape[-1]), folder)
+    network, labels = _load_keras(replace(spec, precision="auto" if spec.is_keras_file else "float32"))
+    openvino_store.convert_and_store(network, labels, folder)
 
 
 def _open_runtime(spec: ModelSpec, folder: Path) -> OpenVinoRuntime:
@@ -123,10 +120,20 @@ def _kept_runtime(spec: ModelSpec, folder: Path) -> OpenVinoRuntime | None:
 
 
 def _by_keras(spec: ModelSpec) -> Classifier:
-    from serving.model import keras_runtime  # only here: Keras takes seconds to import
+    network, labels = _load_keras(spec)
+    from serving.model import keras_runtime
 
-    network = keras_runtime.load_model(spec)
     where = "a GPU" if keras_runtime.has_gpu() else "the CPU"
     log.info("loaded %s (%s), on %s by Keras", spec.architecture, spec.weights, where)
-    labels = load_labels(spec.labels, network.output_shape[-1])
     return _classifier(spec, keras_runtime.KerasRuntime(network), labels)
+
+
+def _load_keras(spec: ModelSpec) -> tuple[Any, list[str]]:
+    """The Keras model and its labels. Raises ModelUnavailable, WeightsDownloadFailed."""
+    # JAX reads this as it is imported: the next start finds what this one compiles.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(spec.store / "jax"))
+    # Imported late: Keras takes seconds, which a wrong setting, or a model kept for OpenVINO, need not cost.
+    from serving.model import keras_runtime
+
+    network = keras_runtime.load_model(spec)
+    return network, load_labels(spec.labels, network.output_shape[-1])

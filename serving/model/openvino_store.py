@@ -53,7 +53,7 @@ def folder_of(spec: ModelSpec) -> Path:
     said = {name: _digest(Path(part)) if Path(part).is_file() else part for name, part in parts.items()}
     versions = {name: importlib.metadata.version(name) for name in ("keras", "openvino")}
     text = json.dumps([FORMAT, said, versions], sort_keys=True)
-    return spec.store / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return spec.store / "openvino" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def convert_and_store(network: Any, labels: Sequence[str], folder: Path) -> None:

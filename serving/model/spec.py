@@ -18,7 +18,7 @@ class ModelSpec:
     batch_size: int = 32  # most images in one batch
     top: int = 5  # predictions in an answer
     threads: int = 1  # CPUs that a runtime may use
-    store: Path = Path("~/.keras/openvino")  # the folder of converted models
+    store: Path = Path("~/.keras")  # the folder in which each runtime keeps what it converted or compiled
 
     @property
     def is_keras_file(self) -> bool:

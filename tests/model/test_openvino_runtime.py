@@ -242,8 +242,7 @@ def test_a_model_server_converts_once_and_then_starts_without_keras(
 def test_what_is_kept_and_damaged_is_converted_again(
     processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
 ) -> None:
-    labels, store = tiny_model["MODEL_LABELS"], tmp_path / "openvino"
-    folder = folder_of(tiny_spec(tiny_model["MODEL"], labels=labels, store=store))
+    folder = folder_of(tiny_spec(tiny_model["MODEL"], labels=tiny_model["MODEL_LABELS"], store=tmp_path))
     folder.mkdir(parents=True)
     (folder / "golden.npy").write_bytes(b"")
     (folder.parent / f"{folder.name}.unfinished-x").mkdir()

@@ -1,0 +1,86 @@
+"""What runs a model: chosen by its spec, or a class of one's own; and where that keeps what it compiles."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_spec
+
+from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
+from serving.model import choose
+from serving.model.runtime import BatchShape, CompiledBatch
+from serving.model.spec import ModelSpec
+
+
+class Loud:
+    """A runtime of one's own that raises, as libraries do, what nobody has mapped."""
+
+    classes = 2
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.input_shape = (spec.height, spec.width, 3)
+
+    def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:
+        return [LoudBatch(BatchShape("loud", batch_size, piece_images=1))]
+
+
+class LoudBatch:
+    def __init__(self, shape: BatchShape) -> None:
+        self.shape = shape
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        if pixels.max() == 1:
+            raise KeyError("an error of the library")
+        if pixels.max() == 2:
+            raise RuntimeError("std::bad_alloc")
+        return np.full((len(pixels), 2), 0.5, np.float32)
+
+
+def test_a_runtime_of_ones_own_may_raise_what_it_likes() -> None:
+    classifier = choose.load_classifier(tiny_spec("mine", runtime=f"{__name__}:Loud", batch_size=4))
+    pixels = np.zeros((3, 32, 32, 3), np.uint8)
+    assert classifier.probabilities(pixels).tolist() == [[0.5, 0.5]] * 3
+    with pytest.raises(ModelFailed, match="KeyError") as failed:
+        classifier.probabilities(pixels + 1)
+    assert not isinstance(failed.value, OutOfMemory)
+    with pytest.raises(OutOfMemory, match="A batch of 3"):
+        classifier.probabilities(pixels + 2)
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Class", f"{__name__}:NoSuchClass"])
+def test_a_runtime_that_cannot_be_imported_says_what_to_set(name: str) -> None:
+    with pytest.raises(ModelUnavailable, match=f"MODEL_RUNTIME={name} cannot be imported.*PYTHONPATH"):
+        choose.load_classifier(tiny_spec("mine", runtime=name))
+
+
+def test_what_jax_compiles_is_kept_beside_the_weights(
+    tiny_model: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set back when the test ends")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        choose.fetch(tiny_spec(tiny_model["MODEL"], store=tmp_path))
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "jax")
+    assert "serving.model.keras_runtime" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "gpu", "wanted"),
+    [
+        ("auto", "auto", False, True),
+        ("auto", "auto", True, False),
+        ("auto", "float16", False, False),
+        ("keras", "auto", False, False),
+        ("openvino", "auto", True, True),
+    ],
+)
+def test_openvino_is_for_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, runtime: str, precision: str, gpu: bool, wanted: bool
+) -> None:
+    monkeypatch.setattr(choose.gpus, "is_there_any", lambda: gpu)
+    monkeypatch.setattr(choose.openvino_store, "is_installed", lambda: True)
+    assert choose._wants_openvino(tiny_spec("ResNet50", runtime=runtime, precision=precision)) is wanted
