@@ -24,7 +24,8 @@ from serving.batching.loop import BatchLoop
 from serving.batching.predictor import Predictor
 from serving.batching.state import LoopState
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import ModelSide, has_lease
+from serving.jobs.leases import has_lease
+from serving.jobs.model_side import ModelSide
 from serving.model import choose
 from serving.model.classifier import Classifier
 from serving.model.spec import ModelSpec

@@ -20,7 +20,7 @@ from pathlib import Path
 import settings
 from serving import errors
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import end_leases, has_lease
+from serving.jobs.leases import end_leases, has_lease
 from serving.local import web_address
 from serving.local.redis_server import PrivateRedis
 from serving.local.supervisor import Child, LeaseWatch, StopSignals

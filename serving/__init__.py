@@ -27,6 +27,7 @@ The queue
     jobs/redis_url          REDIS_URL -> a client
 The model server (run_model_server.py)
     jobs/model_side         take jobs under a lease, answer them, return those of the dead
+    jobs/leases             which processes of this host hold one
     batching/fetcher        take jobs, decode them, put them into the inbox
     batching/inbox          the jobs that wait for the model, their images side by side
     batching/predictor      a batch through the model; halves find the guilty job

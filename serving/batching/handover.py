@@ -4,6 +4,7 @@ predictor: put --> at most MOST_WAITING batches --> get: answerer
 """
 
 import queue
+import threading
 
 from serving.batching.batch import Predicted
 from serving.batching.state import WAIT_SECONDS
@@ -16,26 +17,29 @@ class Handover:
     """A bounded queue with an end: the predictor finishes it, and the answerer may abandon it."""
 
     def __init__(self) -> None:
-        self._queue: queue.Queue[Predicted] = queue.Queue(MOST_WAITING)
+        # Not a queue.Queue, which wakes the answerer while the predictor still holds the lock that both need.
+        self._queue: queue.SimpleQueue[Predicted] = queue.SimpleQueue()
+        self._places = threading.Semaphore(MOST_WAITING)
         self._is_finished = self._is_abandoned = False
 
     def put(self, predicted: Predicted) -> None:
         """Add a batch, and wait for room. When the answerer has ended, the batch is left to the lease."""
         while not self._is_abandoned:
-            try:
-                return self._queue.put(predicted, timeout=WAIT_SECONDS)
-            except queue.Full:
-                continue
+            if self._places.acquire(timeout=WAIT_SECONDS):
+                return self._queue.put(predicted)
 
     def get(self) -> Predicted | None:
         """Take the oldest batch, and wait for it. None: the handover is finished, and no batch is left."""
         while True:
             is_finished = self._is_finished  # before the look: what is put before the end is got
             try:
-                return self._queue.get(timeout=WAIT_SECONDS)
+                predicted = self._queue.get(timeout=WAIT_SECONDS)
             except queue.Empty:
                 if is_finished:
                     return None
+            else:
+                self._places.release()
+                return predicted
 
     def finish(self) -> None:
         """Say that no more batches will come."""

@@ -55,8 +55,18 @@ class Predictor:
         while not self._state.stopping:
             batch = self._inbox.take()
             if batch is not None and not self._state.stopping:  # else the batch goes back, or its lease ends
-                for predicted in self.predict(batch):
-                    self._handover.put(predicted)
+                self._run(batch)
+
+    def _run(self, batch: Batch) -> None:
+        """Predict a batch and hand it over. The model counts as busy meanwhile, but not while the handover is full."""
+        self._state.model_busy_since = time.monotonic()
+        try:
+            for predicted in self.predict(batch):
+                self._state.model_busy_since = None
+                self._handover.put(predicted)
+                self._state.model_busy_since = time.monotonic()
+        finally:
+            self._state.model_busy_since = None
 
     def predict(self, batch: Batch) -> Iterator[Predicted]:
         """Run the model on a batch; yield its items in their order.
@@ -71,7 +81,7 @@ class Predictor:
         to_predict = [item for item in batch.items if item.row is not None and item.deadline > now]
         started = time.monotonic()
         try:
-            probabilities = self._call_model(batch.pixels(to_predict)) if to_predict else ()
+            probabilities = self._model.probabilities(batch.pixels(to_predict)) if to_predict else ()
         except ModelFailed as error:
             if isinstance(error, OutOfMemory) and len(to_predict) > 1:
                 self._inbox.batch_size = max(1, len(to_predict) // 2)
@@ -91,17 +101,10 @@ class Predictor:
         by_row = {item.row: row for item, row in zip(to_predict, probabilities, strict=True)}
         yield Predicted(batch.member, batch.items, [by_row.get(item.row) for item in batch.items])
 
-    def _call_model(self, pixels: np.ndarray) -> np.ndarray:
-        self._state.model_busy_since = time.monotonic()
-        try:
-            return self._model.probabilities(pixels)
-        finally:
-            self._state.model_busy_since = None
-
     def _check_on_blank(self, batch: Batch, item: Item, error: ModelFailed) -> None:
         """Run the model on a blank image.
 
         Raises ModelFailed if that fails too: then the model is broken, and no job is to blame.
         """
         log.error("the model failed on job %s: %r", item.job_id, error.__cause__ or error)
-        self._call_model(np.zeros_like(batch.rows[:1]))
+        self._model.probabilities(np.zeros_like(batch.rows[:1]))

@@ -143,6 +143,14 @@ class JobQueue:
         first, (*moved, reply) = self._transact([*moves, _command("confirm", keys, confirm)], ahead)
         return [job for job in (*first, *moved) if job is not None], reply  # b"" is a job, too, a bad one
 
+    def held(self, processing: str, server: str) -> tuple[int, int | None]:
+        """How many jobs a model server's processing list holds, and how many it has settled, in one moment.
+
+        None: its name is gone, and what it held went to others. Raises QueueAway.
+        """
+        _, (length, settled) = self._transact([("LLEN", processing), ("HGET", self.settled_by_server, server)], [])
+        return int(length), None if settled is None else int(settled)
+
     def cancel(self, job: str) -> None:
         """Take a job, as it travels, out of the queue, unless a model server has it already. Raises QueueAway."""
         self.run("cancel", [self.name, self.attempts], [job])

@@ -10,15 +10,15 @@ not know whether a command arrived, joins again under a new name; others return 
 
 import json
 import os
-import socket
 import time
 import uuid
 from collections.abc import Sequence
 from enum import IntEnum
 
-from serving.errors import BadJob, LeaseLost, QueueOutOfMemory
+from serving.errors import BadJob, LeaseLost, QueueAway, QueueOutOfMemory
 from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Outcome, Taken
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
+from serving.jobs.leases import process_name
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS
 
 # How long others look after a dead model server's name: longer than TCP goes on sending a BLMOVE of its last moments.
@@ -71,7 +71,7 @@ class Membership:
     """
 
     def __init__(self, side: ModelSide) -> None:
-        self.name = f"{_process_name(os.getpid())}{uuid.uuid4().hex[:8]}"
+        self.name = f"{process_name(os.getpid())}{uuid.uuid4().hex[:8]}"
         self.is_lost = False  # whether a command found that the lease is lost, and then for good
         self._side, self._queue = side, side.queue
         self._processing = self._queue.processing(self.name)
@@ -110,9 +110,14 @@ class Membership:
         jobs: list[bytes] = []
         while not jobs or (self._waiting and len(jobs) < most):
             at_once = min(most - len(jobs), max(self._waiting, FIRST_LOOK))
-            moved, (state, clock, self._waiting) = self._queue.move(
-                self._processing, at_once, [self.name, self._lease_seconds, self._taken], 0.0 if jobs else wait_seconds
-            )
+            confirm, wait = [self.name, self._lease_seconds, self._taken], 0.0 if jobs else wait_seconds
+            try:
+                moved, (state, clock, self._waiting) = self._queue.move(self._processing, at_once, confirm, wait)
+            except QueueOutOfMemory as error:
+                self._check_that_nothing_moved(error)
+                if jobs:
+                    return Taken(jobs)
+                raise
             self._queue.set_clock(float(clock))
             self._check(state)
             if state == Refusal.ONE_BY_ONE:
@@ -122,6 +127,15 @@ class Membership:
             if not moved:
                 break
         return Taken(jobs, all_that_waited=not self._waiting)
+
+    def _check_that_nothing_moved(self, error: QueueOutOfMemory) -> None:
+        """Raise QueueAway if a command that failed has moved jobs all the same: nobody would answer them.
+
+        A BLMOVE may get a job before Redis refuses the transaction behind it; confirm.lua may fail behind its LMOVEs.
+        """
+        length, settled = self._queue.held(self._processing, self.name)
+        if length > (0 if settled is None else self._taken - settled):
+            raise QueueAway("The queue ran out of memory while jobs were taken. Try again in a moment.") from error
 
     def _take_one_by_one(self, most: int) -> Taken:
         """Take jobs by a script that looks at each, and so finds those that came back."""
@@ -223,23 +237,3 @@ class Membership:
             if outcome.job_id and reply is not None and channel.startswith(self._queue.channel("")):
                 answers.setdefault(channel, {})[outcome.job_id] = reply
         return [text for channel, replies in answers.items() for text in (channel, json.dumps(replies))]
-
-
-def has_lease(queue: JobQueue, process_id: int | None = None) -> bool:
-    """Whether a process of this host holds a lease; with None, whether any of this host does. Raises QueueAway."""
-    return any(name.startswith(_process_name(process_id)) for name in queue.model_server_names(expired=False))
-
-
-def end_leases(queue: JobQueue, process_id: int) -> None:
-    """End the leases of a process of this host that is known to be dead, so that its jobs return at once, counted.
-
-    Raises QueueAway.
-    """
-    for name in queue.model_server_names(expired=False):
-        if name.startswith(_process_name(process_id)):
-            queue.end_lease(name)
-
-
-def _process_name(process_id: int | None) -> str:
-    """How the names of a process's leases begin; with None, those of all processes of this host."""
-    return f"{socket.gethostname()}:" + ("" if process_id is None else f"{process_id}:")

@@ -5,6 +5,7 @@
 OpenVINO runs a model where there is no GPU and where its answers are Keras's; Keras runs it elsewhere.
 """
 
+import functools
 import importlib
 import logging
 import os
@@ -31,10 +32,10 @@ def load_classifier(spec: ModelSpec) -> Classifier:
         WeightsDownloadFailed: the ImageNet weights cannot be fetched.
     """
     if ":" in spec.runtime:
-        runtime = _own_runtime(spec)
-        classifier = _classifier(spec, runtime, load_labels(spec.labels, runtime.classes))
+        classifier = _by_own_runtime(spec)
     else:
         classifier = (_by_openvino(spec) if _wants_openvino(spec) else None) or _by_keras(spec)
+    _load_keras.cache_clear()
     classifier.warm_up()
     return classifier
 
@@ -56,7 +57,7 @@ def _classifier(spec: ModelSpec, runtime: Runtime, labels: list[str]) -> Classif
     return Classifier(runtime, labels, top=spec.top, batch_size=spec.batch_size, is_random=is_random)
 
 
-def _own_runtime(spec: ModelSpec) -> Runtime:
+def _by_own_runtime(spec: ModelSpec) -> Classifier:
     module, _, name = spec.runtime.partition(":")
     try:
         runtime_class = getattr(importlib.import_module(module), name)
@@ -65,9 +66,16 @@ def _own_runtime(spec: ModelSpec) -> Runtime:
             f"MODEL_RUNTIME={spec.runtime} cannot be imported: {error}. Set it to package.module:Class, and PYTHONPATH "
             "to the folder of the package."
         ) from error
-    runtime: Runtime = runtime_class(spec)
+    try:
+        runtime: Runtime = runtime_class(spec)
+        classifier = _classifier(spec, runtime, load_labels(spec.labels, runtime.classes))
+    except ModelUnavailable:
+        raise
+    except Exception as error:
+        log.exception("MODEL_RUNTIME=%s failed", spec.runtime)  # whoever writes a runtime needs the traceback
+        raise ModelUnavailable(f"MODEL_RUNTIME={spec.runtime} does not start: {error}.") from error
     log.info("loaded %s, by %s", spec.architecture, spec.runtime)
-    return runtime
+    return classifier
 
 
 def _wants_openvino(spec: ModelSpec) -> bool:
@@ -128,6 +136,7 @@ def _by_keras(spec: ModelSpec) -> Classifier:
     return _classifier(spec, keras_runtime.KerasRuntime(network), labels)
 
 
+@functools.cache  # OpenVINO converts the model, and Keras runs the same one where OpenVINO does not do
 def _load_keras(spec: ModelSpec) -> tuple[Any, list[str]]:
     """The Keras model and its labels. Raises ModelUnavailable, WeightsDownloadFailed."""
     # JAX reads this as it is imported: the next start finds what this one compiles.

@@ -13,12 +13,13 @@ import pytest
 import redis
 from conftest import RedisServer, answered, keys, new_job, new_web_side, push, wait_for
 
-from serving.errors import BadJob, LeaseLost, QueueAway
+from serving.errors import BadJob, LeaseLost, QueueAway, QueueOutOfMemory
 from serving.jobs import job as job_module
 from serving.jobs import model_side
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
-from serving.jobs.model_side import Membership, ModelSide, end_leases, has_lease
+from serving.jobs.leases import end_leases, has_lease
+from serving.jobs.model_side import Membership, ModelSide
 
 NewMember = Callable[..., Membership]
 SHAPE = (1, 1, 3)
@@ -624,3 +625,52 @@ def test_a_redis_out_of_memory_refuses_new_jobs_and_still_serves_those_it_has() 
         assert served == accepted
     finally:
         server.remove()
+
+
+@pytest.mark.parametrize("moves", ["BLMOVE", "LMOVE"])
+def test_a_job_that_came_before_redis_ran_out_of_memory_is_not_forgotten(
+    raw: redis.Redis,
+    new_member: NewMember,
+    monkeypatch: pytest.MonkeyPatch,
+    moves: str,
+) -> None:
+    """BLMOVE gets a job and the transaction behind it is refused, or the script behind the LMOVEs is."""
+    jobs = push(raw, 2)
+    really_transact = JobQueue._transact
+
+    def refuse(queue: JobQueue, commands: list[tuple[object, ...]], ahead: list[tuple[object, ...]]) -> object:
+        if commands[-1][0] == "EVAL":
+            queue.redis.exchange(*(ahead if moves == "BLMOVE" else commands[:-1]))
+            raise QueueOutOfMemory("out of memory")
+        return really_transact(queue, commands, ahead)  # type: ignore[arg-type]
+
+    member = new_member()
+    with monkeypatch.context() as patch:
+        patch.setattr(JobQueue, "_transact", refuse)
+        with pytest.raises(QueueAway) as away:
+            member.take(4, 0.5 if moves == "BLMOVE" else 0.0)
+    assert not isinstance(away.value, QueueOutOfMemory)  # after which a model server goes on under the same name
+    assert member.leave(forget=False) == (1 if moves == "BLMOVE" else 2)
+    assert raw.lrange("image_queue", 0, -1) == [job.to_text().encode() for job in jobs]
+
+
+def test_jobs_taken_before_redis_ran_out_of_memory_are_handed_out(
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = push(raw, 6)
+    really_transact, rounds = JobQueue._transact, []
+
+    def refuse_the_second(queue: JobQueue, commands: list[tuple[object, ...]], ahead: list[object]) -> object:
+        if commands[-1][0] == "EVAL":
+            rounds.append(1)
+            if len(rounds) == 2:
+                raise QueueOutOfMemory("out of memory")
+        return really_transact(queue, commands, ahead)  # type: ignore[arg-type]
+
+    member = new_member()
+    with monkeypatch.context() as patch:
+        patch.setattr(JobQueue, "_transact", refuse_the_second)
+        taken = member.take(6)
+    assert taken.jobs == [job.to_text().encode() for job in jobs[: len(taken.jobs)]]
+    assert 0 < len(taken.jobs) < 6
+    assert member.in_hand == len(taken.jobs) == raw.llen(queue.processing(member.name))

@@ -31,7 +31,8 @@ from serving.errors import QueueAway
 from serving.jobs import operator
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import Membership, ModelSide, end_leases
+from serving.jobs.leases import end_leases
+from serving.jobs.model_side import Membership, ModelSide
 from serving.local import redis_server as local_redis
 
 PASSWORD = "a-secret-of-redis"

@@ -56,6 +56,15 @@ def test_a_runtime_that_cannot_be_imported_says_what_to_set(name: str) -> None:
         choose.load_classifier(tiny_spec("mine", runtime=name))
 
 
+def no_such_gpu(spec: ModelSpec) -> Loud:
+    raise OSError("no such GPU")
+
+
+def test_a_runtime_that_does_not_start_says_why() -> None:
+    with pytest.raises(ModelUnavailable, match="no_such_gpu does not start: no such GPU"):
+        choose.load_classifier(tiny_spec("mine", runtime=f"{__name__}:no_such_gpu"))
+
+
 def test_what_jax_compiles_is_kept_beside_the_weights(
     tiny_model: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +72,7 @@ def test_what_jax_compiles_is_kept_beside_the_weights(
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        choose._load_keras.cache_clear()
         choose.fetch(tiny_spec(tiny_model["MODEL"], store=tmp_path))
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "jax")
     assert "serving.model.keras_runtime" in sys.modules
