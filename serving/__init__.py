@@ -55,6 +55,7 @@ Beside the way
     jobs/operator           dead letters
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted
+    local/load_report       what became of the requests of stress_test.py
     local/redis_server      a Redis of run_service.py's own
     local/web_address       where to open the web server, and whether it answers
     local/terminal          what run_service.py shows

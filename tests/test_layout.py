@@ -39,7 +39,7 @@ ONLY_IN = {
     "prometheus_client": "serving/telemetry/metrics.py",
     "pydantic": "settings.py",
     "pydantic_settings": "settings.py",
-    "rich": "serving/local/terminal.py dead_letters.py",  # what people see on a terminal
+    "rich": "serving/local/ dead_letters.py",  # what people see on a terminal
 }
 
 

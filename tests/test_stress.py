@@ -112,6 +112,9 @@ def stress(*options: object) -> subprocess.CompletedProcess[str]:
 def load(server: Server, folder: Path, *options: object) -> tuple[int, dict[str, int], dict[str, Any], str]:
     """Run against `server`; its exit status, the sum as printed, the JSON file, the table."""
     done = stress("--url", server.url, "--json", folder / "load.json", *options)
+    assert re.fullmatch(
+        r"POST \S+: [\d,]+ requests, .+ \.\.\.\n", done.stderr
+    )  # where a terminal has a bar, and no more
     return done.returncode, sum_of(done.stdout), json.loads((folder / "load.json").read_text()), done.stdout
 
 
