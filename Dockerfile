@@ -49,8 +49,6 @@ USER 10001:10001
 # the MODEL of run time does, and if its weights are not here they are fetched then.
 ARG FETCH_WEIGHTS=true
 ARG MODEL=ResNet50
-ARG IMAGE_WIDTH=224
-ARG IMAGE_HEIGHT=224
 RUN if [ "$FETCH_WEIGHTS" = true ]; then python run_model_server.py --fetch-only; fi
 VOLUME /models
 EXPOSE 9100

@@ -34,6 +34,7 @@ from serving import errors
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
+from serving.jobs.served import ServedNow
 
 EXIT_NOT_DONE = 1
 WIDE_CHARACTERS = 1000  # the width of a pipe, as for `| grep`; on a screen a line is cut off at the edge
@@ -47,7 +48,8 @@ def main() -> int:
     try:
         with contextlib.closing(JobQueue(config.redis_url, config.image_queue)) as queue:
             queue.connect()
-            return run(arguments, queue, (config.image_height, config.image_width, 3))
+            width, height = config.input_size() or ServedNow(queue).input_size()
+            return run(arguments, queue, (height, width, 3))
     except errors.QueueAway as error:
         print(error, file=sys.stderr)
         return error.exit_status

@@ -16,6 +16,10 @@ import pybase64
 IMAGENET_MEAN_BGR = np.array([103.939, 116.779, 123.68], dtype=np.float32)
 
 
+class WrongSize(ValueError):
+    """The text holds an image, but of another size."""
+
+
 def encode_image(pixels: np.ndarray, dtype: str) -> str:
     """Encode pixels (height, width, 3), uint8 0..255, as base64 text. `dtype` is `uint8` or `float32`."""
     if dtype == "float32":
@@ -29,7 +33,8 @@ def decode_image(text: str, shape: tuple[int, int, int], dtype: str | None = Non
     Without a dtype, as in a job of the tutorial, the length tells whether the text holds uint8 or float32.
 
     Raises:
-        ValueError: the text is not base64, its length does not fit, or its floats are no normalised pixels.
+        WrongSize: the length does not fit.
+        ValueError: the text is not base64, or its floats are no normalised pixels.
     """
     try:
         raw = pybase64.b64decode(text, validate=True)
@@ -40,7 +45,7 @@ def decode_image(text: str, shape: tuple[int, int, int], dtype: str | None = Non
     if dtype not in ("uint8", "float32"):
         raise ValueError(f"the image's dtype is {dtype!r}; uint8 and float32 are read")
     if len(raw) != count * np.dtype(dtype).itemsize:
-        raise ValueError(f"the image has {len(raw)} bytes; {shape} in {dtype} needs {count * np.dtype(dtype).itemsize}")
+        raise WrongSize(f"the image has {len(raw)} bytes; {shape} in {dtype} needs {count * np.dtype(dtype).itemsize}")
     pixels = np.frombuffer(raw, dtype=dtype).reshape(shape)
     return pixels if dtype == "uint8" else _denormalise(pixels)
 

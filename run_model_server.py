@@ -26,6 +26,7 @@ from serving.batching.state import LoopState
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import has_lease
 from serving.jobs.model_side import ModelSide
+from serving.jobs.served import Served, digest_of
 from serving.model import choose
 from serving.model.classifier import Classifier
 from serving.model.spec import ModelSpec
@@ -55,7 +56,7 @@ def main() -> int:
             return check_health(queue, config.lease_seconds)
         classifier = choose.load_classifier(model_spec(config))
         check_lease(classifier.slowest_batch_seconds, config)
-        take_predict_answer(config, queue, classifier)
+        take_predict_answer(config, queue, classifier, served_by(config, classifier))
         return 0
     except (errors.StartError, errors.QueueAway) as error:
         print(error, file=sys.stderr)
@@ -78,12 +79,14 @@ def check_health(queue: JobQueue, lease_seconds: float) -> int:
 
 def model_spec(config: settings.Settings) -> ModelSpec:
     """Return what the settings say of the model."""
+    width, height = config.input_size() or (None, None)
     return ModelSpec(
         architecture=config.model,
         weights=config.model_weights,
         labels=config.model_labels,
-        width=config.image_width,
-        height=config.image_height,
+        width=width,
+        height=height,
+        name=config.model_name,
         precision=config.model_precision,
         runtime=config.model_runtime,
         batch_size=config.batch_size,
@@ -106,7 +109,21 @@ def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None
         log.warning("%s: set it higher, or BATCH_SIZE lower, or healthy model servers will lose their jobs", says)
 
 
-def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: Classifier) -> None:
+def served_by(config: settings.Settings, classifier: Classifier) -> Served:
+    """Return what this model server publishes: who answers, at which size, with which labels."""
+    height, width, channels = classifier.input_shape
+    who = choose.identity(model_spec(config), classifier.runtime)
+    return Served(
+        **vars(who),
+        width=width,
+        height=height,
+        channels=channels,
+        labels_digest=digest_of(classifier.labels),
+        warning=classifier.warning,
+    )
+
+
+def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: Classifier, served: Served) -> None:
     """Take jobs, predict them in batches, and answer them, until SIGTERM or SIGINT: three threads at the same time."""
     metrics, shape = serve_metrics(config), classifier.input_shape
     queue_side = ModelSide(
@@ -114,6 +131,8 @@ def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: 
         lease_seconds=config.lease_seconds,
         max_attempts=config.max_attempts,
         result_ttl_seconds=config.result_ttl_seconds,
+        served=served,
+        labels=classifier.labels,
     )
     state, inbox, handover = LoopState(config.lease_seconds), Inbox(config.batch_size, shape), Handover()
     fetcher = Fetcher(queue_side, inbox, state, shape, wait_seconds=config.server_sleep)

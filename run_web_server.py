@@ -38,6 +38,7 @@ def create_app(config: settings.Settings, pool: Pool) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.config["API_KEYS"] = config.api_keys()
     app.config["MAX_UPLOAD_BYTES"] = config.max_upload_bytes
+    app.config["READY_WITHOUT_MODEL_SERVER"] = config.ready_without_model_server
     app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + uploads.MULTIPART_OVERHEAD_BYTES
     app.json = json = DefaultJSONProvider(app)
     json.sort_keys = json.ensure_ascii = False
@@ -67,14 +68,13 @@ def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
         max_queue_length=config.max_queue_length,
         timeout_seconds=config.request_timeout_seconds,
         poll_seconds=config.client_sleep,
+        own_size=config.input_size(),
     )
 
 
 def image_options(config: settings.Settings) -> ImageOptions:
-    """What an image is turned into, and how long its client waits."""
+    """How an image travels, and how long its client waits."""
     return ImageOptions(
-        width=config.image_width,
-        height=config.image_height,
         dtype=config.image_dtype,
         max_pixels=config.max_image_pixels,
         timeout_seconds=config.request_timeout_seconds,

@@ -53,8 +53,13 @@ class Settings(BaseSettings):
         "redis+sentinel://host:port,host:port/service_name/db (the primary that Sentinels name)",
     )
     image_queue: str = Field("image_queue", pattern=r"^[^{}\s]+$", description="name of the Redis list of waiting jobs")
-    image_width: int = Field(224, ge=1, le=4096, description="width of the model's input, pixels")
-    image_height: int = Field(224, ge=1, le=4096, description="height of the model's input, pixels")
+    image_width: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="width of the model's input, pixels; unset: the model's own, which web servers learn",
+    )
+    image_height: int | None = Field(None, ge=1, le=4096, description="height of the model's input, pixels; as above")
     image_dtype: Annotated[Literal["uint8", "float32"], _Lower] = Field(
         "uint8",
         description="what travels: uint8 pixels, or float32 with ResNet50's normalisation, as the tutorial sends it; "
@@ -65,6 +70,12 @@ class Settings(BaseSettings):
         min_length=1,
         description="a classifier of keras.applications by name, or the path of a .keras file that takes RGB values "
         "0 to 255 and ends in a softmax",
+    )
+    model_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="what the model is called; unset: its architecture, or the name of its file. All model "
+        "servers of a queue must agree in it",
     )
     model_weights: str = Field(
         "imagenet",
@@ -142,6 +153,11 @@ class Settings(BaseSettings):
     web_threads: int = Field(
         256, ge=1, le=4096, description="how many requests one web process has in hand at once; beyond it they get 503"
     )
+    ready_without_model_server: bool = Field(
+        False,
+        description="1: /readyz is 200 as soon as Redis answers, for a migration from other model servers, or for "
+        "scaling to zero",
+    )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of the model server's /metrics")
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
 
@@ -161,6 +177,12 @@ class Settings(BaseSettings):
         if origins != ["*"] and (wrong := [origin for origin in origins if not _ORIGIN.fullmatch(origin)]):
             raise ValueError(f"{wrong[0]!r} is not an origin, which is scheme://host or scheme://host:port, or * alone")
         return value
+
+    def input_size(self) -> tuple[int, int] | None:
+        """Width and height of the model's input, pixels; None where neither is set. One alone leaves the other 224."""
+        if self.image_width is None and self.image_height is None:
+            return None
+        return self.image_width or 224, self.image_height or 224
 
     def allowed_origins(self) -> list[str]:
         """The origins whose pages may ask; an empty list means none but the service's own."""

@@ -20,13 +20,16 @@ The web process (run_web_server.py)
     jobs/admission          whether one more job may wait
     jobs/sender             submits the jobs of all requests together; looks for lost answers
     jobs/listener           the messages that carry answers
+    jobs/readiness          whether the queue is served at all
 The queue
     jobs/job                what travels: jobs, how they end, their states
     jobs/job_queue          every key, the life of a job, the clock, one script a verb (jobs/lua)
+    jobs/served             what the model servers serve: published, and learned
     jobs/redis_client       commands to Redis; its errors -> ours
     jobs/redis_url          REDIS_URL -> a client
 The model server (run_model_server.py)
-    jobs/model_side         take jobs under a lease, answer them, return those of the dead
+    jobs/model_side         join the queue, unless others serve another model there
+    jobs/membership         take jobs under a lease, answer them, return those of the dead
     jobs/leases             which processes of this host hold one
     batching/fetcher        take jobs, decode them, put them into the inbox
     batching/inbox          the jobs that wait for the model, their images side by side

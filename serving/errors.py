@@ -17,6 +17,7 @@
     └── TimedOut                504  no answer before the deadline
 
     StartError                    2  a program cannot start, says what to set, and exits with this status
+    ├── OtherModel                2  the queue is served by another model
     └── ModelUnavailable          2  the model cannot be set up
         └── WeightsDownloadFailed 3  … because the ImageNet weights cannot be fetched
 
@@ -95,7 +96,7 @@ class OutOfMemory(ModelFailed):
 
 class Unavailable(RequestError):
     status = 503
-    when = "More requests wait than can be answered in time, or Redis is away."
+    when = "More requests wait than can be answered in time, Redis is away, or the model has just been replaced."
     advice = "Wait as many seconds as the header `Retry-After` says, then send the request again."
 
     def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
@@ -111,6 +112,10 @@ class StartError(Exception):
     """The root of all that keeps a program from starting. `exit_status` is its exit status."""
 
     exit_status = 2
+
+
+class OtherModel(StartError):
+    pass
 
 
 class ModelUnavailable(StartError):

@@ -34,7 +34,8 @@ from serving.batching.predictor import Predictor
 from serving.batching.state import LoopState
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import Membership, ModelSide
+from serving.jobs.membership import Membership
+from serving.jobs.model_side import ModelSide
 from serving.jobs.web_side import WebSide
 from serving.local import redis_server as local_redis
 from serving.model.runtime import Model
@@ -155,7 +156,8 @@ def answered(text: bytes, answer: str = "[]") -> Outcome:
 
 
 def keys(raw: redis.Redis) -> set[str]:
-    return {key.decode() for key in raw.keys("*")} - {"{image_queue}:emptied"}
+    """The keys in Redis, without those that only tell a time."""
+    return {key.decode() for key in raw.keys("*")} - {"{image_queue}:emptied", "{image_queue}:answered_at"}
 
 
 class Counts:
@@ -249,7 +251,8 @@ def ask(side: WebSide, seconds: float = 10.0) -> str | None:
     until = time.monotonic() + seconds
     job = new_job(deadline=side.deadline_at(until), reply_to=side.channel)
     with side.submit(job) as ticket:
-        return ticket.wait(until)
+        answer = ticket.wait(until)
+        return answer.text if answer is not None else None
 
 
 PREDICTIONS = [{"label": "beagle", "probability": 0.75}, {"label": "basset", "probability": 0.125}]

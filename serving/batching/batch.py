@@ -27,10 +27,11 @@ class Item:
     failure: str | None = None
     attempts: int = 0
     row: int | None = None
+    status: int | None = None  # the HTTP status that goes with the failure; None: 500, and a dead letter
 
     def to_outcome(self, answer: str | None) -> Outcome:
         """Tell how the job ends: with `answer` (JSON), else with its failure, else dropped."""
-        return Outcome(self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts)
+        return Outcome(self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts, self.status)
 
 
 @dataclass(frozen=True)

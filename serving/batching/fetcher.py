@@ -5,6 +5,7 @@ queue -- take, under a lease --> jobs as they travel -- read_job --> Item, pixel
 
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +13,7 @@ import helpers
 from serving.batching.batch import Item
 from serving.batching.inbox import Inbox
 from serving.batching.state import LoopState
-from serving.errors import BadJob, LeaseLost, QueueAway
+from serving.errors import BadJob, LeaseLost, OtherModel, QueueAway, Unavailable
 from serving.jobs.job import Job, Member, ModelQueue
 
 # While the model is busy the fetcher looks at the queue after these pauses, which double as long as nothing comes: on a
@@ -21,6 +22,7 @@ from serving.jobs.job import Job, Member, ModelQueue
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.005, 0.02
 RETURN_EXPIRED_SECONDS = 1.0
 RECONNECT_SECONDS = 0.5
+TELL_AGAIN_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +46,11 @@ class Fetcher:
         self._member: Member | None = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._expired_checked = 0.0  # monotonic seconds
+        self._told_of_sizes = -TELL_AGAIN_SECONDS  # monotonic seconds
+        self._refused_since: float | None = None  # monotonic seconds; None: the queue has let this model server in
 
     def run(self) -> None:
-        """Take jobs until the loop stops."""
+        """Take jobs until the loop stops. Raises OtherModel: the queue is served by another model, which lives on."""
         is_away = False
         while not self._state.stopping:
             try:
@@ -57,6 +61,8 @@ class Fetcher:
                 log.warning("%s; starting afresh when the model is free", error)
                 self._forget_member()
                 self._state.wait_for_model()
+            except OtherModel as error:
+                self._wait_for_a_lease_to_end(error)
             except QueueAway as error:
                 if not is_away:  # said once, not twice a second
                     log.warning("the queue is away: %s", error.__cause__)
@@ -77,6 +83,7 @@ class Fetcher:
 
     def _join(self) -> Member:
         member = self._member = self._queue.join()
+        self._refused_since = None
         log.info("joined the queue as %s", member.name)
         self._inbox.open(member)
         return member
@@ -100,7 +107,9 @@ class Fetcher:
         hands_are_empty = member.in_hand == 0
         taken = member.take(room, self._wait_seconds if hands_are_empty else 0.0)
         now = self._queue.now()
-        self._inbox.put([read_job(text, taken.attempts, self._shape, now) for text in taken.jobs])
+        jobs = [read_job(text, taken.attempts, self._shape, now) for text in taken.jobs]
+        self._tell_of_other_sizes([item for item, _ in jobs if item.status is not None])
+        self._inbox.put(jobs)
         if taken.jobs:
             self._pause_seconds = FIRST_PAUSE_SECONDS
         has_waited = hands_are_empty and not taken.jobs and not taken.runs_alone
@@ -109,11 +118,25 @@ class Fetcher:
             self._inbox.wait_until_wanted(self._pause_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
 
+    def _tell_of_other_sizes(self, items: list[Item]) -> None:
+        if items and time.monotonic() - self._told_of_sizes >= TELL_AGAIN_SECONDS:
+            self._told_of_sizes = time.monotonic()
+            log.warning("%d jobs, among them %s: %s", len(items), items[0].job_id, items[0].failure)
+
     def _forget_member(self) -> Member | None:
         """Forget the lease, and the jobs under it that the model has not begun: the queue gets them back."""
         member, self._member = self._member, None
         self._inbox.close()
         return member
+
+    def _wait_for_a_lease_to_end(self, error: OtherModel) -> None:
+        """Wait a moment, in case the other model server is dead; raise `error` when a whole lease has gone by."""
+        if self._refused_since is None:
+            self._refused_since = time.monotonic()
+            log.warning("%s Waiting for %g s, in case that one is dead", error, self._state.lease_seconds)
+        if time.monotonic() - self._refused_since > self._state.lease_seconds + RECONNECT_SECONDS:
+            raise error
+        time.sleep(RECONNECT_SECONDS)
 
     def _give_back(self, member: Member | None) -> None:
         while not self._state.stopping:
@@ -141,8 +164,11 @@ def read_job(text: bytes, attempts: int, shape: tuple[int, int, int], now: float
         return item, None
     try:
         if job.shape not in (None, shape, (1, *shape)):  # (1, …): the tutorial's
-            raise ValueError(f"the image's shape is {job.shape}; this model server takes {shape}")
+            raise helpers.WrongSize(f"the image's shape is {job.shape}; this model server takes {shape}")
         return item, helpers.decode_image(job.image, shape, job.dtype)
+    except helpers.WrongSize as error:
+        # The job is good, for another model: a dead letter of it would push out one that tells of a fault.
+        failure = f"The image was prepared for a model of another size: {error}. Send it again."
+        return replace(item, failure=failure, status=Unavailable.status), None
     except ValueError as error:
-        failure = f"The job cannot be read: {error}."
-        return Item(text, job.id, job.reply_to, job.deadline, failure, attempts), None
+        return replace(item, failure=f"The job cannot be read: {error}."), None

@@ -15,6 +15,7 @@ from serving.batching.fetcher import Fetcher
 from serving.batching.handover import Handover
 from serving.batching.predictor import Predictor
 from serving.batching.state import LoopState
+from serving.errors import StartError
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class BatchLoop:
         try:
             part.run()
         except BaseException as error:
-            log.exception("%s failed", type(part).__name__.lower())
+            if not isinstance(error, StartError):  # its sentence says all
+                log.exception("%s failed", type(part).__name__.lower())
             self._state.failure = error
             self._state.stopping = True
             self._state.wait_for_model()  # the predicting thread ends the loop, unless the model hangs

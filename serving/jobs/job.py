@@ -1,21 +1,24 @@
-"""Defines what travels: Job, what a model server took (Taken), how each job ended (Outcome), the states of a job; and
-the queue as a model server meets it (ModelQueue, Member).
+"""Defines what travels: Job, what a model server took (Taken), how a job ended (Outcome, Answer), the states of a job;
+and the queue as a model server meets it (ModelQueue, Member).
 
 Job -- to_text --> JSON in the queue -- from_text --> Job … Outcome -- reply --> the answer under the job's id
                                                                     -- to_dead_letter --> a job that failed for good
 
-An answer is one of
+An answer's text is one of
 
     [{"label": …, "probability": …}, …]      predictions, likeliest first
-    {"predictions": […], "warning": "…"}     the same, by a model with random weights
-    {"error": "…"}                           a failure
+    {"error": "…"}                           a failure, told with the HTTP status 500
+    {"error": "…", "status": 503}            … or with another one
+
+and what travels beside it (Answer.about) is {"model": "…", "version": "…"}, with a "warning" if the model has random
+weights. Earlier releases write such a warning into the text: {"predictions": […], "warning": "…"}.
 """
 
 import json
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -141,8 +144,19 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A model server's answer to one job: its text, JSON, and what travels beside it (see the head of this module)."""
+
+    text: str
+    about: Mapping[str, str] = field(default_factory=dict)  # empty: the model server tells nothing
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How one taken job ends: with an `answer`; with a `failure` (a dead letter, its client told); or dropped."""
+    """How one taken job ends: with an `answer`; with a `failure`, which its client is told; or dropped.
+
+    A failure becomes a dead letter, unless `status` tells its client that another try may succeed.
+    """
 
     text: bytes
     job_id: str | None = None  # None: the text is garbage, and has no client
@@ -150,10 +164,19 @@ class Outcome:
     answer: str | None = None  # JSON
     failure: str | None = None
     attempts: int = 0
+    status: int | None = None  # the HTTP status that goes with the failure; None: 500
+
+    @property
+    def is_dead_letter(self) -> bool:
+        """Whether the job is kept as a dead letter."""
+        return self.failure is not None and self.status is None
 
     def reply(self) -> str | None:
         """What the client reads under the job's id, JSON; None for a job that is dropped."""
-        return json.dumps({"error": self._reason()}) if self.failure is not None else self.answer
+        if self.failure is None:
+            return self.answer
+        status = {} if self.status is None else {"status": self.status}
+        return json.dumps({"error": self._reason(), **status})
 
     def to_dead_letter(self, clock: float) -> str:
         """The dead letter, JSON, of a job that failed at `clock`, unix seconds."""
@@ -167,7 +190,7 @@ class Outcome:
 
 
 class Member(Protocol):
-    """One name under which a model server takes jobs, with its lease: jobs.model_side.Membership is the one that runs.
+    """One name under which a model server takes jobs, with its lease: jobs.membership.Membership is the one that runs.
 
     Every method raises QueueAway.
 

@@ -11,8 +11,13 @@ Every key (Q is the queue's name; the braces put all but the answers into one sl
     {Q}:settled             HASH    model server -> how many jobs it has settled   until it leaves or its jobs return
     {Q}:served              STRING  settled_total: jobs that were ever settled     for ever
     {Q}:emptied             STRING  last_empty_at: when a take left none waiting   for ever
+    {Q}:serves              HASH    model server -> what it serves, JSON           until it leaves or dies
+    {Q}:labels:<digest>     STRING  labels in the order of their classes, JSON     30 days, renewed
+    {Q}:served_last         STRING  what joined last, as in {Q}:serves             30 days, renewed
+    {Q}:answered_at         STRING  when a web server last had an answer           60 s
     <job id>                STRING  the answer, JSON                               read once, or its time to live
-    {Q}:answered:<web>      pub/sub answers just set, JSON: job id -> answer       -
+    {Q}:about:<job id>      STRING  what travels beside it, JSON, if it warns      the answer's time to live
+    {Q}:answered:<web>      pub/sub answers just set, JSON: job id -> answer; ABOUT  -
 
 Life of a job: submit -> waiting -- take --> processing -- settle --> answered, dead letter, or dropped.
 If its model server's lease runs out, a job goes from processing back to the head of the queue. Each verb is atomic: it
@@ -24,6 +29,7 @@ Redis that restarted knows them as well.
 """
 
 import contextlib
+import json
 import math
 import re
 import time
@@ -32,11 +38,14 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import QueueAway
+from serving.jobs.job import Answer
 from serving.jobs.redis_client import Command, redis_errors_as_ours
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS, check, open_redis
 
 MOST_DEAD_LETTERS = 200
+ABOUT = "about"  # in a message, beside the job ids: what travels beside all its answers
 CLOCK_GOOD_FOR_SECONDS = 60.0
+KEEP_SERVED_SECONDS = 30 * 24 * 3600
 
 _LUA = Path(__file__).with_name("lua")
 _COMMON = (_LUA / "common.lua").read_text()
@@ -54,7 +63,7 @@ class JobQueue:
     With `resend` a command whose connection broke is sent once more. That is for the web server, where a job pushed
     twice is answered once. A model server must not resend: it would never hear of what a lost *take* moved.
 
-    The attributes `leases` to `last_empty_at` are names of keys.
+    The attributes `leases` to `answered_at` are names of keys.
 
     Raises:
         QueueAway: `url` cannot be understood.
@@ -68,6 +77,9 @@ class JobQueue:
         self.settled_by_server, self.settled_total, self.last_empty_at = (
             f"{{{name}}}:{key}" for key in ("settled", "served", "emptied")
         )
+        self.serves, self.served_last, self.answered_at = (
+            f"{{{name}}}:{key}" for key in ("serves", "served_last", "answered_at")
+        )
         self.redis = open_redis(url, resend=resend, timeout_seconds=timeout_seconds)
         # Redis's clock minus this machine's monotonic clock; and the monotonic time at which that was found. Seconds.
         self._clock_offset, self._clock_heard = 0.0, -math.inf
@@ -79,6 +91,14 @@ class JobQueue:
     def channel(self, web: str) -> str:
         """The channel on which the web process `web` hears of answers; with "", how all channels begin."""
         return f"{{{self.name}}}:answered:{web}"
+
+    def labels(self, digest: str) -> str:
+        """The key of the labels that have this digest."""
+        return f"{{{self.name}}}:labels:{digest}"
+
+    def about(self, job_id: str) -> str:
+        """The key of what travels beside a job's answer."""
+        return f"{{{self.name}}}:about:{job_id}"
 
     def connect(self, patience_seconds: float = 0.0) -> None:
         """Reach Redis, at start-up; while it does not answer, try again for `patience_seconds`.
@@ -103,7 +123,7 @@ class JobQueue:
             QueueAway: Redis had to be asked, and does not answer.
         """
         if time.monotonic() - self._clock_heard > good_for_seconds or self._clock_heard == -math.inf:
-            ((seconds, microseconds),) = self._exchange(("TIME",))
+            ((seconds, microseconds),) = self.exchange(("TIME",))
             self.set_clock(int(seconds) + int(microseconds) / 1e6)
         return time.monotonic() + self._clock_offset
 
@@ -114,7 +134,7 @@ class JobQueue:
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script of serving/jobs/lua in one round trip. Raises QueueAway."""
-        return self._exchange(_command(script, keys, args))[0]
+        return self.exchange(_command(script, keys, args))[0]
 
     def submit(self, jobs: Sequence[str], most_waiting: int, delete: Sequence[str] = ()) -> Any:
         """Put jobs, as they travel, at the end of the queue, all in one round trip; return what submit.lua returns.
@@ -164,21 +184,28 @@ class JobQueue:
         waiting, settled_total, last_empty_at, clock = self.run("queue_state", keys, [])
         return float(clock), waiting, settled_total, float(last_empty_at)
 
-    def find_answers(self, job_ids: Sequence[str]) -> dict[str, str]:
-        """The answers, JSON, of those jobs that have one: job id -> answer. Raises QueueAway."""
-        (found,) = self._exchange(("MGET", *job_ids))
-        return {job_id: str(text, "utf-8") for job_id, text in zip(job_ids, found, strict=True) if text}
+    def find_answers(self, job_ids: Sequence[str]) -> dict[str, Answer]:
+        """The answers of those jobs that have one: job id -> answer. Raises QueueAway."""
+        (texts,) = self.exchange(("MGET", *job_ids))
+        found = {job_id: str(text, "utf-8") for job_id, text in zip(job_ids, texts, strict=True) if text}
+        if not found:
+            return {}
+        (about,) = self.exchange(("MGET", *map(self.about, found)))
+        return {
+            job_id: Answer(text, json.loads(beside) if beside else {})
+            for (job_id, text), beside in zip(found.items(), about, strict=True)
+        }
 
     def delete_answers(self, job_ids: Sequence[str]) -> None:
         """Delete answers that have been read. Raises QueueAway."""
-        self._exchange(("UNLINK", *job_ids))
+        self.exchange(("UNLINK", *job_ids))
 
     def state(self, job_id: str, job: str) -> tuple[str | None, bool]:
         """A job's answer, JSON, if there is one, and whether the job, as it travels, waits. Raises QueueAway.
 
         Redis compares the job with each one that waits, so this is for a question now and then, not for each request.
         """
-        answer, place = self._exchange(("GET", job_id), ("LPOS", self.name, job))
+        answer, place = self.exchange(("GET", job_id), ("LPOS", self.name, job))
         return None if answer is None else str(answer, "utf-8"), place is not None
 
     @contextlib.contextmanager
@@ -192,7 +219,7 @@ class JobQueue:
 
     def waiting(self) -> int:
         """How many jobs wait. Raises QueueAway."""
-        return int(self._exchange(("LLEN", self.name))[0])
+        return int(self.exchange(("LLEN", self.name))[0])
 
     def live_model_servers(self) -> int:
         """How many model servers hold a lease. Raises QueueAway."""
@@ -202,23 +229,15 @@ class JobQueue:
         """The model servers whose lease ran out, or those whose lease lives. Raises QueueAway."""
         clock = self.now(CLOCK_GOOD_FOR_SECONDS)
         low, high = ("-inf", f"({clock}") if expired else (f"{clock}", "+inf")
-        (names,) = self._exchange(("ZRANGEBYSCORE", self.leases, low, high))
+        (names,) = self.exchange(("ZRANGEBYSCORE", self.leases, low, high))
         return [name.decode(errors="replace") for name in names]
-
-    def end_lease(self, server: str) -> None:
-        """End the lease of a model server that is known to be dead. Raises QueueAway."""
-        self._exchange(("ZADD", self.leases, self.now() - 1, server))
-
-    def dead_letters(self) -> list[bytes]:
-        """The dead letters as they lie in one moment, oldest first. Raises QueueAway."""
-        letters: list[bytes] = self._exchange(("LRANGE", self.dead, 0, -1))[0]
-        return letters
 
     def close(self) -> None:
         """Close all connections to Redis."""
         self.redis.close()
 
-    def _exchange(self, *commands: Command) -> list[Any]:
+    def exchange(self, *commands: Command) -> list[Any]:
+        """Send plain commands in one round trip; return their replies. Raises QueueAway."""
         with redis_errors_as_ours():
             return self.redis.exchange(*commands)
 

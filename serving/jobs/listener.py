@@ -6,7 +6,8 @@ import time
 import orjson
 
 from serving.errors import QueueAway
-from serving.jobs.job_queue import JobQueue
+from serving.jobs.job import Answer
+from serving.jobs.job_queue import ABOUT, JobQueue
 from serving.jobs.ticket import Tickets
 
 RECONNECT_SECONDS = 0.5
@@ -46,4 +47,5 @@ class Listener:
     def _read(self, message: bytes) -> None:
         answers = orjson.loads(message)
         if isinstance(answers, dict):  # else no model server of ours sent it
-            self._tickets.hand_out(answers)
+            about = answers.pop(ABOUT, {})
+            self._tickets.hand_out({job_id: Answer(text, about) for job_id, text in answers.items()})

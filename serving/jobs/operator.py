@@ -65,7 +65,8 @@ class Letter:
 
 def read_letters(queue: JobQueue) -> list[Letter]:
     """All dead letters, oldest first, as they lie in one moment. Raises QueueAway."""
-    return [Letter.from_text(text) for text in queue.dead_letters()]
+    (texts,) = queue.exchange(("LRANGE", queue.dead, 0, -1))
+    return [Letter.from_text(text) for text in texts]
 
 
 def find(letters: Sequence[Letter], wanted: str) -> list[Letter]:

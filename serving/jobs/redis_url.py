@@ -18,7 +18,7 @@ from redis.sentinel import Sentinel
 from serving.errors import QueueAway
 from serving.jobs.redis_client import RedisClient, redis_errors_as_ours
 
-# Above the longest blocking command (model_side.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
+# Above the longest blocking command (membership.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
 SOCKET_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 3.0
 # How many bytes one call reads at most, into a buffer that each connection keeps. A job has 200 kB.

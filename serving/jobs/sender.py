@@ -1,4 +1,6 @@
-"""Talks to Redis for all requests of a web process: submits their jobs together, and looks for lost answers."""
+"""Talks to Redis for all requests of a web process: submits their jobs together, looks for lost answers and for what is
+served.
+"""
 
 import logging
 import time
@@ -8,6 +10,8 @@ from queue import Empty
 from serving.errors import QueueAway
 from serving.jobs.admission import Admission
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.readiness import AnswerNote
+from serving.jobs.served import ServedNow
 from serving.jobs.ticket import Ticket, Tickets
 
 MOST_SUBMITTED_TOGETHER = 16
@@ -22,11 +26,15 @@ class Sender:
         queue: the queue.
         tickets: the tickets of this process.
         admission: says how many jobs may wait, and learns from each reply.
+        served: learns what is served.
         poll_seconds: how often to look for answers that no message told of.
     """
 
-    def __init__(self, queue: JobQueue, tickets: Tickets, admission: Admission, poll_seconds: float) -> None:
+    def __init__(
+        self, queue: JobQueue, tickets: Tickets, admission: Admission, served: ServedNow, poll_seconds: float
+    ) -> None:
         self._queue, self._tickets, self._admission = queue, tickets, admission
+        self._served, self._note = served, AnswerNote(queue)
         self._poll_seconds = poll_seconds
 
     def run(self) -> None:
@@ -40,6 +48,7 @@ class Sender:
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + self._poll_seconds
                     self.find_answers()
+                    self._served.look_if_due()
             except QueueAway as error:
                 # The tickets in the outbox are refused as well: each would take as long to hear the same.
                 self._refuse([*lot, *self._empty_outbox()], error)
@@ -52,7 +61,7 @@ class Sender:
 
         Raises QueueAway.
         """
-        answered = self._tickets.pop_answered()  # an answer that Redis does not delete now ends by its time to live
+        answered = self._pop_answered()  # an answer that Redis does not delete now ends by its time to live
         room = self._admission.most_waiting()
         accepted, ahead, settled_total, last_empty_at, clock = self._queue.submit(jobs, room, delete=answered)
         self._queue.set_clock(float(clock))
@@ -64,9 +73,16 @@ class Sender:
         ids = self._tickets.waiting_since(time.monotonic() - self._poll_seconds)
         if ids:
             self._tickets.hand_out(self._queue.find_answers(ids))
-        answered = self._tickets.pop_answered()
+        answered = self._pop_answered()
         if answered:
             self._queue.delete_answers(answered)
+
+    def _pop_answered(self) -> list[str]:
+        """The ids of the answers that were handed out since the last call. Raises QueueAway."""
+        answered = self._tickets.pop_answered()
+        if answered:
+            self._note.answered()
+        return answered
 
     def _next_lot(self, until: float) -> list[Ticket]:
         """The next tickets of the outbox, up to MOST_SUBMITTED_TOGETHER; waits for a first one, not after `until`."""

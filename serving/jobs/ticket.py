@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from queue import Empty, SimpleQueue
 
 from serving.errors import TimedOut
-from serving.jobs.job import Job, Status
+from serving.jobs.job import Answer, Job, Status
 from serving.jobs.job_queue import JobQueue
 
 
@@ -26,12 +26,12 @@ class Ticket:
         self.is_canceled = False
         self.is_submitted = False  # the job may be in the queue: set before the attempt, whose reply may be lost
         self._queue, self._tickets = queue, tickets
-        self._answer: str | None = None
+        self._answer: Answer | None = None
         # What the sender and the listener tell, in any order: None (the job is in the queue), an error, or an answer.
-        self._news: SimpleQueue[str | Exception | None] = SimpleQueue()
+        self._news: SimpleQueue[Answer | Exception | None] = SimpleQueue()
 
-    def wait(self, until: float) -> str | None:
-        """Wait for the answer, JSON text, until `until`, monotonic seconds; None when it has not come by then."""
+    def wait(self, until: float) -> Answer | None:
+        """Wait for the answer until `until`, monotonic seconds; None when it has not come by then."""
         while self._answer is None:
             try:
                 self._news.get(timeout=max(0.0, until - time.monotonic()))
@@ -43,9 +43,9 @@ class Ticket:
         """Where the job is, in one round trip to Redis; see JobQueue.state for what it costs. Raises QueueAway."""
         if self.is_canceled:
             return Status.CANCELED
-        answer, waits = (self._answer, False) if self._answer else self._queue.state(self.job.id, self.job.to_text())
-        if answer is not None:
-            return Status.SUCCEEDED if not answer.startswith('{"error"') else Status.FAILED
+        text, waits = (self._answer.text, False) if self._answer else self._queue.state(self.job.id, self.job.to_text())
+        if text is not None:
+            return Status.SUCCEEDED if not text.startswith('{"error"') else Status.FAILED
         if waits:
             return Status.QUEUED
         return Status.PROCESSING if self.job.deadline > self._queue.now() else Status.FAILED
@@ -66,9 +66,9 @@ class Ticket:
     def __exit__(self, *_: object) -> None:
         self.cancel()
 
-    def tell(self, news: str | Exception | None) -> None:
+    def tell(self, news: Answer | Exception | None) -> None:
         """Wake the request that waits; for the sender and the listener. `news`: see `_news`."""
-        if isinstance(news, str):
+        if isinstance(news, Answer):
             self._answer = news
             self._tickets.forget(self)
         self._news.put(news)
@@ -108,8 +108,8 @@ class Tickets:
         """The ids of the jobs whose tickets have waited since `before`, monotonic seconds, or longer."""
         return [job_id for job_id, ticket in list(self._waiting.items()) if ticket.since < before]
 
-    def hand_out(self, answers: Mapping[str, str]) -> None:
-        """Wake the requests that wait for these answers, job id -> JSON text.
+    def hand_out(self, answers: Mapping[str, Answer]) -> None:
+        """Wake the requests that wait for these answers, job id -> answer.
 
         The sender deletes the answers' keys later, many at once.
         """

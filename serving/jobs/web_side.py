@@ -21,6 +21,7 @@ from serving.jobs.job import Job
 from serving.jobs.job_queue import CLOCK_GOOD_FOR_SECONDS, JobQueue
 from serving.jobs.listener import Listener
 from serving.jobs.sender import Sender
+from serving.jobs.served import ServedNow
 from serving.jobs.ticket import Ticket, Tickets
 
 
@@ -32,14 +33,24 @@ class WebSide:
         max_queue_length: jobs that may wait, at most; fewer when they could not be answered in time.
         timeout_seconds: how long a request waits for its answer at most.
         poll_seconds: how often the sender looks for answers that no message told of.
+        own_size: width and height of the model's input in pixels, where no model server tells; None: nothing is set.
     """
 
-    def __init__(self, queue: JobQueue, *, max_queue_length: int, timeout_seconds: float, poll_seconds: float) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        *,
+        max_queue_length: int,
+        timeout_seconds: float,
+        poll_seconds: float,
+        own_size: tuple[int, int] | None = None,
+    ) -> None:
         self.channel = queue.channel(uuid.uuid4().hex)
         self.tickets = Tickets()
         self._queue = queue
         self._admission = Admission(max_queue_length, timeout_seconds)
-        self.sender = Sender(queue, self.tickets, self._admission, poll_seconds)
+        self.served = ServedNow(queue, own_size)
+        self.sender = Sender(queue, self.tickets, self._admission, self.served, poll_seconds)
 
     def start(self) -> None:
         """Start the sender and the listener; without them no job is submitted, and none answered."""

@@ -6,7 +6,9 @@ OpenVINO runs a model where there is no GPU and where its answers are Keras's; K
 """
 
 import functools
+import hashlib
 import importlib
+import json
 import logging
 import os
 from dataclasses import replace
@@ -19,7 +21,9 @@ from serving.model.classifier import Classifier
 from serving.model.labels import load_labels
 from serving.model.openvino_runtime import OpenVinoRuntime
 from serving.model.runtime import Runtime
-from serving.model.spec import ModelSpec
+from serving.model.spec import Identity, ModelSpec
+
+DEFAULT_SIDE = 224  # pixels, of the input of a runtime of one's own, where nothing is set
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,23 @@ def load_classifier(spec: ModelSpec) -> Classifier:
     _load_keras.cache_clear()
     classifier.warm_up()
     return classifier
+
+
+def identity(spec: ModelSpec, runtime: Runtime) -> Identity:
+    """Who answers, when this runtime runs the model of `spec`."""
+    return Identity(
+        name=spec.called,
+        version=getattr(runtime, "version", None) or _version_of_own(spec),
+        precision=getattr(runtime, "precision", "unknown"),
+        runtime=getattr(runtime, "name", spec.runtime),
+    )
+
+
+def _version_of_own(spec: ModelSpec) -> str:
+    """A digest of what a runtime of one's own may run, which says nothing of its weights itself."""
+    files = [spec.architecture, spec.weights]
+    parts = [openvino_store.digest(Path(file)) if Path(file).is_file() else file for file in files]
+    return hashlib.sha256(json.dumps([spec.runtime, *parts]).encode()).hexdigest()[:12]
 
 
 def fetch(spec: ModelSpec) -> None:
@@ -67,7 +88,8 @@ def _by_own_runtime(spec: ModelSpec) -> Classifier:
             "to the folder of the package."
         ) from error
     try:
-        runtime: Runtime = runtime_class(spec)
+        width, height = spec.width or DEFAULT_SIDE, spec.height or DEFAULT_SIDE
+        runtime: Runtime = runtime_class(replace(spec, width=width, height=height))
         classifier = _classifier(spec, runtime, load_labels(spec.labels, runtime.classes))
     except ModelUnavailable:
         raise
@@ -111,7 +133,9 @@ def _by_openvino(spec: ModelSpec) -> Classifier | None:
 def _convert(spec: ModelSpec, folder: Path) -> None:
     # OpenVINO's answers are compared with Keras's in float32; a .keras file has a precision of its own.
     network, labels = _load_keras(replace(spec, precision="auto" if spec.is_keras_file else "float32"))
-    openvino_store.convert_and_store(network, labels, folder)
+    from serving.model import keras_runtime
+
+    openvino_store.convert_and_store(network, keras_runtime.version_of(network), labels, folder)
 
 
 def _open_runtime(spec: ModelSpec, folder: Path) -> OpenVinoRuntime:

@@ -29,7 +29,7 @@ class Classifier:
         labels: one for each class.
         top: how many predictions an answer holds.
         batch_size: the most images that `probabilities` is given.
-        is_random: whether the weights are random, which every answer says then.
+        is_random: whether the weights are random; then `warning` says so.
 
     Raises:
         ModelUnavailable: the labels do not fit the model, or the model cannot be compiled.
@@ -44,9 +44,11 @@ class Classifier:
                 f"There are {len(labels)} labels, but the model tells {runtime.classes} classes apart. "
                 "Set MODEL_LABELS to a file with a label for each class, or to numbers."
             )
+        self.runtime, self.labels = runtime, labels
         self.input_shape, self.batch_size = runtime.input_shape, batch_size
+        self.warning = RANDOM_WARNING if is_random else None  # what every answer has to say of the model
         self.slowest_batch_seconds = 0.0  # known once it is warm
-        self._labels, self._top, self._is_random = labels, min(top, runtime.classes), is_random
+        self._top = min(top, runtime.classes)
         self._compiled = {compiled.shape: compiled for compiled in runtime.compiled_batches(batch_size)}
         self._plan = soonest_done(dict.fromkeys(self._compiled, 1.0), batch_size)
 
@@ -107,16 +109,11 @@ class Classifier:
         """
         top = np.argpartition(-probabilities, self._top - 1)[: self._top]
         top = top[np.argsort(-probabilities[top], kind="stable")]
-        return [{"label": self._labels[i], "probability": round(float(probabilities[i]), 6)} for i in top]
+        return [{"label": self.labels[i], "probability": round(float(probabilities[i]), 6)} for i in top]
 
     def answer(self, probabilities: np.ndarray) -> str:
-        """Write a job's answer, JSON, from the probabilities (classes,) float32 of one image.
-
-        The answer is the list of predictions; with random weights, an object that has a warning beside them.
-        """
-        predictions = self.likeliest(probabilities)
-        answer = {"predictions": predictions, "warning": RANDOM_WARNING} if self._is_random else predictions
-        return json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+        """Write a job's answer, the list of predictions as JSON, from the probabilities (classes,) of one image."""
+        return json.dumps(self.likeliest(probabilities), ensure_ascii=False, separators=(",", ":"))
 
     def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
         """Classify pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`: `likeliest` of each.

@@ -8,6 +8,7 @@ Written against Keras 3: KERAS_BACKEND=tensorflow (the default), jax or torch ru
 
 import contextlib
 import functools
+import hashlib
 import http.client
 import os
 import socket
@@ -32,15 +33,20 @@ from serving.model.runtime import BatchShape, CompiledBatch
 from serving.model.spec import ModelSpec
 
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
+DEFAULT_SIDE = 224  # pixels, of a .keras file that takes any size
 MOST_CONSTANT_PARAMETERS = 32_000_000  # that JAX compiles in, once for each batch size; of more it keeps one copy
 
 
 class KerasRuntime:
     """Runs a Keras model (n, height, width, 3) uint8 0..255 -> (n, classes) float32 probabilities."""
 
+    name = "keras"
+
     def __init__(self, model: keras.Model) -> None:
         self.input_shape = model.input_shape[1:]
         self.classes = model.output_shape[-1]
+        self.precision = next((layer.compute_dtype for layer in model.layers if layer.weights), "float32")
+        self.version = version_of(model)
         self._forward = compiled(model)
 
     def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:
@@ -112,16 +118,25 @@ def load_model(spec: ModelSpec) -> keras.Model:
         with downloading:
             layers = build(
                 weights=None if weights == "random" else weights,
-                input_shape=(spec.height, spec.width, 3),
+                input_shape=None if spec.width is None else (spec.height, spec.width, 3),
                 classifier_activation=None,
             )
     except (ValueError, OSError, TypeError) as error:  # a file of another model, an input size it does not take, …
-        at = f"MODEL={spec.architecture} with MODEL_WEIGHTS={weights} at {spec.width}×{spec.height}"
+        size = "" if spec.width is None else f" at {spec.width}×{spec.height}"
+        at = f"MODEL={spec.architecture} with MODEL_WEIGHTS={weights}{size}"
         raise ModelUnavailable(f"{at}: {error}") from error
     normalise = sys.modules[build.__module__].preprocess_input
-    pixels = keras.Input((spec.height, spec.width, 3), dtype="uint8")
+    pixels = keras.Input(layers.input_shape[1:], dtype="uint8")
     logits = layers(normalise(keras.ops.cast(pixels, "float32")))
     return keras.Model(pixels, keras.layers.Softmax(dtype="float32")(logits), name=layers.name)
+
+
+def version_of(model: keras.Model) -> str:
+    """Twelve characters that tell the weights of this model from any others, whatever runs them."""
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).data)
+    return digest.hexdigest()[:12]
 
 
 def imagenet_labels() -> list[str]:
@@ -154,7 +169,7 @@ def _application(name: str) -> Callable[..., keras.Model]:
 
 
 def _load_keras_file(spec: ModelSpec) -> keras.Model:
-    path, height, width = Path(spec.architecture), spec.height, spec.width
+    path = Path(spec.architecture)
     if spec.precision != "auto":
         raise ModelUnavailable(
             "MODEL_PRECISION is for keras.applications; a .keras file has its own: leave it at auto."
@@ -164,10 +179,16 @@ def _load_keras_file(spec: ModelSpec) -> keras.Model:
     except (OSError, ValueError, TypeError) as error:
         raise ModelUnavailable(f"MODEL={path} cannot be loaded: {error}") from error
     shape = getattr(layers, "input_shape", None)
-    if shape != (None, height, width, 3) or len(layers.output_shape) != 2:
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] != 3 or len(layers.output_shape) != 2:
         raise ModelUnavailable(
-            f"MODEL={path} maps {shape} to {layers.output_shape}; it must map (None, IMAGE_HEIGHT, IMAGE_WIDTH, 3), "
-            f"which is (None, {height}, {width}, 3), to (None, classes)."
+            f"MODEL={path} maps {shape} to {layers.output_shape}; it must map (None, height, width, 3) to "
+            "(None, classes)."
+        )
+    height, width = spec.height or shape[1] or DEFAULT_SIDE, spec.width or shape[2] or DEFAULT_SIDE
+    if shape[1] not in (None, height) or shape[2] not in (None, width):
+        raise ModelUnavailable(
+            f"MODEL={path} takes {shape[2]}×{shape[1]} pixels, IMAGE_WIDTH and IMAGE_HEIGHT say {width}×{height}. "
+            "Leave both unset."
         )
     pixels = keras.Input((height, width, 3), dtype="uint8")
     probabilities = layers(keras.ops.cast(pixels, "float32"))

@@ -73,6 +73,8 @@ class OpenVinoRuntime:
         RuntimeUnsuitable: what is kept cannot be read, or its answers are not Keras's.
     """
 
+    name = "openvino"
+
     def __init__(self, folder: Path, *, precision: str, threads: int) -> None:
         try:
             self._core = openvino_store.openvino().Core()
@@ -84,7 +86,7 @@ class OpenVinoRuntime:
             kept = json.loads((folder / "kept.json").read_text())
             self._golden_probabilities = np.load(folder / "golden.npy")
             self.input_shape, self.classes = tuple(kept["input_shape"]), kept["classes"]
-            self.labels = kept["labels"]
+            self.labels, self.version = kept["labels"], kept["version"]
         except Exception as error:  # whatever half a file may do to its reader
             raise RuntimeUnsuitable(f"what is kept in {folder} cannot be read: {error}") from error
         self.precision = "bfloat16" if has_bfloat16 and precision in ("auto", "bfloat16") else "float32"

@@ -26,7 +26,7 @@ import numpy as np
 from serving.errors import ModelUnavailable, RuntimeUnsuitable
 from serving.model.spec import ModelSpec
 
-FORMAT = 1  # of what is kept; part of its key
+FORMAT = 2  # of what is kept; part of its key
 GOLDEN_IMAGES = 8
 
 log = logging.getLogger(__name__)
@@ -50,15 +50,16 @@ def folder_of(spec: ModelSpec) -> Path:
         "width": str(spec.width),
         "height": str(spec.height),
     }
-    said = {name: _digest(Path(part)) if Path(part).is_file() else part for name, part in parts.items()}
+    said = {name: digest(Path(part)) if Path(part).is_file() else part for name, part in parts.items()}
     versions = {name: importlib.metadata.version(name) for name in ("keras", "openvino")}
     text = json.dumps([FORMAT, said, versions], sort_keys=True)
     return spec.store / "openvino" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def convert_and_store(network: Any, labels: Sequence[str], folder: Path) -> None:
+def convert_and_store(network: Any, version: str, labels: Sequence[str], folder: Path) -> None:
     """Convert a Keras model (n, height, width, 3) uint8 -> (n, classes) float32 and keep it in `folder`.
 
+    `version` is a digest of its weights.
     What is there already is replaced.
 
     Raises:
@@ -78,6 +79,7 @@ def convert_and_store(network: Any, labels: Sequence[str], folder: Path) -> None
         framework.save_model(converted, unfinished / "model.xml", compress_to_fp16=False)
         np.save(unfinished / "golden.npy", np.asarray(network.predict_on_batch(golden), np.float32))
         kept = {"input_shape": network.input_shape[1:], "classes": network.output_shape[-1], "labels": list(labels)}
+        kept["version"] = version
         (unfinished / "kept.json").write_text(json.dumps(kept))
         for file in unfinished.iterdir():
             with file.open("rb") as written:
@@ -135,7 +137,8 @@ def openvino() -> Any:
     return framework
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's content. Raises ModelUnavailable."""
     try:
         with path.open("rb") as file:
             return str(hashlib.file_digest(file, "sha256").hexdigest())

@@ -60,9 +60,13 @@ class CompiledBatch(Protocol):
 
 
 class Runtime(Protocol):
-    """Runs a model."""
+    """Runs a model.
 
-    input_shape: tuple[int, int, int]  # (height, width, 3), as the spec says
+    It may have three more attributes, texts that its model server publishes: `name` (its own), `precision`, and
+    `version` (of the weights).
+    """
+
+    input_shape: tuple[int, int, int]  # (height, width, 3); as the spec says, where it does
     classes: int
 
     def compiled_batches(self, batch_size: int) -> "list[CompiledBatch]":

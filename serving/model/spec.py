@@ -1,5 +1,6 @@
 """Says what one model is, in one value: the settings that the model wing takes."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,14 @@ class ModelSpec:
     architecture: str  # a classifier of keras.applications by name, or the path of a `.keras` file
     weights: str  # `imagenet`, the path of a weights file, or `random`
     labels: str  # `imagenet`, `numbers`, or the path of a file
-    width: int  # of the input, pixels
-    height: int
+    width: int | None = None  # of the input, pixels; None: the model's own
+    height: int | None = None
     precision: str = "auto"  # or `float32`, `bfloat16`, `float16`
     runtime: str = "auto"  # or `keras`, `openvino`, or `package.module:Class`
     batch_size: int = 32  # most images in one batch
     top: int = 5  # predictions in an answer
     threads: int = 1  # CPUs that a runtime may use
+    name: str | None = None  # what the model is called; None: as its architecture or file
     store: Path = Path("~/.keras")  # the folder in which each runtime keeps what it converted or compiled
 
     @property
@@ -26,6 +28,22 @@ class ModelSpec:
         return self.architecture.endswith(".keras")
 
     @property
+    def called(self) -> str:
+        """Tell what the model is called: at most 64 letters, digits, dots, dashes and underscores."""
+        own = Path(self.architecture).stem if self.is_keras_file else self.architecture
+        return self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", own)[:64]
+
+    @property
     def has_random_weights(self) -> bool:
         """Tell whether the predictions mean nothing."""
         return self.weights == "random" and not self.is_keras_file
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who answers: published by the model server, in words."""
+
+    name: str
+    version: str  # a digest of the weights
+    precision: str  # what the layers compute in
+    runtime: str  # what runs the model

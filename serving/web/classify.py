@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import helpers
 from serving.errors import ClientGone, TimedOut, Unavailable
 from serving.images.decode import open_image, pixels_of_work, to_pixels
-from serving.jobs.job import Job
+from serving.jobs.job import Answer, Job
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
 
@@ -28,10 +28,8 @@ LARGE_PIXELS = 2_000_000
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What an image is turned into, and how long its client waits."""
+    """How an image travels, and how long its client waits."""
 
-    width: int  # of the model's input, pixels
-    height: int  # of the model's input, pixels
     dtype: str  # in which the pixels travel: uint8 or float32
     max_pixels: int  # of an upload, width × height
     timeout_seconds: float  # from the request to its answer, at most
@@ -50,7 +48,7 @@ class PredictionService:
 
     Args:
         web_side: takes jobs and brings answers.
-        options: what an image is turned into, and how long its client waits.
+        options: how an image travels, and how long its client waits.
         places: how many requests may be in hand at once, from the gates to the answer.
         pool: decodes large images.
     """
@@ -59,8 +57,8 @@ class PredictionService:
         self._web_side, self._options, self._pool = web_side, options, pool
         self._places = Places(places)
 
-    def predict(self, upload: bytes, came: float, connection: socket.socket | None = None) -> str:
-        """Classify an image; returns a model server's answer, JSON text.
+    def predict(self, upload: bytes, came: float, connection: socket.socket | None = None) -> Answer:
+        """Classify an image; returns a model server's answer.
 
         Args:
             upload: the bytes of the image file.
@@ -94,8 +92,8 @@ class PredictionService:
             with self._web_side.submit(job) as ticket:  # 503: the queue filled up just now
                 yield ticket
 
-    def wait(self, ticket: Ticket, until: float, connection: socket.socket | None = None) -> str:
-        """Wait for the answer, JSON text, until `until`, monotonic seconds.
+    def wait(self, ticket: Ticket, until: float, connection: socket.socket | None = None) -> Answer:
+        """Wait for the answer until `until`, monotonic seconds.
 
         Raises:
             TimedOut: no answer came by then.
@@ -114,7 +112,7 @@ class PredictionService:
     def _make_job(self, upload: bytes, until: float) -> Job:
         options = self._options
         image = open_image(upload, options.max_pixels)
-        size = (options.width, options.height)
+        size = width, height = self._web_side.served.input_size()
         if pixels_of_work(image, upload) > LARGE_PIXELS:
             pixels = self._pool.apply(to_pixels, (image, *size))
         else:
@@ -123,7 +121,7 @@ class PredictionService:
             id=str(uuid.uuid4()),
             image=helpers.encode_image(pixels, options.dtype),
             dtype=options.dtype,
-            shape=(options.height, options.width, 3),
+            shape=(height, width, 3),
             deadline=self._web_side.deadline_at(until),
             reply_to=self._web_side.channel,
         )

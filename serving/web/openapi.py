@@ -15,7 +15,7 @@ def describe(*, max_upload_bytes: int, formats: Sequence[str], asks_for_key: boo
         asks_for_key: whether the service has API keys.
     """
     predict, metrics = _predict(max_upload_bytes, formats, asks_for_key), _metrics(asks_for_key)
-    ready = _page("readyz", "Redis answers, and a model server is ready", "Ready")
+    ready = _page("readyz", "Redis answers, and a model server is ready, or answered within a minute", "Ready")
     ready["responses"]["503"] = _error(503, "Redis is away, or no model server is ready.")
     if asks_for_key:
         predict["security"] = metrics["security"] = [{"key": []}]
@@ -104,6 +104,6 @@ _SCHEMAS = {
     },
     "Error": _object(success={"const": False}, error={"type": "string"}),
     "Alive": _object(alive={"const": True}),
-    "Ready": _object(ready={"const": True}, model_servers={"type": "integer", "minimum": 1}),
+    "Ready": _object(ready={"const": True}, model_servers={"type": "integer", "minimum": 0}),
 }
 _SCHEMAS["Predictions"]["properties"]["warning"] = {"type": "string"}

@@ -8,6 +8,7 @@ from flask import Blueprint, Flask, Response, current_app, jsonify
 
 from serving.errors import QueueAway, Unavailable
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.readiness import readiness
 from serving.web import access
 
 PAGE = (Path(__file__).parent / "page" / "index.html").read_text(encoding="utf-8")
@@ -51,10 +52,12 @@ def healthz() -> Response:
 
 @blueprint.get("/readyz")
 def readyz() -> Response:
-    """GET /readyz: Redis answers, and a model server holds a lease. Raises Unavailable, QueueAway."""
-    queue: JobQueue = current_app.extensions["queue"]
-    model_servers = queue.live_model_servers()
-    if not model_servers:
+    """GET /readyz: Redis answers, and a model server holds a lease or answered a moment ago.
+
+    With READY_WITHOUT_MODEL_SERVER it is enough that Redis answers. Raises Unavailable, QueueAway.
+    """
+    model_servers, answered = readiness(current_app.extensions["queue"])
+    if not (model_servers or answered or current_app.config["READY_WITHOUT_MODEL_SERVER"]):
         raise Unavailable("No model server is ready: start one, or wait while it loads.", retry_after_seconds=5)
     return jsonify(ready=True, model_servers=model_servers)
 

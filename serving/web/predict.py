@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 
-from serving.errors import ModelFailed
+from serving.errors import ModelFailed, Unavailable
+from serving.jobs.job import Answer
 from serving.web import access, uploads
 from serving.web.classify import PredictionService
 
@@ -56,11 +57,18 @@ def count(response: Response) -> Response:
     return response
 
 
-def read_answer(answer: str) -> str:
-    """Turn a model server's answer, JSON text, into the body of a 200. Raises ModelFailed if the answer is an error."""
-    if answer.startswith("["):  # the usual answer is passed on as it is
-        return f'{{"success":true,"predictions":{answer}}}\n'
-    parsed = json.loads(answer)
+def read_answer(answer: Answer) -> str:
+    """Turn a model server's answer into the body of a 200.
+
+    Raises:
+        ModelFailed: the answer is an error.
+        Unavailable: the answer is an error, and another try may succeed.
+    """
+    if answer.text.startswith("[") and "warning" not in answer.about:  # the usual answer is passed on as it is
+        return f'{{"success":true,"predictions":{answer.text}}}\n'
+    parsed = json.loads(answer.text)
     if "error" in parsed:
-        raise ModelFailed(parsed["error"])
+        raise (Unavailable if parsed.get("status") == Unavailable.status else ModelFailed)(parsed["error"])
+    if isinstance(parsed, list):
+        parsed = {"predictions": parsed, "warning": answer.about["warning"]}
     return json.dumps({"success": True, **parsed}, ensure_ascii=False, separators=(",", ":")) + "\n"

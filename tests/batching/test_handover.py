@@ -14,7 +14,8 @@ from serving.batching.handover import MOST_WAITING, Handover
 from serving.batching.inbox import Inbox
 from serving.errors import QueueAway
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import Membership, ModelSide
+from serving.jobs.membership import Membership
+from serving.jobs.model_side import ModelSide
 
 
 def predicted(handover: Handover, count: int) -> list[Predicted]:

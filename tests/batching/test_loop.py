@@ -18,7 +18,8 @@ from serving.batching.state import EXIT_STUCK
 from serving.errors import ModelFailed, OutOfMemory, QueueAway
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import Membership, ModelSide
+from serving.jobs.membership import Membership
+from serving.jobs.model_side import ModelSide
 
 GUILTY = 66
 SHAPE = (1, 1, 3)

@@ -19,7 +19,7 @@ import helpers
 from serving.errors import BadJob
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
-from serving.jobs.model_side import Membership
+from serving.jobs.membership import Membership
 from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
 
 NewMember = Callable[..., Membership]

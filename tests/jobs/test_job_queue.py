@@ -15,11 +15,12 @@ from conftest import RedisServer, answered, keys, new_job, new_web_side, push, w
 
 from serving.errors import BadJob, LeaseLost, QueueAway, QueueOutOfMemory
 from serving.jobs import job as job_module
-from serving.jobs import model_side
+from serving.jobs import membership
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.leases import end_leases, has_lease
-from serving.jobs.model_side import Membership, ModelSide
+from serving.jobs.membership import Membership
+from serving.jobs.model_side import ModelSide
 
 NewMember = Callable[..., Membership]
 SHAPE = (1, 1, 3)
@@ -423,8 +424,8 @@ def test_a_list_whose_owner_was_deleted_from_the_set_of_model_servers_is_found(
 def test_a_dead_letter_keeps_no_more_of_a_huge_text_than_a_limit(
     raw: redis.Redis, new_member: NewMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 6 * model_side.MOST_DEAD_LETTER_BYTES < 512 * 1024 * 1024  # what Redis takes in one argument
-    for module in (job_module, model_side):
+    assert 6 * membership.MOST_DEAD_LETTER_BYTES < 512 * 1024 * 1024  # what Redis takes in one argument
+    for module in (job_module, membership):
         monkeypatch.setattr(module, "MOST_DEAD_LETTER_BYTES", 100_000)
     huge = b"\xff" * 200_000
     raw.rpush("image_queue", huge, huge)

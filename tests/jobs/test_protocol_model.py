@@ -38,11 +38,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from serving.errors import LeaseLost
+from serving.errors import LeaseLost, OtherModel
 from serving.jobs import job_queue, operator
 from serving.jobs.job import Job, Outcome, Taken
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import FORGET_NAME_SECONDS, Membership, ModelSide
+from serving.jobs.membership import FORGET_NAME_SECONDS, Membership
+from serving.jobs.model_side import ModelSide
+from serving.jobs.served import Served
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
 
@@ -67,6 +69,12 @@ return found
 """
 
 LIVES = math.inf  # instead of the time at which a lease ran out
+# Two versions of one model, and another model.
+MODELS = {
+    "a1": Served("a", "1", "float32", "keras", 8, 8, 3, "labels"),
+    "a2": Served("a", "2", "float32", "keras", 8, 8, 3, "labels"),
+    "b1": Served("b", "1", "float32", "keras", 8, 8, 3, "labels"),
+}
 LOST, RUNS_ALONE = "lease lost", "runs alone"
 GIVEN_UP = "failed too often"
 
@@ -84,6 +92,8 @@ class Model:
         self.answers: dict[str, str] = {}
         self.served = 0
         self.settled: dict[str, int] = {}  # by member, until it leaves or its jobs went to others
+        self.serves: dict[str, str] = {}  # member -> which of MODELS, until it leaves or is known to be dead
+        self.served_last: str | None = None
         self.renewed: set[str] = set()  # members whose lease the last step renewed: progress does
 
     def lives(self, member: str) -> bool:
@@ -105,7 +115,12 @@ class Model:
         self.attempts.pop(job, None)
         return True
 
-    def join(self, member: str) -> None:
+    def may_join(self, serves: str) -> bool:
+        return all(model[0] == serves[0] for member, model in self.serves.items() if self.lives(member))
+
+    def join(self, member: str, serves: str | None = None) -> None:
+        if serves is not None:
+            self.serves[member] = self.served_last = serves
         self.leases[member], self.in_hand[member], self.settled[member] = LIVES, [], 0
         self.renewed.add(member)
 
@@ -150,6 +165,7 @@ class Model:
         hand, self.in_hand[member] = self.in_hand[member], []
         self.waiting[:0] = hand
         self.settled.pop(member, None)
+        self.serves.pop(member, None)
         self.leases[member] = time.time()
         if forget:
             del self.leases[member]
@@ -160,6 +176,7 @@ class Model:
         for member, ended in sorted(self.ran_out().items(), key=lambda lease: lease[1]):
             hand, self.in_hand[member] = self.in_hand[member], []
             self.settled.pop(member, None)
+            self.serves.pop(member, None)
             if not hand and ended < forgotten_before:
                 del self.leases[member]
             for job in reversed(hand):
@@ -179,7 +196,7 @@ class Model:
 
     def state(self) -> dict[str, object]:
         in_hand = {member: hand for member, hand in self.in_hand.items() if hand}
-        names = ("waiting", "leases", "attempts", "dead", "answers", "served", "settled")
+        names = ("waiting", "leases", "attempts", "dead", "answers", "served", "settled", "serves", "served_last")
         return {"in_hand": in_hand, **{name: getattr(self, name) for name in names}}
 
 
@@ -314,19 +331,29 @@ class Protocol(RuleBasedStateMachine):
     # Model servers
 
     @precondition(lambda self: sum(server.runs for server in self.servers) < MOST_RUNNING)
-    @rule()
-    def join(self) -> None:
+    @rule(serves=st.sampled_from(sorted(MODELS)))
+    def join_with_a_model(self, serves: str) -> None:
+        """A model server joins, or is refused because one that lives serves another model."""
+        self.expected = self.model.may_join(serves)
+        try:
+            self.join(serves)
+            self.real = True
+        except OtherModel:
+            self.real = False
+
+    def join(self, serves: str | None = None) -> None:
         side = ModelSide(
             self.queue,
             lease_seconds=LEASE_SECONDS,
             max_attempts=self.model.max_attempts,
             result_ttl_seconds=RESULT_TTL_SECONDS,
+            served=MODELS.get(serves or ""),
         )
         member = side.join()
         server = Server(f"m{len(self.servers) + 1}", member)
         self.servers.append(server)
         self.labels[member.name] = server.label
-        self.model.join(server.label)
+        self.model.join(server.label, serves)
 
     # A BLMOVE for a name that is already forgotten would lose its job. The protocol relies on it that none comes so
     # late (docs/decisions/001, FORGET_NAME_SECONDS), and so do the two rules that send one.
@@ -525,7 +552,8 @@ class Protocol(RuleBasedStateMachine):
         self.client.tickets.add(ticket)
         self.client.sender.find_answers()
         self.client.tickets.forget(ticket)
-        return ticket.wait(time.monotonic())
+        answer = ticket.wait(time.monotonic())
+        return answer.text if answer is not None else None
 
     def has_to_take(self, server: Server) -> bool:
         return server.runs and bool(self.model.waiting or server.moved or not self.model.lives(server.label))
@@ -589,6 +617,8 @@ class Protocol(RuleBasedStateMachine):
         self.lease_ends = {self.labels[name.decode()]: float(end) for name, end in leases.items()}
         letters = [json.loads(text) for text in take_out(queue.dead)]
         take_out(queue.last_empty_at, 0)  # a time, which only admission reads
+        take_out(queue.answered_at, 0)  # a time, which only /readyz reads
+        assert bool(take_out(queue.labels("labels"))) == (queue.served_last in found)
         state = {
             "waiting": self.jobs(take_out(queue.name)),
             "in_hand": {
@@ -603,13 +633,21 @@ class Protocol(RuleBasedStateMachine):
             "settled": {
                 self.labels[name.decode()]: int(count) for name, count in pairs(take_out(queue.settled_by_server))
             },
+            "serves": {self.labels[name.decode()]: which(text) for name, text in pairs(take_out(queue.serves))},
+            "served_last": which(take_out(queue.served_last, b"")),
         }
         answers = {key: self.short(answer) for key, (_, answer) in found.items()}
-        assert expire - {queue.attempts} == set(answers)
+        published = {queue.serves, queue.served_last, queue.labels("labels"), queue.answered_at}
+        assert expire - {queue.attempts} - published == set(answers)
         return {**state, "answers": {self.labels[key]: answer for key, answer in answers.items()}}
 
     def jobs(self, texts: list[bytes]) -> list[str]:
         return [self.labels[job_id(text)] for text in texts]
+
+
+def which(published: bytes) -> str | None:
+    """Which of MODELS a text tells."""
+    return next((name for name, model in MODELS.items() if model == Served.from_text(published)), None)
 
 
 def pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -729,6 +767,11 @@ BROKEN = {
     "take ignores the lease": ("take", "if lost(KEYS[2], KEYS[3], ARGV[1], clock)", "if false"),
     "take renews the lease of full hands": ("take", "if not holds", "if true"),
     "leave keeps the count": ("leave", "redis.call('HDEL', KEYS[4], ARGV[1])", ""),
+    "leave goes on serving": ("leave", "redis.call('HDEL', KEYS[5], ARGV[1])", ""),
+    "return_jobs lets the dead go on serving": ("return_jobs", "redis.call('HDEL', KEYS[7], ARGV[1])", ""),
+    "join lets another model in": ("join", "and differ(serves, other)", "and false"),
+    "join is refused by the dead": ("join", "'(%.17g', clock)", "'(%.17g', 0)"),
+    "join takes another version for another model": ("join", "{'name',", "{'version',"),
     "leave puts them at the tail": ("leave", "'RIGHT', 'LEFT'", "'LEFT', 'RIGHT'"),
     "leave forgets every name": ("leave", "if ARGV[2] == '1'", "if true"),
     "submit knows no limit": ("submit", "if accepted < count", "if false"),

@@ -32,7 +32,8 @@ from serving.jobs import operator
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import end_leases
-from serving.jobs.model_side import Membership, ModelSide
+from serving.jobs.membership import Membership
+from serving.jobs.model_side import ModelSide
 from serving.local import redis_server as local_redis
 
 PASSWORD = "a-secret-of-redis"

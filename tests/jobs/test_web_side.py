@@ -11,9 +11,9 @@ import redis
 from conftest import RedisServer, answered, ask, keys, new_job, new_web_side, push, wait_for
 
 from serving.errors import QueueAway, QueueFull, TimedOut
-from serving.jobs.job import Job, Outcome, Status
+from serving.jobs.job import Answer, Job, Outcome, Status
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import Membership
+from serving.jobs.membership import Membership
 from serving.jobs.sender import MOST_SUBMITTED_TOGETHER
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
@@ -51,7 +51,7 @@ def test_the_answers_that_were_read_are_deleted_with_the_next_submission(
     wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
     ticket = side.submit(own_job(side))
     member.answer([answered(text) for text in member.take(1).jobs])
-    assert ticket.wait(time.monotonic() + 5) == "[]"
+    assert ticket.wait(time.monotonic() + 5) == Answer("[]")
     wait_for(lambda: side.tickets._answered)
     assert raw.exists(ticket.job.id)
     other = side.submit(own_job(side))
@@ -104,7 +104,7 @@ def test_a_ticket_tells_where_its_job_is(raw: redis.Redis, queue: JobQueue, new_
     wait_for(lambda: good.job.id not in side.tickets._waiting)
     raw.delete(good.job.id)
     assert good.status() is Status.SUCCEEDED  # it has heard of its answer
-    assert good.wait(time.monotonic()) == "[]"
+    assert good.wait(time.monotonic()) == Answer("[]")
     late = side.submit(own_job(side, seconds=0.2))
     assert member.take(1).jobs
     wait_for(lambda: late.status() is Status.FAILED)  # nobody answers it any more
@@ -154,9 +154,9 @@ def test_an_answer_that_is_faster_than_the_reply_to_the_submission_is_not_lost(q
     thread = threading.Thread(target=lambda: tickets.append(side.submit(job)))
     thread.start()
     wait_for(lambda: job.id in side.tickets._waiting)
-    side.tickets.hand_out({job.id: '["fast"]'})
+    side.tickets.hand_out({job.id: Answer('["fast"]')})
     thread.join(timeout=10)
-    assert tickets[0].wait(time.monotonic()) == '["fast"]'
+    assert tickets[0].wait(time.monotonic()) == Answer('["fast"]')
 
 
 def test_a_job_canceled_while_it_is_submitted_is_taken_out_again(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -68,10 +69,56 @@ def test_weights_that_are_missing_or_of_another_model_are_refused(keras_runtime:
 def test_an_input_size_that_the_model_does_not_take_is_refused(
     keras_runtime: ModuleType, tiny_model: dict[str, str], tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelUnavailable, match="IMAGE_HEIGHT, IMAGE_WIDTH"):
-        load(keras_runtime, tiny_model["MODEL"], width=224)
+    with pytest.raises(ModelUnavailable, match="IMAGE_WIDTH and IMAGE_HEIGHT"):
+        load(keras_runtime, tiny_model["MODEL"], width=224, height=224)
     if (weights := DATA / "mobilenet_v2_imagenet.weights.h5").is_file():
         assert load(keras_runtime, "MobileNetV2", str(weights), width=224, height=224)
+
+
+def test_the_size_comes_from_the_model_where_nobody_sets_it(
+    keras_runtime: ModuleType, tiny_model: dict[str, str], tmp_path: Path
+) -> None:
+    nothing_set = {"width": None, "height": None}
+    assert load(keras_runtime, "InceptionV3", **nothing_set).input_shape == (None, 299, 299, 3)
+    assert load(keras_runtime, tiny_model["MODEL"], **nothing_set).input_shape == (None, 32, 32, 3)
+    script = (
+        "import sys, keras\n"
+        "pixels = keras.Input((None, None, 3))\n"
+        "dense = keras.layers.Dense(4, activation='softmax')(keras.layers.GlobalAveragePooling2D()(pixels))\n"
+        "keras.Model(pixels, dense).save(sys.argv[1])\n"
+    )
+    any_size = str(tmp_path / "any_size.keras")
+    subprocess.run([sys.executable, "-c", script, any_size], check=True, capture_output=True)
+    assert load(keras_runtime, any_size, **nothing_set).input_shape == (None, 224, 224, 3)
+    assert load(keras_runtime, any_size, width=64, height=48).input_shape == (None, 48, 64, 3)
+
+
+@pytest.mark.slow  # it builds all 40 of them
+def test_every_architecture_of_keras_applications_has_a_size_of_its_own(keras_runtime: ModuleType) -> None:
+    import keras
+
+    sides = {}
+    for name in sorted(key for key in dir(keras.applications) if key[0].isupper()):
+        _, height, width, channels = load(keras_runtime, name, width=None, height=None).input_shape
+        assert (height, channels) == (width, 3), name
+        sides[name] = width
+        keras.backend.clear_session()
+    unusual = {name: side for name, side in sides.items() if side != 224}
+    efficient = dict(zip(["B1", "B2", "B3", "B4", "B5", "B6", "B7"], (240, 260, 300, 380, 456, 528, 600), strict=True))
+    assert unusual == {
+        **{f"EfficientNet{name}": side for name, side in efficient.items()},
+        **{"EfficientNetV2B1": 240, "EfficientNetV2B2": 260, "EfficientNetV2B3": 300},
+        **{"EfficientNetV2S": 384, "EfficientNetV2M": 480, "EfficientNetV2L": 480},
+        **{"InceptionResNetV2": 299, "InceptionV3": 299, "NASNetLarge": 331, "Xception": 299},
+    }
+
+
+def test_the_version_is_a_digest_of_the_weights(keras_runtime: ModuleType) -> None:
+    one, other = load(keras_runtime, "MobileNetV2"), load(keras_runtime, "MobileNetV2")
+    assert re.fullmatch("[0-9a-f]{12}", keras_runtime.version_of(one))
+    assert keras_runtime.version_of(one) == keras_runtime.version_of(other)  # random, but the same
+    other.layers[-2].set_weights([weight + 1 for weight in other.layers[-2].get_weights()])
+    assert keras_runtime.version_of(one) != keras_runtime.version_of(other)
 
 
 def test_random_weights_are_the_same_in_every_model_server(keras_runtime: ModuleType) -> None:

@@ -39,7 +39,7 @@ def keras_runtime() -> ModuleType:
 def kept(keras_runtime: ModuleType, tiny_model: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kept") / "tiny"
     tiny = keras_runtime.load_model(tiny_spec(tiny_model["MODEL"]))
-    convert_and_store(tiny, LABELS, folder)
+    convert_and_store(tiny, "1", LABELS, folder)
     return folder
 
 
@@ -127,7 +127,7 @@ def test_real_photos_get_keras_labels_in_whatever_precision_is_chosen(
 ) -> None:
     spec = tiny_spec("MobileNetV2", weights=REAL_MODEL["MODEL_WEIGHTS"], width=224, height=224)
     network, labels = keras_runtime.load_model(spec), load_labels(REAL_MODEL["MODEL_LABELS"], 1000)
-    convert_and_store(network, labels, tmp_path / "kept")
+    convert_and_store(network, "1", labels, tmp_path / "kept")
     pixels = np.stack([decode_image(photo, 224, 224, 10**9) for photo in photos.values()])
     expected = network.predict_on_batch(pixels)
     for precision in ("float32", "bfloat16", "auto"):
@@ -184,7 +184,7 @@ def test_a_model_that_cannot_be_converted_leaves_nothing_behind(tmp_path: Path) 
         input_shape, output_shape = (None, 32, 32, 3), (None, 4)
 
     with pytest.raises(RuntimeUnsuitable, match="cannot convert"):
-        convert_and_store(NoModel(), LABELS, tmp_path / "kept")
+        convert_and_store(NoModel(), "1", LABELS, tmp_path / "kept")
     assert os.listdir(tmp_path) == []
 
 

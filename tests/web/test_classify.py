@@ -18,7 +18,7 @@ from serving.errors import ClientGone, QueueFull, TimedOut, TooLarge, Unavailabl
 from serving.images.decode import open_image, pixels_of_work
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import Membership
+from serving.jobs.membership import Membership
 from serving.web import classify, predict, problems
 from serving.web.classify import LARGE_PIXELS, ImageOptions, Places, PredictionService, has_hung_up
 
@@ -31,8 +31,8 @@ def new_service(queue: JobQueue) -> Iterator[NewService]:
     with ThreadPool(2) as pool:
 
         def new(places: int = 4, timeout_seconds: float = 10.0, **changes: object) -> PredictionService:
-            options = ImageOptions(64, 48, "uint8", 1_000_000, timeout_seconds, poll_seconds=0.05)
-            side = new_web_side(queue, timeout_seconds=timeout_seconds, **changes)
+            options = ImageOptions("uint8", 1_000_000, timeout_seconds, poll_seconds=0.05)
+            side = new_web_side(queue, timeout_seconds=timeout_seconds, own_size=(64, 48), **changes)
             return PredictionService(side, options, places=places, pool=pool)
 
         yield new
@@ -40,7 +40,7 @@ def new_service(queue: JobQueue) -> Iterator[NewService]:
 
 def test_an_upload_becomes_a_job_and_its_answer_comes_back(new_service: NewService, answering: Answering) -> None:
     answer = new_service().predict(PHOTO, time.monotonic())
-    assert answer == answering.reply(answering.jobs[0])
+    assert answer.text == answering.reply(answering.jobs[0])
     (job,) = answering.jobs
     assert helpers.decode_image(job.image, (48, 64, 3), "uint8").shape == (48, 64, 3)
     assert (job.dtype, job.shape) == ("uint8", (48, 64, 3))
@@ -55,7 +55,7 @@ def test_another_front_door_is_a_few_lines(
     with service.admit(PHOTO, until) as one, service.admit(PHOTO, until) as other:  # two images in one request
         member = new_member()
         member.answer([answered(text, f'["{place}"]') for place, text in enumerate(member.take(2).jobs)])
-        assert [service.wait(ticket, until) for ticket in (one, other)] == ['["0"]', '["1"]']
+        assert [service.wait(ticket, until).text for ticket in (one, other)] == ['["0"]', '["1"]']
 
 
 def test_the_gates_refuse_each_with_its_own_sentence_and_nothing_stays(

@@ -24,7 +24,9 @@ from conftest import (
     free_port,
     http,
     is_up,
+    keys,
     new_job,
+    output,
     some_photo,
     upload,
     wait_for,
@@ -74,6 +76,24 @@ def test_the_job_is_what_the_contract_says(start: Callable[..., str], answering:
     assert job.reply_to.startswith("{image_queue}:answered:")
 
 
+def test_the_web_server_learns_the_size_from_the_model_server(
+    start: Callable[..., str], processes: Processes, raw: redis.Redis, light_model: dict[str, str]
+) -> None:
+    model = processes.start("run_model_server.py", **light_model)  # 32×32
+    wait_for(lambda: "joined the queue" in output(model))
+    url = start(IMAGE_WIDTH="64", IMAGE_HEIGHT="48")
+    assert upload(f"{url}/predict", PHOTO).status == 200
+    web = processes.running[-1]
+    assert "64×48 is set, but the model server takes 32×32" in output(web)
+    model.terminate()
+    assert model.wait(timeout=20) == 0
+    processes.start("run_model_server.py", **light_model | {"IMAGE_WIDTH": "48", "IMAGE_HEIGHT": "40"})
+    statuses = [wait_for(lambda: upload(f"{url}/predict", PHOTO).status)]
+    wait_for(lambda: statuses.append(upload(f"{url}/predict", PHOTO).status) or statuses[-1] == 200)
+    assert set(statuses[:-1]) <= {200, 503, 504}  # 503: made for the model before, send it again
+    assert raw.llen("{image_queue}:dead") == 0
+
+
 def test_nothing_of_a_request_remains_in_redis(
     start: Callable[..., str], answering: Answering, raw: redis.Redis
 ) -> None:
@@ -81,7 +101,7 @@ def test_nothing_of_a_request_remains_in_redis(
     for _ in range(3):
         assert upload(f"{url}/predict", PHOTO).status == 200
     answering.stop()
-    wait_for(lambda: set(raw.keys("*")) == {b"{image_queue}:served", b"{image_queue}:emptied"})
+    wait_for(lambda: keys(raw) == {"{image_queue}:served"})
 
 
 def test_many_requests_at_once_each_get_their_own_answer(start: Callable[..., str], answering: Answering) -> None:
@@ -192,6 +212,30 @@ def test_ready_means_that_a_model_server_holds_a_lease(start: Callable[..., str]
     assert http("GET", f"{url}/readyz").status == 503
     raw.zadd("{image_queue}:workers", {"alive": time.time() + 60})
     assert http("GET", f"{url}/readyz").json == {"ready": True, "model_servers": 1}
+
+
+def test_ready_means_also_that_answers_came_a_moment_ago(start: Callable[..., str], raw: redis.Redis) -> None:
+    """The tutorial's model server holds no lease: an answer shows that it works, whichever web process got it."""
+    url, other = start(), start()
+    assert http("GET", f"{url}/readyz").status == 503
+
+    def the_tutorials_model_server() -> None:
+        job = json.loads(wait_for(lambda: raw.lpop("image_queue")))
+        raw.set(job["id"], json.dumps(PREDICTIONS))
+
+    threading.Thread(target=the_tutorials_model_server).start()
+    assert upload(f"{url}/predict", PHOTO).status == 200
+    for server in (url, other):
+        wait_for(lambda server=server: is_up(f"{server}/readyz"))
+        assert http("GET", f"{server}/readyz").json == {"ready": True, "model_servers": 0}
+    assert 0 < raw.ttl("{image_queue}:answered_at") <= 60
+    raw.delete("{image_queue}:answered_at")  # a minute later
+    assert http("GET", f"{other}/readyz").status == 503
+
+
+def test_before_a_migration_redis_alone_may_make_it_ready(start: Callable[..., str], raw: redis.Redis) -> None:
+    url = start(READY_WITHOUT_MODEL_SERVER="1")
+    assert http("GET", f"{url}/readyz").json == {"ready": True, "model_servers": 0}
 
 
 def test_with_a_key_set_only_its_holders_are_served(start: Callable[..., str], answering: Answering) -> None:

@@ -11,6 +11,11 @@ local function lease_end(leases, server)
   return tonumber(redis.call('ZSCORE', leases, server) or '0')
 end
 
+-- The model servers whose lease has not run out.
+local function alive(leases, clock)
+  return redis.call('ZRANGEBYSCORE', leases, string.format('(%.17g', clock), '+inf')
+end
+
 -- Whether a model server's lease ran out. When even its name is not known (somebody deleted the set), but it holds
 -- jobs, this makes the name known again with a lease that ran out. Otherwise nobody would return those jobs.
 local function lost(processing, leases, server, clock)

@@ -1,6 +1,6 @@
 -- Return the jobs of a model server whose lease ran out to the head of the queue, in their order, each with one more
 -- attempt; a job out of attempts becomes a dead letter.
--- KEYS: 1 queue  2 processing list  3 leases  4 attempts  5 dead  6 settled_by_server
+-- KEYS: 1 queue  2 processing list  3 leases  4 attempts  5 dead  6 settled_by_server  7 serves
 -- ARGV: 1 model server  2 most attempts  3 most dead letters  4 most bytes of a job kept in one
 --       5 seconds until the name is forgotten  6 seconds until attempts that nobody clears are forgotten
 -- Returns {jobs returned, job given up, …}
@@ -31,6 +31,7 @@ while text do
 end
 redis.call('LTRIM', KEYS[5], -tonumber(ARGV[3]), -1)
 redis.call('HDEL', KEYS[6], ARGV[1])
+redis.call('HDEL', KEYS[7], ARGV[1])
 
 -- The name outlives its lease, because a BLMOVE of the model server's last moments may still move a job to this list.
 if returned + #given_up == 0 and ran_out <= clock - ARGV[5] then redis.call('ZREM', KEYS[3], ARGV[1]) end

@@ -1,0 +1,125 @@
+"""What the model servers of a queue serve: each publishes it as it joins, and the web servers learn it.
+
+    model server -- join: Served, labels --> {Q}:serves, {Q}:labels:<digest>, {Q}:served_last -- ServedNow --> web
+
+All model servers that live on a queue serve a model of the same name, size and labels, because any of them may get any
+job. One that would serve another is refused (join.lua). Versions may differ: that is an upgrade.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
+
+DEFAULT_SIZE = (224, 224)  # width, height; where nobody says anything
+LOOK_EVERY_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model that a model server answers with, as it travels."""
+
+    name: str
+    version: str  # a digest of the weights
+    precision: str
+    runtime: str
+    width: int  # of the input, pixels
+    height: int
+    channels: int
+    labels_digest: str
+    warning: str | None = None  # what every answer has to say of the model
+
+    def to_text(self) -> str:
+        """Write it as JSON."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value is not None})
+
+    @classmethod
+    def from_text(cls, text: str | bytes) -> "Served | None":
+        """Read what a model server of any release published; None if the text is something else."""
+        try:
+            fields = json.loads(text)
+            served = cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
+        except (TypeError, ValueError):
+            return None
+        return served if isinstance(served.width, int) and isinstance(served.height, int) else None
+
+    def about(self) -> dict[str, str]:
+        """What travels beside each answer."""
+        return {"model": self.name, "version": self.version} | ({"warning": self.warning} if self.warning else {})
+
+    def in_words(self) -> str:
+        """The model in words, for an operator."""
+        return f"{self.name} of {self.width}×{self.height} pixels with the labels {self.labels_digest}"
+
+
+def digest_of(labels: Sequence[str]) -> str:
+    """Twelve characters that tell these labels, in this order, from any others."""
+    return hashlib.sha256(json.dumps(list(labels)).encode()).hexdigest()[:12]
+
+
+def keep(queue: JobQueue, served: Served) -> None:
+    """Keep what is published for KEEP_SERVED_SECONDS more. Raises QueueAway."""
+    keys = queue.serves, queue.served_last, queue.labels(served.labels_digest)
+    queue.exchange(*(("EXPIRE", key, KEEP_SERVED_SECONDS) for key in keys))
+
+
+class ServedNow:
+    """What a web process knows of what is served; safe to share between threads.
+
+    The size of the model's input is that of a model server that lives, or lived while this process ran; else `own_size`
+    (the settings'); else what was served last on this queue; else DEFAULT_SIZE.
+
+    Args:
+        queue: the queue.
+        own_size: width, height in pixels; None: nothing is set.
+    """
+
+    def __init__(self, queue: JobQueue, own_size: tuple[int, int] | None = None) -> None:
+        self._queue, self._own_size = queue, own_size
+        self._lock = threading.Lock()
+        self._met: Served | None = None  # published by a model server that lives, or did
+        self._last: Served | None = None
+        self._looked_at = -math.inf  # monotonic seconds
+
+    def input_size(self) -> tuple[int, int]:
+        """Width and height, pixels, to which the images of jobs are resized. Raises QueueAway, at the first call."""
+        if self._looked_at == -math.inf:
+            self.look()
+        met, last = self._met, self._last
+        if met is not None:
+            return met.width, met.height
+        return self._own_size or ((last.width, last.height) if last is not None else DEFAULT_SIZE)
+
+    def look_if_due(self) -> None:
+        """Look at what is served, if the last look is older than LOOK_EVERY_SECONDS. Raises QueueAway."""
+        if time.monotonic() - self._looked_at >= LOOK_EVERY_SECONDS:
+            self.look()
+
+    def look(self) -> None:
+        """Ask Redis what is served. Raises QueueAway."""
+        queue = self._queue
+        texts = queue.run("served", [queue.leases, queue.serves, queue.served_last], [])
+        alive, last = (Served.from_text(text) for text in texts)
+        with self._lock:
+            self._looked_at = time.monotonic()
+            self._last = last
+            if alive is None or alive == self._met:
+                return
+            changes = self._met is None or (self._met.width, self._met.height) != (alive.width, alive.height)
+            self._met = alive
+        if changes and self._own_size not in (None, (alive.width, alive.height)):
+            log.warning(
+                "IMAGE_WIDTH, IMAGE_HEIGHT: %d×%d is set, but the model server takes %d×%d, which counts. Leave both "
+                "unset.",
+                *(self._own_size or ()),
+                alive.width,
+                alive.height,
+            )

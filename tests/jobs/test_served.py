@@ -1,0 +1,146 @@
+"""What model servers serve: published as they join, compared, and learned by the web servers."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import redis
+from conftest import new_web_side, wait_for
+
+from serving.errors import OtherModel
+from serving.jobs.job import Answer, Job, Outcome
+from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
+from serving.jobs.membership import Membership
+from serving.jobs.model_side import ModelSide
+from serving.jobs.served import Served, ServedNow, digest_of, keep
+
+RESNET = Served("ResNet50", "0123456789ab", "float32", "openvino", 224, 224, 3, digest_of(["cat", "dog"]))
+INCEPTION = replace(RESNET, name="InceptionV3", width=299, height=298)
+
+Join = Callable[..., Membership]
+
+
+@pytest.fixture
+def join(queue: JobQueue) -> Join:
+    def join(served: Served | None) -> Membership:
+        options = {"lease_seconds": 10.0, "max_attempts": 3, "result_ttl_seconds": 60}
+        return ModelSide(queue, **options, served=served, labels=["cat", "dog"]).join()  # type: ignore[arg-type]
+
+    return join
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(RESNET, name="MobileNetV2"),
+        replace(RESNET, width=299),
+        replace(RESNET, height=299),
+        replace(RESNET, channels=1),
+        replace(RESNET, labels_digest=digest_of(["dog", "cat"])),
+    ],
+    ids=["name", "width", "height", "channels", "labels"],
+)
+def test_another_model_is_refused_while_a_model_server_lives(join: Join, raw: redis.Redis, other: Served) -> None:
+    first = join(RESNET)
+    with pytest.raises(OtherModel) as refusal:
+        join(other)
+    says = str(refusal.value)
+    assert first.name in says
+    assert RESNET.in_words() in says
+    assert other.in_words() in says
+    assert "IMAGE_QUEUE" in says
+    assert raw.zcard("{image_queue}:workers") == 1  # nothing remains of the one that was refused
+    assert raw.hlen("{image_queue}:serves") == 1
+    first.leave()
+    join(other)
+
+
+def test_a_dead_model_server_refuses_nobody(join: Join, raw: redis.Redis, queue: JobQueue) -> None:
+    dead = join(RESNET)
+    raw.zadd("{image_queue}:workers", {dead.name: queue.now() - 1})
+    alive = join(INCEPTION)
+    assert alive.return_expired() == 0
+    assert list(raw.hkeys("{image_queue}:serves")) == [alive.name.encode()]
+
+
+def test_model_servers_that_publish_nothing_get_on_with_all(join: Join, raw: redis.Redis) -> None:
+    """The tutorial's, and those of an older release."""
+    join(None)
+    join(RESNET)
+    join(None)
+    raw.hset("{image_queue}:serves", "stranger", "no JSON")
+    raw.zadd("{image_queue}:workers", {"stranger": 1e12})
+    join(replace(RESNET, version="another", precision="bfloat16", runtime="keras"))
+    with pytest.raises(OtherModel):
+        join(INCEPTION)
+
+
+def test_the_size_is_that_of_the_model_server_that_lives(
+    join: Join, queue: JobQueue, raw: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    unset, set_by_hand = ServedNow(queue), ServedNow(queue, (64, 48))
+    assert (unset.input_size(), set_by_hand.input_size()) == ((224, 224), (64, 48))
+    member = join(INCEPTION)
+    for _ in range(2):
+        unset.look()
+        set_by_hand.look()
+    assert (unset.input_size(), set_by_hand.input_size()) == ((299, 298), (299, 298))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "64×48 is set, but the model server takes 299×298" in warning
+    member.leave()
+    set_by_hand.look()
+    assert set_by_hand.input_size() == (299, 298)  # its model server is away for a moment, say
+    # Web processes that start while no model server lives.
+    assert ServedNow(queue).input_size() == (299, 298)
+    assert ServedNow(queue, (64, 48)).input_size() == (64, 48)
+    raw.set("{image_queue}:served_last", "[]")
+    assert ServedNow(queue).input_size() == (224, 224)
+
+
+def test_what_a_newer_release_publishes_is_read_and_garbage_is_not() -> None:
+    assert Served.from_text(json.dumps(json.loads(RESNET.to_text()) | {"new": 1})) == RESNET
+    for garbage in ("", "[]", "7", '{"name": "x"}', RESNET.to_text().replace("224", '"wide"'), "\ud800"):
+        assert Served.from_text(garbage) is None
+
+
+def test_what_is_published_lasts_as_long_as_somebody_serves_it(join: Join, queue: JobQueue, raw: redis.Redis) -> None:
+    join(RESNET)
+    published = [queue.serves, queue.served_last, queue.labels(RESNET.labels_digest)]
+    assert json.loads(raw.get(published[2])) == ["cat", "dog"]
+    for key in published:
+        raw.expire(key, 5)
+    keep(queue, RESNET)
+    assert all(KEEP_SERVED_SECONDS - 5 < raw.ttl(key) <= KEEP_SERVED_SECONDS for key in published)
+
+
+def answer_one(member: Membership) -> None:
+    (text,) = wait_for(lambda: member.take(1).jobs)
+    job = Job.from_text(text)
+    member.answer([Outcome(text, job.id, job.reply_to, answer='["yes"]')])
+
+
+@pytest.mark.parametrize("channel", ["reply_to", None], ids=["by the message", "by the key"])
+def test_a_warning_travels_beside_the_answer(
+    join: Join, queue: JobQueue, raw: redis.Redis, channel: str | None
+) -> None:
+    side = new_web_side(queue)
+    wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
+    member = join(replace(RESNET, warning="They mean nothing."))
+    job = Job("11111111-1111-1111-1111-111111111111", "AAAA", reply_to=side.channel if channel else None)
+    with side.submit(job) as ticket:
+        answer_one(member)
+        about = {"model": "ResNet50", "version": "0123456789ab", "warning": "They mean nothing."}
+        assert ticket.wait(time.monotonic() + 5) == Answer('["yes"]', about)
+
+
+def test_without_a_warning_no_key_is_spent_on_it(join: Join, queue: JobQueue, raw: redis.Redis) -> None:
+    side, member = new_web_side(queue, poll_seconds=60), join(RESNET)
+    job = Job("11111111-1111-1111-1111-111111111111", "AAAA", reply_to=side.channel)
+    wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
+    with side.submit(job) as ticket:
+        answer_one(member)
+        assert ticket.wait(time.monotonic() + 5) == Answer('["yes"]', RESNET.about())
+    assert raw.keys("{image_queue}:about:*") == []
