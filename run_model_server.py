@@ -143,7 +143,6 @@ def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: 
         signal.signal(number, loop.stop_on_signal)
     gc.collect()
     gc.freeze()  # the model and its libraries stay: no collection need look at them again
-    log.info("ready")
     loop.run()
 
 

@@ -19,6 +19,7 @@ from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 
 DEFAULT_SIZE = (224, 224)  # width, height; where nobody says anything
 LOOK_EVERY_SECONDS = 1.0
+FRESH_SECONDS = 0.05  # while no model server was met
 
 log = logging.getLogger(__name__)
 
@@ -90,17 +91,17 @@ class ServedNow:
         self._looked_at = -math.inf  # monotonic seconds
 
     def input_size(self) -> tuple[int, int]:
-        """Width and height, pixels, to which the images of jobs are resized. Raises QueueAway, at the first call."""
-        if self._looked_at == -math.inf:
-            self.look()
+        """Width and height, pixels, to which the images of jobs are resized. Raises QueueAway: it had to ask."""
+        if self._met is None:  # the first model server may have joined just now
+            self.look_if_due(FRESH_SECONDS)
         met, last = self._met, self._last
         if met is not None:
             return met.width, met.height
         return self._own_size or ((last.width, last.height) if last is not None else DEFAULT_SIZE)
 
-    def look_if_due(self) -> None:
-        """Look at what is served, if the last look is older than LOOK_EVERY_SECONDS. Raises QueueAway."""
-        if time.monotonic() - self._looked_at >= LOOK_EVERY_SECONDS:
+    def look_if_due(self, seconds: float = LOOK_EVERY_SECONDS) -> None:
+        """Look at what is served, if the last look is older than that. Raises QueueAway."""
+        if time.monotonic() - self._looked_at >= seconds:
             self.look()
 
     def look(self) -> None:

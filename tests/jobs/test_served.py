@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import redis
-from conftest import new_web_side, wait_for
+from conftest import new_job, new_web_side, wait_for
 
 from serving.errors import OtherModel
 from serving.jobs.job import Answer, Job, Outcome
@@ -84,6 +84,8 @@ def test_the_size_is_that_of_the_model_server_that_lives(
     unset, set_by_hand = ServedNow(queue), ServedNow(queue, (64, 48))
     assert (unset.input_size(), set_by_hand.input_size()) == ((224, 224), (64, 48))
     member = join(INCEPTION)
+    # The first one that they meet counts for the next request, not a second later.
+    wait_for(lambda: unset.input_size() == (299, 298))
     for _ in range(2):
         unset.look()
         set_by_hand.look()
@@ -129,7 +131,7 @@ def test_a_warning_travels_beside_the_answer(
     side = new_web_side(queue)
     wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
     member = join(replace(RESNET, warning="They mean nothing."))
-    job = Job("11111111-1111-1111-1111-111111111111", "AAAA", reply_to=side.channel if channel else None)
+    job = new_job(reply_to=side.channel if channel else None)
     with side.submit(job) as ticket:
         answer_one(member)
         about = {"model": "ResNet50", "version": "0123456789ab", "warning": "They mean nothing."}
@@ -138,7 +140,7 @@ def test_a_warning_travels_beside_the_answer(
 
 def test_without_a_warning_no_key_is_spent_on_it(join: Join, queue: JobQueue, raw: redis.Redis) -> None:
     side, member = new_web_side(queue, poll_seconds=60), join(RESNET)
-    job = Job("11111111-1111-1111-1111-111111111111", "AAAA", reply_to=side.channel)
+    job = new_job(reply_to=side.channel)
     wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
     with side.submit(job) as ticket:
         answer_one(member)
