@@ -69,6 +69,7 @@ def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
         timeout_seconds=config.request_timeout_seconds,
         poll_seconds=config.client_sleep,
         own_size=config.input_size(),
+        own_name=config.model_name,
     )
 
 

@@ -74,8 +74,8 @@ class Settings(BaseSettings):
     model_name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="what the model is called; unset: its architecture, or the name of its file. All model "
-        "servers of a queue must agree in it",
+        description="what the model is called; unset: its architecture, or the name of its file. All model servers of "
+        "a queue must agree in it; a web server for which it is set answers by that model alone",
     )
     model_weights: str = Field(
         "imagenet",

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from serving.errors import Unavailable
 from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 
 DEFAULT_SIZE = (224, 224)  # width, height; where nobody says anything
@@ -81,10 +82,11 @@ class ServedNow:
     Args:
         queue: the queue.
         own_size: width, height in pixels; None: nothing is set.
+        own_name: of the model whose answers are wanted; None: of any model.
     """
 
-    def __init__(self, queue: JobQueue, own_size: tuple[int, int] | None = None) -> None:
-        self._queue, self._own_size = queue, own_size
+    def __init__(self, queue: JobQueue, own_size: tuple[int, int] | None = None, own_name: str | None = None) -> None:
+        self._queue, self._own_size, self._own_name = queue, own_size, own_name
         self._lock = threading.Lock()
         self._met: Served | None = None  # published by a model server that lives, or did
         self._last: Served | None = None
@@ -98,6 +100,18 @@ class ServedNow:
         if met is not None:
             return met.width, met.height
         return self._own_size or ((last.width, last.height) if last is not None else DEFAULT_SIZE)
+
+    def check_name(self) -> None:
+        """Refuse a request that another model than the wanted one would answer. Raises Unavailable, QueueAway."""
+        if self._own_name is None:
+            return
+        if self._met is None or self._met.name != self._own_name:
+            self.look_if_due(FRESH_SECONDS)
+        if self._met is not None and self._met.name != self._own_name:
+            raise Unavailable(
+                f"The queue {self._queue.name} is served by the model {self._met.name}, and this web server is for "
+                f"{self._own_name}. Its operator has to give it an IMAGE_QUEUE of its own."
+            )
 
     def look_if_due(self, seconds: float = LOOK_EVERY_SECONDS) -> None:
         """Look at what is served, if the last look is older than that. Raises QueueAway."""

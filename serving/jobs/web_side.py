@@ -34,6 +34,7 @@ class WebSide:
         timeout_seconds: how long a request waits for its answer at most.
         poll_seconds: how often the sender looks for answers that no message told of.
         own_size: width and height of the model's input in pixels, where no model server tells; None: nothing is set.
+        own_name: of the model whose answers are wanted; None: of any model.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class WebSide:
         timeout_seconds: float,
         poll_seconds: float,
         own_size: tuple[int, int] | None = None,
+        own_name: str | None = None,
     ) -> None:
         self.channel = queue.channel(uuid.uuid4().hex)
         self.tickets = Tickets()
         self._queue = queue
         self._admission = Admission(max_queue_length, timeout_seconds)
-        self.served = ServedNow(queue, own_size)
+        self.served = ServedNow(queue, own_size, own_name)
         self.sender = Sender(queue, self.tickets, self._admission, self.served, poll_seconds)
 
     def start(self) -> None:
@@ -59,12 +61,14 @@ class WebSide:
         threading.Thread(target=listener.run, name="listener", daemon=True).start()
 
     def check_room(self) -> None:
-        """Refuse a request at once, before it costs anything, while the queue is full.
+        """Refuse a request at once, before it costs anything, while the queue is full, or another model's.
 
         Raises:
             QueueFull: more jobs wait than can be answered in time.
+            Unavailable: another model than the wanted one would answer.
             QueueAway: Redis had to be asked, and does not answer.
         """
+        self.served.check_name()
         full = self._admission.is_full()
         if full is None:
             self._admission.note(*self._queue.queue_state())

@@ -57,7 +57,9 @@ def readyz() -> Response:
     With READY_WITHOUT_MODEL_SERVER it is enough that Redis answers. Raises Unavailable, QueueAway.
     """
     model_servers, answered = readiness(current_app.extensions["queue"])
-    current_app.extensions["web side"].served.look()  # whoever reads 200 may send the next moment
+    served = current_app.extensions["web side"].served
+    served.look()  # whoever reads 200 may send the next moment
+    served.check_name()
     if not (model_servers or answered or current_app.config["READY_WITHOUT_MODEL_SERVER"]):
         raise Unavailable("No model server is ready: start one, or wait while it loads.", retry_after_seconds=5)
     return jsonify(ready=True, model_servers=model_servers)

@@ -10,7 +10,7 @@ import pytest
 import redis
 from conftest import new_job, new_web_side, wait_for
 
-from serving.errors import OtherModel
+from serving.errors import OtherModel, Unavailable
 from serving.jobs.job import Answer, Job, Outcome
 from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 from serving.jobs.membership import Membership
@@ -100,6 +100,20 @@ def test_the_size_is_that_of_the_model_server_that_lives(
     assert ServedNow(queue, (64, 48)).input_size() == (64, 48)
     raw.set("{image_queue}:served_last", "[]")
     assert ServedNow(queue).input_size() == (224, 224)
+
+
+def test_a_web_server_for_one_model_takes_no_answer_of_another(join: Join, queue: JobQueue) -> None:
+    side, any_model = new_web_side(queue, own_name="InceptionV3"), new_web_side(queue)
+    side.check_room()  # nobody serves: the request may wait
+    member = join(RESNET)
+    any_model.check_room()
+    wait_for(lambda: side.served.look() or side.served._met)
+    with pytest.raises(Unavailable, match="served by the model ResNet50, and this web server is for InceptionV3"):
+        side.check_room()
+    member.leave()
+    join(INCEPTION)
+    wait_for(lambda: side.served.look() or side.served._met.name == "InceptionV3")
+    side.check_room()
 
 
 def test_what_a_newer_release_publishes_is_read_and_garbage_is_not() -> None:
