@@ -156,9 +156,15 @@ class RequestBody(io.RawIOBase):
         try:
             with gevent.Timeout(self._until - time.monotonic(), TimeoutError("it did not arrive in time")):
                 piece: bytes = self._body.read(size)
-        except Exception as error:  # gunicorn documents no name for the errors of its parser
+        except TimeoutError:
             self._has_failed = True
-            raise OSError(str(error)) from error
+            raise
+        except OSError as error:
+            self._has_failed = True
+            raise OSError("it broke off before its end") from error
+        except Exception as error:  # gunicorn documents no name for the errors of its parser, whose texts quote bytes
+            self._has_failed = True
+            raise OSError("its chunks are malformed") from error
         if not piece and self._left:  # gunicorn calls this the end, so that half an image would be read as a whole
             self._has_failed = True
             raise OSError(f"it broke off, {self._left:,} bytes before its end")

@@ -7,11 +7,11 @@ from serving.web.uploads import read_form_file
 
 
 def form(*parts: tuple[str, bytes], end: bytes = b"--x--\r\n") -> bytes:
-    body = b"".join(b"--x\r\n" + head.encode() + b"\r\n\r\n" + content + b"\r\n" for head, content in parts)
+    body = b"".join(b"--x\r\n" + head.encode("latin-1") + b"\r\n\r\n" + content + b"\r\n" for head, content in parts)
     return body + end
 
 
-def read(body: bytes, boundary: str = "x") -> bytes | None:
+def read(body: bytes, boundary: str = "x") -> bytes:
     return read_form_file(body, boundary, "image")
 
 
@@ -21,7 +21,86 @@ OTHER = 'Content-Disposition: form-data; name="other"'
 
 def test_the_named_field_is_found_among_others() -> None:
     assert read(form((OTHER, b"1"), (IMAGE, b"\xff\xd8 photo"), (OTHER, b"2"))) == b"\xff\xd8 photo"
-    assert read(form((OTHER, b"1"))) is None
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        'filename="Gr\xf6\xdfe.jpg"',  # Latin-1
+        'filename="\x83\x5c\x83\x5c.jpg"',  # Shift-JIS, with backslashes as second bytes
+        'filename="größe.jpg"'.encode().decode("latin-1"),
+        'filename="a\x00b.jpg"',
+        'filename="a\nb.jpg"',
+        "filename*=UTF-8''Gr%C3%B6%C3%9Fe.jpg",
+        'filename="a\\"b\\\\.jpg"',
+        'filename="a"b"c.jpg"',
+        'filename="a\\"',
+        'filename="; name=other;"',
+        f'filename="{"x" * 20_000}.jpg"',
+        'filename=""',
+        "filename=my dog.jpg",
+        'filename="a"\r\nContent-Type: image/jpeg; charset=klingon',
+        'filename="a"\r\nContent-Type: \xff\xfe',
+        'filename="a"\r\nContent-Transfer-Encoding: binary',
+        'filename="a"\r\nContent-Transfer-Encoding: base64',  # although it is not
+        'filename="a"' + "\r\nX-More: headers" * 20,
+        '\r\n filename="\xf6"',
+    ],
+)
+def test_no_file_name_and_no_header_that_nobody_reads_refuses_an_image(head: str) -> None:
+    photo = b"\xff\xd8\xff photo"
+    assert read(form((f'Content-Disposition: form-data; name="image"; {head}', photo))) == photo
+    other = head.replace("\r\n filename", "filename")
+    assert read(form((f'Content-Disposition: form-data; name="\xf6"; {other}', b"1"), (IMAGE, photo))) == photo
+
+
+@pytest.mark.parametrize("head", ["name=image", 'filename="x"; name="image"', 'name = "image" ; x=y', 'name="image"'])
+def test_the_fields_name_may_be_written_in_each_way_that_is_one(head: str) -> None:
+    assert read(form((f"content-disposition:form-data; {head}", b"\xff\xd8\xff photo"))) == b"\xff\xd8\xff photo"
+
+
+def refusal(body: bytes, boundary: str = "x") -> str:
+    with pytest.raises(NoImage) as refused:
+        read(body, boundary)
+    return str(refused.value)
+
+
+def test_a_form_without_the_field_is_told_which_fields_came() -> None:
+    other = 'Content-Disposition: form-data; name="{}"; filename="dog.jpg"'
+    assert "no file field `image`, but `file`, `größe`. Send" in refusal(
+        form(*((other.format(name.encode().decode("latin-1")), b"photo") for name in ("file", "größe")))
+    )
+    odd = refusal(form((other.format("\x1b[31m\xf6"), b""), (other.format("x" * 100), b"")))
+    assert "but `�[31m�`, `" + "x" * 40 + "…`. Send" in odd
+    many = refusal(form(*[(other.format(number), b"") for number in range(20)]))
+    assert "but `0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, …. Send" in many
+    assert "no file field `image`. Send" in refusal(b"--x--\r\n")
+
+
+def test_text_in_the_place_of_the_image_is_told_what_is_missing() -> None:
+    text = 'Content-Disposition: form-data; name="image"'
+    assert "`image` holds the text `dog.jpg`, and no file" in refusal(form((text, b"dog.jpg")))
+    assert "curl -F image=@photo.jpg" in refusal(form((text, b"dog.jpg")))
+    assert "holds the text `" + "/9j/" * 10 + "…`" in refusal(form((text, b"/9j/" * 10_000)))
+    assert read(form((text, b"\xff\xd8\xff photo"))) == b"\xff\xd8\xff photo"  # curl -F 'image=<dog.jpg'
+    assert read(form((text, b"\x00\x01"))) == b"\x00\x01"  # it is for the decoder to say what it is not
+    assert read(form((text, b""))) == b""
+
+
+def test_an_image_in_base64_is_told_that_it_is() -> None:
+    head = f"{IMAGE}\r\ncontent-transfer-encoding: BASE64"
+    assert "is encoded as base64, which is not read" in refusal(form((head, b"/9j/4AAQ")))
+
+
+def test_a_form_without_a_boundary_is_told_whose_it_is_to_set_it() -> None:
+    assert "names no boundary" in refusal(form((IMAGE, b"photo")), "")
+
+
+@pytest.mark.parametrize("line", ["nonsense", "X\xf6: y", "Content-Length: \xb2", "Content-Length: 3", "\xff"])
+def test_no_refusal_holds_an_object_of_python(line: str) -> None:
+    says = refusal(form((f"{IMAGE}\r\n{line}", b"photo")))
+    assert says.startswith("The form cannot be read: ")
+    assert not any(mark in says for mark in ("Error", "b'", "('", "\\x")), says
 
 
 def test_bytes_that_look_like_a_boundary_stay_in_the_image() -> None:
