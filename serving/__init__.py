@@ -3,7 +3,7 @@ is a wing: it has one responsibility, and tests/test_layout.py says which other 
 docs/words.md says what job, ticket, lease and the other words mean.
 
 The web process (run_web_server.py)
-    web/patch               makes waiting cheap, before anything else is imported
+    web/patch               makes waiting cheap, and gunicorn deaf, before anything else is imported
     web/heap                glibc's heap, set up for decoding
     web/server              processes, each an event loop: start, serve, stop
     web/gunicorn_worker     gunicorn's worker, and what it does otherwise here

@@ -68,6 +68,7 @@ class BodiesInTime:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         head = _heads[gevent.getcurrent()]
         environ["service.connection"] = head.connection
+        environ.pop("HTTP_UPGRADE", None)  # to a websocket, say: Flask would refuse instead of going on with HTTP
         length = environ.get("CONTENT_LENGTH")
         if not length and "HTTP_TRANSFER_ENCODING" not in environ:
             return self._application(environ, start_response)

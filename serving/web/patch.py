@@ -1,8 +1,18 @@
-"""Patches the standard library: a greenlet that waits for a socket, a lock or a queue lets other greenlets run."""
+"""Sets a process up before it imports what waits or reads the environment: run_web_server.py, as the program."""
+
+import os
 
 from gevent import monkey
 
+# gunicorn reads these by itself as it is imported, or in each request; ours are the settings alone.
+GUNICORNS_VARIABLES = ("FORWARDED_ALLOW_IPS", "SCRIPT_NAME", "WEB_CONCURRENCY")
+
 
 def patch() -> None:
-    """Patch this process, before it imports modules that wait. Only run_web_server.py calls this, as the program."""
+    """Patch the standard library: a greenlet that waits for a socket, a lock or a queue lets other greenlets run.
+
+    To be called before modules are imported that wait; takes GUNICORNS_VARIABLES out of the environment as well.
+    """
     monkey.patch_all()
+    for name in GUNICORNS_VARIABLES:
+        os.environ.pop(name, None)

@@ -89,6 +89,8 @@ def _settings(host: str, port: int, processes: int, drain_seconds: float) -> dic
         "worker_tmp_dir": SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else None,
         "graceful_timeout": int(drain_seconds) + 5,
         "timeout": STUCK_WORKER_SECONDS,
+        # No header of a proxy changes anything: gunicorn believes the scheme and the path in those of a trusted one.
+        "forwarded_allow_ips": "",
         "control_socket_disable": True,  # nobody here uses it, and several services would share its path
         "pre_request": gunicorn_worker.note_request,
         "post_worker_init": gunicorn_worker.stop_at_sigterm,

@@ -5,23 +5,35 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from conftest import PREDICTIONS, Answering, Processes, RedisServer, as_bytes, free_port, is_up, some_photo, wait_for
+from conftest import (
+    PREDICTIONS,
+    Answering,
+    Processes,
+    RedisServer,
+    as_bytes,
+    free_port,
+    is_up,
+    output,
+    some_photo,
+    wait_for,
+)
 
 PHOTO = as_bytes(some_photo(), "JPEG")
 
 
 @pytest.fixture(scope="module")
-def port(redis_server: RedisServer) -> Iterator[int]:
+def port() -> Iterator[int]:
     """The port of a web server whose queue is answered; one for all tests here, as none leaves anything behind."""
-    redis_server.client.flushall()
-    processes = Processes({"REDIS_URL": redis_server.url, "API_KEY": "schlüssel", "FORWARDED_ALLOW_IPS": "*"})
+    own = RedisServer()
+    processes = Processes({"REDIS_URL": own.url, "API_KEY": "schlüssel", "FORWARDED_ALLOW_IPS": "*"})
     number = free_port()
     processes.start("run_web_server.py", WEB_PORT=str(number), WEB_WORKERS="1", REQUEST_TIMEOUT_SECONDS="10")
     wait_for(lambda: is_up(f"http://127.0.0.1:{number}/healthz"))
-    stand_in = Answering(redis_server.url)
+    stand_in = Answering(own.url)
     yield number
     stand_in.stop()
     processes.end()
+    own.remove()
 
 
 def ask(port: int, request: bytes) -> tuple[int, bytes]:
@@ -146,3 +158,91 @@ def test_a_chunked_body_that_breaks_off_is_told_so(port: int) -> None:
 def test_a_key_of_any_bytes_is_compared_and_a_wrong_one_is_a_401(port: int, key: bytes) -> None:
     status, body = ask(port, post(PHOTO, JPEG, key=key))
     assert (status, "Authorization: Bearer" in error_of(body)) == (401, True)
+
+
+# The headers that proxies and clients send, and what some servers read in them.
+IGNORED = {
+    "X-Forwarded-Proto": ["https", "http", "wss", "https, http", ""],
+    "X-Forwarded-Protocol": ["ssl", "https"],
+    "X-Forwarded-Ssl": ["on", "off"],
+    "Front-End-Https": ["on"],
+    "X-Forwarded-For": ["192.0.2.1", "nonsense"],
+    "X-Forwarded-Host": ["other.example", "a b"],
+    "X-Forwarded-Port": ["443", "x"],
+    "X-Forwarded-Prefix": ["/x"],
+    "Forwarded": ["for=192.0.2.1;proto=https", "\xff"],
+    "Via": ["1.1 proxy"],
+    "SCRIPT_NAME": ["/x", "/healthz", "/predict"],
+    "Script-Name": ["/x"],
+    "PATH_INFO": ["/nowhere"],
+    "REQUEST_METHOD": ["DELETE"],
+    "CONTENT_LENGTH": ["3"],
+    "CONTENT_TYPE": ["text/plain"],
+    "HTTP_HOST": ["other.example"],
+    "REMOTE_USER": ["root"],
+    "X-Original-URL": ["/nowhere"],
+    "X-Rewrite-URL": ["/nowhere"],
+    "X-HTTP-Method-Override": ["DELETE"],
+    "X-Method-Override": ["PUT"],
+    "Upgrade": ["websocket", "h2c", "TLS/1.0"],
+    "Connection": ["upgrade", "keep-alive, Upgrade", "TE", "\xff"],
+    "TE": ["trailers"],
+    "Max-Forwards": ["0"],
+    "Cookie": ["a=\xff; b", "=;;", "x" * 6000],
+    "Accept": ["\xff", "text/html;q=x", ""],
+    "Accept-Encoding": ["\xff;q=9"],
+    "Accept-Language": ["*;q=\xb2"],
+    "Range": ["bytes=0-0", "bytes=9-1"],
+    "If-Match": ['"x"'],
+    "If-None-Match": ["*"],
+    "If-Modified-Since": ["nonsense", "Sun, 06 Nov 2094 08:49:37 GMT"],
+    "If-Unmodified-Since": ["Sun, 06 Nov 1994 08:49:37 GMT"],
+    "Content-Encoding": ["gzip"],
+    "Expect": ["100-continue"],
+    "Origin": ["null", "\xff"],
+    "Referer": ["\xff"],
+    "User-Agent": ["\xff\xfe", ""],
+    "Date": ["nonsense"],
+    "a!#$%&'*+.^`|~": ["x"],
+}
+TOGETHER = [
+    ["X-Forwarded-Proto: https", "X-Forwarded-Protocol: https"],
+    ["X-Forwarded-Proto: https", "X-Forwarded-Ssl: off"],
+    ["X-Forwarded-Proto: http", "X-Forwarded-Ssl: on"],
+    ["Upgrade: websocket", "Connection: upgrade"],
+    ["Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__"],
+    [f"X-{number}: y" for number in range(90)],
+]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [*([f"{name}: {value}"] for name, values in IGNORED.items() for value in values), *TOGETHER],
+    ids=lambda headers: " ".join(headers).encode("latin-1").decode("ascii", "replace")[:60],
+)
+def test_a_header_that_is_not_ours_changes_nothing(port: int, headers: list[str]) -> None:
+    """From 127.0.0.1, which gunicorn would trust as a proxy, and with FORWARDED_ALLOW_IPS=* in the environment."""
+    lines = [header.encode("latin-1") for header in headers]
+    assert ask(port, get(*lines)) == (200, b'{"alive":true}\n')
+    status, body = ask(port, post(PHOTO, *lines, JPEG))
+    assert (status, json.loads(body)["predictions"]) == (200, PREDICTIONS)
+    assert ask(port, get(*lines).replace(b"/healthz", b"/nowhere", 1))[0] == 404
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "FORWARDED_ALLOW_IPS=nonsense",
+        "WEB_CONCURRENCY=auto",
+        "SCRIPT_NAME=/x",
+        "PORT=nonsense",
+        "SENDFILE=x",
+        "GUNICORN_CMD_ARGS=--workers=nonsense --bind=127.0.0.1:1",
+    ],
+)
+def test_no_variable_that_gunicorn_reads_by_itself_changes_anything(processes: Processes, variable: str) -> None:
+    number, (name, value) = free_port(), variable.split("=", 1)
+    processes.start("run_web_server.py", WEB_PORT=str(number), WEB_WORKERS="1", **{name: value})
+    wait_for(lambda: is_up(f"http://127.0.0.1:{number}/healthz"))
+    assert ask(number, get(b"SCRIPT_NAME: /x", b"X-Forwarded-Proto: https", b"X-Forwarded-Ssl: off"))[0] == 200
+    assert output(processes.running[-1]).count("Booting worker") == 1
