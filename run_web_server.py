@@ -23,6 +23,7 @@ from serving import errors
 from serving.images.decode import FORMATS
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.web_side import WebSide
+from serving.telemetry.metrics import WebMetrics
 from serving.web import access, heap, openapi, pages, predict, problems, server, uploads
 from serving.web.classify import ImageOptions, Pool, PredictionService
 
@@ -30,11 +31,8 @@ from serving.web.classify import ImageOptions, Pool, PredictionService
 REDIS_TIMEOUT_SECONDS = 3.0
 
 
-def create_app(config: settings.Settings, pool: Pool) -> Flask:
+def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Flask:
     """The Flask application of one web process, made of its parts; `pool` decodes large images. It starts nothing."""
-    # Imported late: as its library is imported, it looks for the directory that the processes share.
-    from serving.telemetry.metrics import WebMetrics
-
     app = Flask(__name__, static_folder=None)
     app.config["API_KEYS"] = config.api_keys()
     app.config["MAX_UPLOAD_BYTES"] = config.max_upload_bytes
@@ -45,7 +43,6 @@ def create_app(config: settings.Settings, pool: Pool) -> Flask:
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
     web_side = app.extensions["web side"] = open_web_side(config, queue)
     service = PredictionService(web_side, image_options(config), places=config.web_threads, pool=pool)
-    counts = WebMetrics()
     access.add_headers(app)
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     predict.add_to(app, service, counts)
@@ -54,9 +51,9 @@ def create_app(config: settings.Settings, pool: Pool) -> Flask:
     return app
 
 
-def start_app(config: settings.Settings) -> Flask:
+def start_app(config: settings.Settings, counts: WebMetrics) -> Flask:
     """The application that a web process serves: `create_app`, with the web side's threads started."""
-    app = create_app(config, server.decoding_pool())
+    app = create_app(config, server.decoding_pool(), counts)
     app.extensions["web side"].start()
     return app
 
@@ -101,8 +98,10 @@ def main() -> int:
     except (errors.StartError, errors.QueueAway) as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    counts = WebMetrics()
     server.serve(
-        lambda: start_app(config),
+        lambda: start_app(config, counts),
+        counts,
         host=config.web_host,
         port=config.web_port,
         processes=config.web_workers,

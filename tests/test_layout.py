@@ -133,8 +133,7 @@ def test_nothing_under_serving_reads_settings_or_the_environment(name: str) -> N
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.getenv", "os.environ.get")
     ]
-    # The Prometheus library's own switch between one process and several.
-    assert [read for read in reads if "PROMETHEUS_MULTIPROC_DIR" not in read] == []
+    assert reads == []
 
 
 def test_keras_is_imported_only_where_a_model_is_chosen() -> None:

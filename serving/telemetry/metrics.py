@@ -1,10 +1,14 @@
 """Counts what the two kinds of processes do, in Prometheus's format. The only module that knows its library."""
 
-import os
-from collections.abc import Sequence
+import bisect
+import itertools
+import math
+import mmap
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 from wsgiref import simple_server
 
+import numpy as np
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
@@ -12,32 +16,43 @@ from prometheus_client import (
     Counter,
     Histogram,
     generate_latest,
-    multiprocess,
     start_http_server,
 )
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_BUCKETS = (*_SECONDS, math.inf)
+_FIRST_STATUS, _STATUSES = 100, 500
+MOST_ROWS = 1024
 
 
 class WebMetrics:
-    """Requests by status and duration, summed over all web processes where the server runs several."""
+    """Requests to /predict by status and duration, summed over all web processes.
+
+    Each process counts in a row of a table in memory that they share: there is no lock, and no file that others could
+    remove. The table is made before the processes are forked; the rows of those that ended stay in the sum.
+
+        row, float64 = [seconds in all | requests by duration, a cell a bucket | requests by status, a cell a status]
+    """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._requests = Counter("web_requests", "requests to /predict", ["status"], registry=self._registry)
-        # Kept by status: the library would look for the counter in every request.
-        self._of_status: dict[int, Counter] = {}
-        self._seconds = Histogram(
-            "web_request_seconds", "duration of a request to /predict", buckets=_SECONDS, registry=self._registry
-        )
+        cells = 1 + len(_BUCKETS) + _STATUSES
+        table = np.frombuffer(mmap.mmap(-1, (1 + MOST_ROWS * cells) * 8), dtype=np.float64)
+        self._forks, self._rows = table[:1], table[1:].reshape(MOST_ROWS, cells)
+        self._row = self._rows[0]
+
+    def next_process(self) -> None:
+        """Give the next process that is forked a row of its own; MOST_ROWS forks later another one shares it."""
+        self._forks[0] += 1
+        self._row = self._rows[int(self._forks[0]) % MOST_ROWS]
 
     def answered(self, status: int, seconds: float) -> None:
-        """Count a request to /predict that ended with this HTTP status after `seconds`."""
-        counter = self._of_status.get(status)
-        if counter is None:
-            counter = self._of_status[status] = self._requests.labels(status=str(status))
-        counter.inc()
-        self._seconds.observe(seconds)
+        """Count a request to /predict that ended with this HTTP status, 100 to 599, after `seconds`."""
+        row = self._row
+        row[0] += seconds
+        row[1 + bisect.bisect_left(_SECONDS, seconds)] += 1
+        row[1 + len(_BUCKETS) + status - _FIRST_STATUS] += 1
 
     def render(self, waiting: int | None, model_servers: int | None) -> tuple[bytes, str]:
         """The page for Prometheus, and its content type.
@@ -46,19 +61,38 @@ class WebMetrics:
             waiting: jobs that wait at this moment; None: nobody knows.
             model_servers: model servers with a live lease at this moment; None: nobody knows.
         """
-        requests = self._registry
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):  # the library's own switch
-            requests = CollectorRegistry()
-            multiprocess.MultiProcessCollector(requests)
-        page = generate_latest(requests)
-        # Written by hand: the library would remember a gauge for each process, and add it to the page for ever.
-        for name, value, says in (
+        gauges = (
             ("queue_waiting_jobs", waiting, "jobs that wait"),
             ("queue_model_servers", model_servers, "model servers with a live lease"),
-        ):
-            if value is not None:
-                page += f"# HELP {name} {says}\n# TYPE {name} gauge\n{name} {value}\n".encode()
-        return page, CONTENT_TYPE_LATEST
+        )
+        families = [GaugeMetricFamily(name, says, value) for name, value, says in gauges if value is not None]
+        registry = CollectorRegistry()
+        registry.register(_Page([*self._families(), *families]))
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
+    def _families(self) -> list[Metric]:
+        sums = self._rows[: int(self._forks[0]) + 1].sum(axis=0).tolist()
+        seconds, durations, statuses = sums[0], sums[1 : 1 + len(_BUCKETS)], sums[1 + len(_BUCKETS) :]
+        requests = CounterMetricFamily("web_requests", "requests to /predict", labels=["status"])
+        for status, count in enumerate(statuses, _FIRST_STATUS):
+            if count:
+                requests.add_metric([str(status)], count)
+        bounds = [*(str(float(bound)) for bound in _SECONDS), "+Inf"]
+        buckets = list(zip(bounds, itertools.accumulate(durations), strict=True))
+        return [
+            requests,
+            HistogramMetricFamily("web_request_seconds", "duration of a request to /predict", buckets, seconds),
+        ]
+
+
+class _Page(Collector):
+    """Hands metrics that are there already to the library."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 class Ended(Protocol):

@@ -8,9 +8,11 @@ tests/web/test_what_we_need_of_gunicorn.py names each undocumented thing that th
 
 import json
 import logging
+import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +21,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import gevent
 from gunicorn import util
 from gunicorn.http import wsgi
+from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.wsgi import ClosingIterator
 
@@ -122,6 +125,39 @@ class Refusals:
 
 def _headers_without_server(response: Any) -> list[str]:
     return [line for line in _stock_headers(response) if not line.startswith("Server:")]
+
+
+class Heartbeat:
+    """When a worker was last alive, in a file of memory that it shares with gunicorn's master.
+
+    gunicorn's own is a file in a directory: where that has become full or read-only, the next worker that has to be
+    replaced ends the whole server.
+    """
+
+    def __init__(self, _settings: Any) -> None:
+        self._file = os.fdopen(os.memfd_create("heartbeat"), "r+b", buffering=0)
+
+    def notify(self) -> None:
+        """Note that the worker is alive now, monotonic seconds."""
+        os.utime(self.fileno(), (time.monotonic(),) * 2)
+
+    def last_update(self) -> float:
+        """When the worker was alive, monotonic seconds."""
+        return os.fstat(self.fileno()).st_mtime
+
+    def fileno(self) -> int:
+        """The number of the open file."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Close the file in this process."""
+        self._file.close()
+
+
+def beat_in_memory() -> None:
+    """Have gunicorn's workers tell by a `Heartbeat` that they live, where the system has files of memory (Linux)."""
+    if hasattr(os, "memfd_create"):
+        base.WorkerTmp = Heartbeat
 
 
 def replace_refusals(headers: Mapping[str, str]) -> None:

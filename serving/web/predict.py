@@ -1,25 +1,20 @@
 """Answers POST /predict, and counts the answers."""
 
 import json
-import logging
 import time
-from typing import TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 
 from serving.errors import ModelFailed, Unavailable
 from serving.jobs.job import Answer
+from serving.telemetry.metrics import WebMetrics
 from serving.web import access, uploads
 from serving.web.classify import PredictionService
 
-if TYPE_CHECKING:
-    from serving.telemetry.metrics import WebMetrics
-
-log = logging.getLogger(__name__)
 blueprint = Blueprint("predict", __name__)
 
 
-def add_to(app: Flask, service: PredictionService, counts: "WebMetrics") -> None:
+def add_to(app: Flask, service: PredictionService, counts: WebMetrics) -> None:
     """Have `app` answer POST /predict with `service`, and count each answer in `counts`."""
     app.extensions["prediction service"], app.extensions["counts"] = service, counts
     app.register_blueprint(blueprint)
@@ -50,10 +45,7 @@ def count(response: Response) -> Response:
     """Count an answer of POST /predict, of any status; returns the answer as it is."""
     if request.method == "OPTIONS":  # a browser's preflight, no prediction
         return response
-    try:
-        current_app.extensions["counts"].answered(response.status_code, time.monotonic() - g.came)
-    except OSError:  # the files of the counts are gone, or the disk is full; the answer is good all the same
-        log.exception("a request was not counted")
+    current_app.extensions["counts"].answered(response.status_code, time.monotonic() - g.came)
     return response
 
 

@@ -9,14 +9,10 @@ What the worker does otherwise than gunicorn's own stands in `gunicorn_worker`.
 import contextlib
 import gc
 import logging
-import os
 import resource
-import shutil
 import socket
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 from wsgiref.types import WSGIApplication
 
@@ -24,6 +20,7 @@ import gevent.threadpool
 from gunicorn.app.base import BaseApplication
 
 from serving.errors import StartError
+from serving.telemetry.metrics import WebMetrics
 from serving.web import gunicorn_worker
 from serving.web.arrival import KEEP_ALIVE_SECONDS, RequestBody
 
@@ -31,7 +28,6 @@ STUCK_WORKER_SECONDS = 60
 # Each connection costs a greenlet and an open file, but no place.
 MOST_CONNECTIONS, SPARE_FILES = 8192, 200
 DECODERS = 2
-SHARED_MEMORY = "/dev/shm"  # noqa: S108
 
 
 def check_address(host: str, port: int) -> None:
@@ -53,6 +49,7 @@ def decoding_pool() -> gevent.threadpool.ThreadPool:
 
 def serve(
     create_app: Callable[[], WSGIApplication],
+    counts: WebMetrics,
     *,
     host: str,
     port: int,
@@ -65,6 +62,7 @@ def serve(
 
     Args:
         create_app: called in each process after the fork, because threads and connections do not survive a fork.
+        counts: is told before each fork.
         host, port: where the server listens; the host is a name or an IP address.
         processes: how many web processes serve.
         drain_seconds: how long requests may take that are in flight when the server is told to stop.
@@ -73,8 +71,8 @@ def serve(
     """
     RequestBody.most_in_hand = most_upload_bytes
     gunicorn_worker.replace_refusals(headers)
-    with _metrics_directory():
-        _Server(create_app, _settings(host, port, processes, drain_seconds)).run()
+    gunicorn_worker.beat_in_memory()
+    _Server(create_app, counts, _settings(host, port, processes, drain_seconds)).run()
 
 
 def _settings(host: str, port: int, processes: int, drain_seconds: float) -> dict[str, Any]:
@@ -85,8 +83,6 @@ def _settings(host: str, port: int, processes: int, drain_seconds: float) -> dic
         "worker_class": gunicorn_worker.Worker,
         "worker_connections": max(1, min(MOST_CONNECTIONS, _raise_file_limit() - SPARE_FILES)),
         "keepalive": int(KEEP_ALIVE_SECONDS),
-        # The workers' heartbeats are changes of a file, and must not wait for a disk.
-        "worker_tmp_dir": SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else None,
         "graceful_timeout": int(drain_seconds) + 5,
         "timeout": STUCK_WORKER_SECONDS,
         # No header of a proxy changes anything: gunicorn believes the scheme and the path in those of a trusted one.
@@ -107,27 +103,19 @@ def _raise_file_limit() -> int:
     return soft if soft > 0 else 1024
 
 
-@contextlib.contextmanager
-def _metrics_directory() -> Iterator[None]:
-    """A directory in which the processes add up their metrics; the library looks for it as it is imported."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp(prefix="web-metrics-")
-    parent = os.getpid()
-    try:
-        yield
-    finally:
-        if os.getpid() == parent:  # the web processes come by here as well, while others still count
-            shutil.rmtree(directory, ignore_errors=True)
-
-
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    def __init__(self, create_app: Callable[[], WSGIApplication], settings: dict[str, Any]) -> None:
-        self._create_app, self._settings = create_app, settings
+    def __init__(self, create_app: Callable[[], WSGIApplication], counts: WebMetrics, settings: dict[str, Any]) -> None:
+        self._create_app, self._counts, self._settings = create_app, counts, settings
         super().__init__(prog=sys.argv[0])
 
     def load_config(self) -> None:
         """Take the settings over; gunicorn calls this in the master."""
         for name, value in self._settings.items():
             self.cfg.set(name, value)
+        self.cfg.set("pre_fork", self._before_a_fork)
+
+    def _before_a_fork(self, _arbiter: Any, _worker: Any) -> None:
+        self._counts.next_process()
 
     def load(self) -> WSGIApplication:
         """Create the application; gunicorn calls this in each web process."""

@@ -292,8 +292,8 @@ def test_metrics_count_the_requests_of_all_processes(start: Callable[..., str], 
     page = http("GET", f"{url}/metrics").body.decode()
     assert 'web_requests_total{status="200"} 8.0' in page
     assert 'web_requests_total{status="415"} 1.0' in page
-    assert "queue_waiting_jobs 0\n" in page
-    assert "queue_model_servers 1\n" in page
+    assert "queue_waiting_jobs 0.0\n" in page
+    assert "queue_model_servers 1.0\n" in page
 
 
 def test_sigterm_answers_what_is_in_flight_in_every_process(
@@ -453,7 +453,8 @@ def run_python(script: str) -> str:
 
 CREATE_APP = (
     "import sys; sys.path.insert(0, sys.argv[1]); import threading, run_web_server, settings;"
-    "app = run_web_server.create_app(settings.Settings(redis_url='redis://127.0.0.1:1/0'), None)"
+    "from serving.telemetry.metrics import WebMetrics;"
+    "app = run_web_server.create_app(settings.Settings(redis_url='redis://127.0.0.1:1/0'), None, WebMetrics())"
 )
 
 

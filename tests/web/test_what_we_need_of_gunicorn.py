@@ -1,4 +1,4 @@
-"""We need of gunicorn six names that are in no documentation, and two of its sentences; whoever raises its version
+"""We need of gunicorn seven names that are in no documentation, and two of its sentences; whoever raises its version
 learns here what has changed."""
 
 import inspect
@@ -6,6 +6,7 @@ import re
 
 from conftest import ROOT
 from gunicorn import util
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 from gunicorn.http.message import Request
@@ -19,6 +20,7 @@ PRIVATE = {
     "alive": "it stops when `alive` is False",
     "write_error": "refusals are written by gunicorn.util.write_error(sock, status, reason, message)",
     "default_headers": "wsgi.Response.default_headers() returns the head's first lines, one of them the Server's",
+    "WorkerTmp": "a worker tells that it lives by base.WorkerTmp(cfg): notify(), last_update(), fileno(), close()",
     "force_close": "a request's force_close() has its answer say `Connection: close`",
 }
 
@@ -49,6 +51,12 @@ def test_the_server_is_named_in_a_line_of_its_own() -> None:
     assert parameters(Request.force_close) == ["self"], PRIVATE["force_close"]
 
 
+def test_a_worker_tells_that_it_lives_by_an_object_of_four_methods() -> None:
+    assert "self.tmp = WorkerTmp(cfg)" in inspect.getsource(BaseWorker.__init__), PRIVATE["WorkerTmp"]
+    asked = set(re.findall(r"\btmp\.(\w+)", inspect.getsource(BaseWorker) + inspect.getsource(Arbiter)))
+    assert asked == {"notify", "last_update", "fileno", "close"}, PRIVATE["WorkerTmp"]
+
+
 def test_what_it_logs_of_a_request_that_cannot_be_read_begins_so_and_quotes_it_so() -> None:
     source = inspect.getsource(BaseWorker.handle_error)
     assert 'msg = "Invalid request from ip={ip}: {error}"' in source
@@ -63,6 +71,6 @@ def test_these_are_all_the_names_that_are_used() -> None:
     source = "".join((ROOT / "serving" / "web" / f"{name}.py").read_text() for name in knowing)
     for name in PRIVATE:
         assert re.search(rf"\b{name}\b", source), f"{name} is needed no more: take it out"
-    documented = {"BaseApplication", "GeventWorker", "wsgi", "util"}
+    documented = {"BaseApplication", "GeventWorker", "wsgi", "util", "base"}
     imported = set(re.findall(r"^from gunicorn[\w.]* import (\w+)$", source, re.MULTILINE))
     assert imported == documented
