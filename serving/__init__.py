@@ -53,6 +53,7 @@ Where the model comes from
 Beside the way
     errors                  what can go wrong
     web/problems            errors -> JSON
+    web/refusal_log         which limits refuse requests -> the log, without flooding it
     web/pages               pages for people and machines
     web/openapi             the service's description
     jobs/operator           dead letters

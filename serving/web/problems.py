@@ -6,12 +6,14 @@ from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from serving.errors import RequestError, Unauthorized, Unavailable
+from serving.web.refusal_log import RefusalLog
 
 log = logging.getLogger(__name__)
 
 
 def add_to(app: Flask) -> None:
-    """Have `app` answer every error as JSON."""
+    """Have `app` answer every error as JSON, and log those that are the service's."""
+    app.extensions["refusals"] = RefusalLog()
     app.register_error_handler(RequestError, request_error)
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, unexpected)
@@ -19,9 +21,9 @@ def add_to(app: Flask) -> None:
 
 def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
     """The answer to one of our own errors: its message, its status, its headers."""
-    if error.__cause__ is not None and error.status >= 500:
-        # Not the repr of the cause: that of Redis's errors tells only their class.
-        log.warning("%s %s: %s: %s", request.method, request.path, type(error.__cause__).__name__, error.__cause__)
+    if error.status in (503, 504) or (error.status >= 500 and error.__cause__ is not None):
+        refusals: RefusalLog = current_app.extensions["refusals"]
+        refusals.note(f"{request.method} {request.path}", error.status, str(error), error.__cause__)
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
