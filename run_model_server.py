@@ -27,6 +27,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import has_lease
 from serving.jobs.model_side import ModelSide
 from serving.jobs.served import Served, digest_of
+from serving.local import web_address
 from serving.model import choose
 from serving.model.classifier import Classifier
 from serving.model.spec import ModelSpec
@@ -147,13 +148,14 @@ def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: 
 
 
 def serve_metrics(config: settings.Settings) -> ModelMetrics:
-    """Return the metrics, served on METRICS_PORT unless that is 0 or taken."""
+    """Return the metrics, served on METRICS_PORT unless that is 0 or cannot be."""
     metrics = ModelMetrics()
     if config.metrics_port:
         try:
             metrics.serve(config.metrics_host, config.metrics_port)
-        except OSError as error:
-            log.warning("no /metrics: METRICS_PORT=%d cannot be used: %s", config.metrics_port, error)
+        except (OSError, UnicodeError) as error:
+            where = (config.metrics_host, config.metrics_port)
+            log.warning("no /metrics: %s", web_address.what_is_wrong(error, "METRICS", *where))
     return metrics
 
 

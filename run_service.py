@@ -26,7 +26,6 @@ from serving.local.redis_server import PrivateRedis
 from serving.local.supervisor import Child, LeaseWatch, StopSignals
 from serving.local.terminal import Output, progress, tell
 from serving.model import gpus
-from serving.web.server import check_address
 
 HERE = Path(__file__).parent
 MODEL_STOP_SECONDS = 30
@@ -54,7 +53,7 @@ class Service:
         self.signals.listen()
         with tempfile.TemporaryDirectory(prefix="classification-redis-") as directory:
             try:
-                check_address(self.config.web_host, self.config.web_port)
+                web_address.check(self.config.web_host, self.config.web_port)
                 self.start_redis(directory)
                 self.start_servers()
                 self.wait_until_ready()

@@ -23,6 +23,7 @@ from serving import errors
 from serving.images.decode import FORMATS
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.web_side import WebSide
+from serving.local import web_address
 from serving.telemetry.metrics import WebMetrics
 from serving.web import access, heap, openapi, pages, predict, problems, server, uploads
 from serving.web.classify import ImageOptions, Pool, PredictionService
@@ -93,7 +94,7 @@ def main() -> int:
     config = settings.load()
     heap.restart_with_settings()
     try:
-        server.check_address(config.web_host, config.web_port)
+        web_address.check(config.web_host, config.web_port)
         JobQueue(config.redis_url, config.image_queue).connect()
     except (errors.StartError, errors.QueueAway) as error:
         print(error, file=sys.stderr)

@@ -35,7 +35,13 @@ def _lower(value: object) -> object:
     return value.strip() if ":" in value else value.strip().lower()
 
 
+def _without_brackets(value: object) -> object:
+    """Accept `WEB_HOST=[::1]`, as URLs write an IPv6 address."""
+    return value.strip().removeprefix("[").removesuffix("]") if isinstance(value, str) else value
+
+
 _Lower = BeforeValidator(_lower)
+_Address = BeforeValidator(_without_brackets)
 
 
 class Settings(BaseSettings):
@@ -147,7 +153,9 @@ class Settings(BaseSettings):
     model_servers: int = Field(
         0, ge=0, le=64, description="how many model servers run_service.py starts; 0: one for each NVIDIA GPU, or one"
     )
-    web_host: str = Field("127.0.0.1", min_length=1, description="address the web server listens on")
+    web_host: Annotated[str, _Address] = Field(
+        "127.0.0.1", min_length=1, description="address the web server listens on"
+    )
     web_port: int = Field(5000, ge=1, le=65535, description="port the web server listens on")
     web_workers: int = Field(default_factory=count_cpus, ge=1, le=512, description="how many web processes there are")
     web_threads: int = Field(
@@ -158,7 +166,9 @@ class Settings(BaseSettings):
         description="1: /readyz is 200 as soon as Redis answers, for a migration from other model servers, or for "
         "scaling to zero",
     )
-    metrics_host: str = Field("127.0.0.1", min_length=1, description="address of the model server's /metrics")
+    metrics_host: Annotated[str, _Address] = Field(
+        "127.0.0.1", min_length=1, description="address of the model server's /metrics"
+    )
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
 
     @field_validator("api_key")

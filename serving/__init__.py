@@ -61,6 +61,6 @@ Beside the way
     local/supervisor        processes that are restarted
     local/load_report       what became of the requests of stress_test.py
     local/redis_server      a Redis of run_service.py's own
-    local/web_address       where to open the web server, and whether it answers
+    local/web_address       whether a server can listen there, where to open it, whether it answers
     local/terminal          what run_service.py shows
 """

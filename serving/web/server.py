@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import resource
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +18,6 @@ from wsgiref.types import WSGIApplication
 import gevent.threadpool
 from gunicorn.app.base import BaseApplication
 
-from serving.errors import StartError
 from serving.telemetry.metrics import WebMetrics
 from serving.web import gunicorn_worker
 from serving.web.arrival import KEEP_ALIVE_SECONDS, RequestBody
@@ -28,18 +26,6 @@ STUCK_WORKER_SECONDS = 60
 # Each connection costs a greenlet and an open file, but no place.
 MOST_CONNECTIONS, SPARE_FILES = 8192, 200
 DECODERS = 2
-
-
-def check_address(host: str, port: int) -> None:
-    """Raises StartError when no server can listen there; gunicorn by itself tries five times and exits with 1."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StartError(
-                f"WEB_HOST={host}, WEB_PORT={port}: {error.strerror}. Set WEB_PORT to a free port."
-            ) from error
 
 
 def decoding_pool() -> gevent.threadpool.ThreadPool:
