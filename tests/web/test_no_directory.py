@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import Answering, Processes, as_bytes, free_port, http, is_up, output, some_photo, upload, wait_for
+from conftest import (
+    KERAS_HOME,
+    Answering,
+    Processes,
+    as_bytes,
+    free_port,
+    http,
+    is_up,
+    output,
+    some_photo,
+    upload,
+    wait_for,
+)
 
 from serving.telemetry.metrics import WebMetrics
 
@@ -65,6 +77,11 @@ def test_a_web_server_lives_on_without_the_temporary_folder(
     url = start(processes, TMPDIR=str(folder))
     shutil.rmtree(folder)
     check_that_processes_are_replaced(processes, url)
+
+
+def test_a_web_server_starts_in_a_directory_that_was_removed(processes: Processes, answering: Answering) -> None:
+    processes.prefix = ["sh", "-c", 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"', f"{KERAS_HOME}-gone"]
+    assert upload(f"{start(processes)}/predict", PHOTO).status == 200
 
 
 def can_seal() -> bool:
