@@ -20,7 +20,7 @@ from flask.json.provider import DefaultJSONProvider
 
 import settings
 from serving import errors
-from serving.images.decode import FORMATS
+from serving.images.kinds import FORMATS
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.web_side import WebSide
 from serving.local import web_address

@@ -13,7 +13,11 @@ The web process (run_web_server.py)
     web/uploads             a request -> the bytes of its image
     web/classify            the one path: upload -> gates -> decode -> job -> ticket -> answer
     images/decode           upload bytes -> RGB uint8 pixels
+    images/metadata         leaves out what a picture does not need
     images/limits           what an image may cost, attack by attack
+    images/kinds            what a file is that could not be read
+    images/tiff             which TIFFs are read, and how
+    images/grey             grey of more than 8 bits -> 8 bits
     images/resize           the resizer that uses SIMD, else Pillow's
     jobs/web_side           submit a job, get a ticket, wait with it for the answer
     jobs/ticket             stands for one submitted job; all tickets of a process

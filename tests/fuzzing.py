@@ -48,15 +48,17 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, *, interlaced: bool = False) -> bytes:
+def png(
+    width: int, height: int, bits: int, colour: int, rows: bytes, *chunks: bytes, interlaced: bool = False
+) -> bytes:
     """A PNG of raw rows, each led by its filter byte; Pillow writes neither interlaced ones nor every depth."""
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, int(interlaced))
-    body = _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(rows, 9)) + _chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    body = b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body
 
 
 def _interlaced_png(size: int) -> bytes:
@@ -290,7 +292,7 @@ def mutate_png(r: random.Random, data: bytes) -> bytes:
             (b"cHRM", r.randbytes(r.choice((0, 7, 32)))),
         )
         chunks.insert(r.randrange(len(chunks) + 1), r.choice(news))
-    return data[:8] + b"".join(_chunk(*chunk) for chunk in chunks)
+    return data[:8] + b"".join(chunk(*one) for one in chunks)
 
 
 def mutate_jpeg(r: random.Random, data: bytes) -> bytes:
@@ -450,8 +452,8 @@ def _flat_png(bits: int, colour: int, *chunks: bytes) -> bytes:
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     head = struct.pack(">IIBBBBB", 7071, 7071, bits, colour, 0, 0, 0)
     row = bytes(1 + (7071 * bits * channels + 7) // 8)
-    body = _chunk(b"IDAT", _deflated(row, 7071)) + _chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + b"".join(chunks) + body
+    body = chunk(b"IDAT", _deflated(row, 7071)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + body
 
 
 def _flat_webp() -> bytes:
@@ -499,9 +501,9 @@ def _tiff_of_broken_tags(count: int) -> bytes:
 
 
 def _with_header(part: bytes, size: int) -> bytes:
-    """A good JPEG or PNG, with as many of `part` in its header as fit."""
-    pictures_by_name = dict(pictures())
-    data, at = (pictures_by_name["JPEG"], 2) if part[0] == 0xFF else (pictures_by_name["PNG"], 33)
+    """A good JPEG, GIF or PNG, with as many of `part` in its header as fit."""
+    name, at = {b"\xff": ("JPEG", 2), b"!": ("GIF grey", 13 + 3 * 256)}.get(part[:1], ("PNG", 33))
+    data = dict(pictures())[name]
     return data[:at] + part * ((size - len(data)) // len(part)) + data[at:]
 
 
@@ -510,11 +512,15 @@ LARGE: dict[str, Callable[[], bytes]] = {
     "PNG, grey": lambda: _flat_png(8, 0),
     "PNG, 16 bits": lambda: _flat_png(16, 0),
     "PNG, clear": lambda: _flat_png(8, 6),
-    "PNG, palette with a clear colour": lambda: _flat_png(8, 3, _chunk(b"PLTE", bytes(768)), _chunk(b"tRNS", b"\0")),
-    "PNG, with a clear colour": lambda: _flat_png(8, 2, _chunk(b"tRNS", bytes(6))),
+    "PNG, palette with a clear colour": lambda: _flat_png(8, 3, chunk(b"PLTE", bytes(768)), chunk(b"tRNS", b"\0")),
+    "PNG, 16 bits with a clear grey": lambda: _flat_png(16, 0, chunk(b"tRNS", bytes(2))),
+    "PNG, with a clear colour": lambda: _flat_png(8, 2, chunk(b"tRNS", bytes(6))),
     "PNG, a pixel wide": lambda: png(1, 12_000_000, 8, 0, bytes(24_000_000)),
     "WebP": _flat_webp,
     "GIF, its frame to be cleared": lambda: _gif_with_disposal(23_500, 23_500),
+    "TIFF, floats": lambda: tiff(
+        7071, 7071, pieces=[_deflated(bytes(4 * 7071), 7071)], bits=32, extra=((339, 3, 1, b"\3\0\0\0"),)
+    ),
     "TIFF, its tile larger than itself": lambda: tiff(
         16, 16, tile=(23_500, 23_500), pieces=[_deflated(bytes(23_500), 23_500)]
     ),
@@ -522,8 +528,16 @@ LARGE: dict[str, Callable[[], bytes]] = {
 LONG: dict[str, Callable[[], bytes]] = {
     "JPEG of scans": lambda: _jpeg_of_scans(2236, 2236, TENTH),
     "JPEG of EXIFs": lambda: _with_header(b"\xff\xe1\0\x12Exif\0\0" + bytes(10), TENTH),
+    "JPEG of comments": lambda: _with_header(b"\xff\xfe\0\2", TENTH),
     "JPEG of padding": lambda: _with_header(b"\xff", TENTH),
-    "PNG of colour profiles": lambda: _with_header(_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2**20), 9)), TENTH),
+    "PNG of colour profiles": lambda: _with_header(chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2**20), 9)), TENTH),
+    "PNG of texts": lambda: _with_header(chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(2**20), 9)), TENTH),
+    "PNG of profiles of EXIF": lambda: _with_header(
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2**21), 9)), TENTH
+    ),
+    "PNG of empty chunks": lambda: _with_header(chunk(b"IDAT", b""), TENTH),
+    "GIF of comments": lambda: _with_header(b"!\xfe\1x\0", TENTH),
+    "GIF of one comment": lambda: _with_header(b"!\xfe" + b"\1x" * (TENTH // 2 - 1000) + b"\0", TENTH),
     "BMP of short lines": lambda: bmp_rle(
         5000, 1000, b"\xff\0" * 20 + b"\1\0" * (TENTH // 2 - 5000) + b"\0\0" + b"\1\0\0\0" * 1000 + b"\0\1"
     ),

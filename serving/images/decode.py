@@ -8,19 +8,17 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps
 
 from serving.errors import TooLarge, UndecodableImage, UnsupportedFormat
-from serving.images import limits, resize
+from serving.images import grey, kinds, limits, metadata, resize, tiff
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+CLEAR_GREY_STEPS = {"L;2": 85, "L;4": 17}  # raw mode of a PNG -> what Pillow multiplies its grey with
 
 # Pillow warns at half the size at which it refuses; only our limit matters.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # Pillow warns once for each broken TIFF tag, and a file may have 65,535.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# libtiff reads uncompressed TIFFs too: Pillow's own reader makes several objects for each strip.
-TiffImagePlugin.READ_LIBTIFF = True
 
 
 def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.ndarray:
@@ -32,15 +30,13 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """Read the header of an uploaded image, which tells its width and height; nothing is decoded yet.
 
     Raises:
-        UnsupportedFormat: the image has none of FORMATS, or a variant that is not read.
+        UnsupportedFormat: the file has none of kinds.FORMATS, or is of a kind that is not read.
         TooLarge: the image has more than `max_pixels` (width × height), or takes more work than its pixels tell.
         UndecodableImage: the header makes no sense.
     """
-    limits.check_profiles(data)
-    upload = limits.Upload(data)
-    image = _open(upload, max_pixels)
+    image = _open(data, max_pixels)
     limits.check_header(image, data, max_pixels)
-    upload.end_of_header()
+    tiff.set_up(image)
     return image
 
 
@@ -63,20 +59,20 @@ def to_pixels(image: ImageFile.ImageFile, width: int, height: int) -> np.ndarray
 
     Raises:
         UndecodableImage: the image is truncated or corrupt.
+        UnsupportedFormat: the image is of a kind that is not read.
     """
+    file, samples = image.fp, grey.samples_of(image)
     try:
+        _scale_clear_colour(image)
         # libjpeg decodes a JPEG straight to 1/2, 1/4 or 1/8 of its size, never below width × height.
         image.draft("RGB", (width, height))
         image.load()
-        with contextlib.suppress(Exception):  # a picture may be fine although its EXIF is garbage
-            ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(_to_rgb(image, (width, height)))
+        _turn_upright(image)
+        return np.asarray(_to_rgb(image, samples, (width, height)))
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
-        raise UndecodableImage(
-            f"The {image.format} image cannot be decoded: {error}. It may be truncated or corrupt; send it again."
-        ) from error
+        raise kinds.refusal(file.getvalue() if isinstance(file, limits.Upload) else b"") from error
 
 
 def save_image(pixels: np.ndarray, path: Path) -> None:
@@ -84,39 +80,74 @@ def save_image(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path, format="PNG")
 
 
-def _open(upload: limits.Upload, max_pixels: int) -> ImageFile.ImageFile:
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     # Some formats fill a whole frame while Pillow opens them, before our own limit is checked. Pillow's limit holds for
     # the whole process, and Pillow raises its error at twice that limit.
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
     try:
-        return Image.open(upload, formats=FORMATS)
+        return _read_header(metadata.without_png_metadata(data), max_pixels)
+    except (TooLarge, UnsupportedFormat, UndecodableImage):
+        less = metadata.without_metadata(data)
+        if len(less) < len(data):
+            with contextlib.suppress(TooLarge, UnsupportedFormat, UndecodableImage):
+                return _read_header(less, max_pixels)
+        raise
+
+
+def _read_header(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    upload = limits.Upload(data)
+    try:
+        image = Image.open(upload, formats=kinds.FORMATS)
     except Image.DecompressionBombError as error:
         raise TooLarge(
             f"The image has more than the {max_pixels:,} pixels that are accepted. Make it smaller."
         ) from error
-    except UnidentifiedImageError as error:
-        raise UnsupportedFormat(
-            f"This is not an image that can be read here. Send one of {', '.join(FORMATS)}."
-        ) from error
     except MemoryError:
         raise
-    except Exception as error:  # a header that makes no sense, of a known format
-        raise UndecodableImage(
-            f"The image's header cannot be read: {error}. It may be corrupt; send it again."
-        ) from error
+    except Exception as error:  # no image, or a header that makes no sense
+        if upload.reads_left < 0:
+            raise TooLarge("The image has too many parts before its pixels. Save it anew.") from error
+        raise kinds.refusal(data) from error
+    upload.end_of_header()
+    return image
 
 
-def _to_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _scale_clear_colour(image: ImageFile.ImageFile) -> None:
+    """Pillow scales the samples of a PNG to 8 bits, but not the clear colour that it compares them with."""
+    clear, raw_mode = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if isinstance(raw_mode, str) and raw_mode in CLEAR_GREY_STEPS and isinstance(clear, int):
+        image.info["transparency"] = clear * CLEAR_GREY_STEPS[raw_mode]
+    if raw_mode == "RGB;16B" and clear:
+        image.info["transparency"] = tuple(channel >> 8 for channel in clear)
+
+
+def _turn_upright(image: ImageFile.ImageFile) -> None:
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:
+        return  # a picture may be fine although its EXIF is garbage
+
+
+def _to_rgb(image: Image.Image, samples: grey.Samples | None, size: tuple[int, int]) -> Image.Image:
     """Resize and convert, in the order that needs the least memory."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _to_8_bits(image, size).convert("RGB")
-    if image.has_transparency_data:
-        clear = image.convert("RGBA")
+    if samples:
+        eight_bits = grey.to_8_bits(image, samples)
+        image.close()
+        return eight_bits.resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    if image.has_transparency_data and not _is_clear_by_mistake(image):
+        clear = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image.close()  # frees its pixels before the resize makes another copy
         small = clear.resize(size, Image.Resampling.BICUBIC)
         return Image.alpha_composite(Image.new("RGBA", size, "white"), small).convert("RGB")
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
     return _resize(rgb, size)
+
+
+def _is_clear_by_mistake(image: Image.Image) -> bool:
+    """Whether a BMP is clear all over: many programs leave its alpha at 0, and mean the picture."""
+    return image.format == "BMP" and image.getchannel("A").getextrema() == (0, 0)
 
 
 def _resize(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -132,15 +163,3 @@ def _resize(rgb: Image.Image, size: tuple[int, int]) -> Image.Image:
         resize.resize(rgb, smaller)
         rgb = smaller
     return rgb
-
-
-def _to_8_bits(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Grey of more than 8 bits (modes I;16, I, F) -> 8 bits. Pillow's own conversion clips at 255: all is white."""
-    values = np.nan_to_num(np.asarray(image.convert("F").resize(size, Image.Resampling.BICUBIC), dtype=np.float64))
-    if image.mode != "F":
-        low, high = 0.0, 65535.0
-    elif values.min() >= 0 and values.max() <= 1:
-        low, high = 0.0, 1.0
-    else:  # floats have no fixed range, so take the range of these
-        low, high = values.min(), max(values.max(), values.min() + 1e-12)
-    return Image.fromarray((np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8))

@@ -6,7 +6,8 @@
     TIFF of 16×16 with a tile of 40000×40000      `max_pixels` for a tile too: libtiff decodes whole tiles
     JPEG of 200,000 empty scans                   MOST_SCANNED_PIXELS: each scan goes over all pixels
     JPEG of metadata segments, or of padding      MOST_HEADER_READS: each part costs Pillow a few reads, in Python
-    PNG of colour profiles                        MOST_PROFILES: each unpacks to a megabyte
+    PNG of texts, or of colour profiles           metadata.py leaves them out: each unpacks to a megabyte
+    PNG of empty chunks                           metadata.MOST_CHUNKS: each costs Pillow a few reads, in Python
     BMP with run lengths                          not read: Pillow does so in Python, byte by byte
 
 docs/decisions/010 has what each of them cost.
@@ -16,13 +17,12 @@ import io
 
 from PIL import ImageFile, TiffImagePlugin
 
-from serving.errors import TooLarge, UndecodableImage, UnsupportedFormat
+from serving.errors import TooLarge, UnsupportedFormat
 
 MOST_HEADER_READS = 5_000  # a photo takes dozens
 MOST_SIDE_PIXELS = 65_535  # as in JPEG
 MOST_SCANNED_PIXELS = 5_000_000_000  # a progressive JPEG has about ten scans
 LEAST_SCAN_BYTES = 10  # a scan's marker and header, for one component
-MOST_PROFILES = 10  # a PNG may have one
 START_OF_SCAN = b"\xff\xda"
 RUN_LENGTHS = (1, 2)  # compressions of BMP
 
@@ -42,12 +42,6 @@ class Upload(io.BytesIO):
     def end_of_header(self) -> None:
         """Allow any number of reads from here on."""
         self.reads_left = float("inf")
-
-
-def check_profiles(data: bytes) -> None:
-    """Raises UndecodableImage for the bytes of a PNG file that has more than MOST_PROFILES colour profiles."""
-    if data.startswith(b"\x89PNG") and data.count(b"iCCP") > MOST_PROFILES:
-        raise UndecodableImage("The PNG has too many colour profiles. It may be corrupt; send it again.")
 
 
 def check_header(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:

@@ -133,10 +133,10 @@ def test_what_is_no_image_is_an_unsupported_format(data: bytes) -> None:
 
 
 def test_a_format_that_pillow_reads_but_we_do_not_list_is_refused() -> None:
-    with pytest.raises(UnsupportedFormat, match="WEBP"):
+    with pytest.raises(UnsupportedFormat, match="icon"):
         decode(as_bytes(PHOTO, "ICO"))
-    with pytest.raises(UnsupportedFormat):
-        decode(as_bytes(PHOTO, "PPM"))
+    with pytest.raises(UnsupportedFormat, match="WEBP"):
+        decode(as_bytes(PHOTO, "TGA"))
 
 
 def test_a_decompression_bomb_is_refused_from_its_header() -> None:
