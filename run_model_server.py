@@ -44,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fetch-only", action="store_true", help="fetch weights and labels into KERAS_HOME, then exit")
     parser.add_argument("--check-health", action="store_true", help="exit with 0 if a model server here makes progress")
+    parser.add_argument("--redis-is-known", action="store_true", help="tell nothing of Redis: run_service.py has")
     arguments = parser.parse_args()
     config = settings.load()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -52,9 +53,11 @@ def main() -> int:
         if arguments.fetch_only:
             choose.fetch(model_spec(config))
             return 0
-        queue.connect()
+        doubts = queue.connect()
         if arguments.check_health:
             return check_health(queue, config.lease_seconds)
+        for doubt in [] if arguments.redis_is_known else doubts:
+            log.warning(doubt)
         classifier = choose.load_classifier(model_spec(config))
         check_lease(classifier.slowest_batch_seconds, config)
         take_predict_answer(config, queue, classifier, served_by(config, classifier))

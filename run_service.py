@@ -86,7 +86,7 @@ class Service:
 
     def python(self, name: str, script: str, environment: dict[str, str]) -> Child:
         """A child that runs one of our scripts; not started yet."""
-        return Child(name, [sys.executable, str(HERE / script)], environment, self.output)
+        return Child(name, [sys.executable, str(HERE / script), "--redis-is-known"], environment, self.output)
 
     def wait_until_ready(self) -> None:
         """Show what the model server does until the service can answer; then say where the service is."""

@@ -90,15 +90,18 @@ def describe(config: settings.Settings) -> dict[str, object]:
 def main() -> int:
     """Check the settings and Redis, then serve until told to stop. The exit status: 0 stopped, 2 cannot start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser.add_argument("--redis-is-known", action="store_true", help="tell nothing of Redis: run_service.py has")
+    arguments = parser.parse_args()
     config = settings.load()
     heap.restart_with_settings()
     try:
         web_address.check(config.web_host, config.web_port)
-        JobQueue(config.redis_url, config.image_queue).connect()
+        doubts = JobQueue(config.redis_url, config.image_queue).connect()
     except (errors.StartError, errors.QueueAway) as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    for doubt in [] if arguments.redis_is_known else doubts:
+        print(f"WARNING: {doubt}", file=sys.stderr)
     counts = WebMetrics()
     server.serve(
         lambda: start_app(config, counts),

@@ -31,6 +31,7 @@ The queue
     jobs/served             what the model servers serve: published, and learned
     jobs/redis_client       commands to Redis; its errors -> ours
     jobs/redis_url          REDIS_URL -> a client
+    jobs/redis_info         whether that Redis can keep the promise
 The model server (run_model_server.py)
     jobs/model_side         join the queue, unless others serve another model there
     jobs/membership         take jobs under a lease, answer them, return those of the dead

@@ -20,6 +20,7 @@ from conftest import (
     ROOT,
     Answer,
     Processes,
+    RedisServer,
     as_bytes,
     clean_environment,
     free_port,
@@ -278,6 +279,22 @@ def test_without_the_imagenet_weights_it_goes_on_with_random_ones_and_says_so(
     assert "random weights" in answer.json["warning"]
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(timeout=30) == 0
+
+
+def test_what_a_redis_may_lose_is_told_once_for_the_whole_service_and_not_of_a_private_one(
+    start: Callable[..., Service], light_model: dict[str, str]
+) -> None:
+    server = RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    try:
+        named = start("--model-servers", "2", **light_model, REDIS_URL=server.url)
+        said = output(named.process)
+        assert said.count("Redis throws accepted jobs away") == said.count("set its appendonly to yes") == 1
+        assert upload(f"{named.url}/predict", as_bytes(some_photo(), "JPEG")).status == 200
+        said = output(start(**light_model).process)
+        assert "it keeps nothing when it stops" in said
+        assert "WARNING" not in said
+    finally:
+        server.remove()
 
 
 def test_a_closed_terminal_stops_everything(start: Callable[..., Service], light_model: dict[str, str]) -> None:

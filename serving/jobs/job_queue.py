@@ -100,10 +100,11 @@ class JobQueue:
         """The key of what travels beside a job's answer."""
         return f"{{{self.name}}}:about:{job_id}"
 
-    def connect(self, patience_seconds: float = 0.0) -> None:
+    def connect(self, patience_seconds: float = 0.0) -> list[str]:
         """Reach Redis, at start-up; while it does not answer, try again for `patience_seconds`.
 
-        Raises QueueAway, whose message says why, and what to set.
+        Returns what may cost jobs in this Redis, a sentence each. Raises QueueAway, whose message says why the service
+        cannot work with it, and what to set.
         """
         give_up_at = time.monotonic() + patience_seconds
         while True:

@@ -16,6 +16,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from serving.errors import QueueAway
+from serving.jobs import redis_info
 from serving.jobs.redis_client import RedisClient, redis_errors_as_ours
 
 # Above the longest blocking command (membership.LONGEST_BLOCK_SECONDS); redis-py's own default is 5 s.
@@ -42,6 +43,9 @@ HINTS = {
     "No master found": "no Sentinel that answers knows a live primary of this name; is a ?sentinel_password= missing?",
     "NOAUTH": "the server asks for a password",
     "WRONGPASS": "the server refuses the user or the password",
+    # A database other than 0 is chosen as the connection is made, before anything could be asked.
+    "SELECT is not allowed in cluster mode": redis_info.IS_IN_CLUSTER_MODE,
+    "unknown command `SELECT`": redis_info.IS_SENTINEL,
     "Hostname mismatch": _OTHER_HOST,
     "IP address mismatch": _OTHER_HOST,
     "local issuer certificate": _UNKNOWN_CA,
@@ -116,20 +120,22 @@ def _of_sentinel(url: str, options: dict[str, Any]) -> RedisClient:
     return client
 
 
-def check(client: redis.Redis) -> None:
-    """Reach Redis, at start-up.
+def check(client: redis.Redis) -> list[str]:
+    """Reach Redis, at start-up; return what may cost jobs there, a sentence each: see `redis_info.doubts`.
 
     Raises:
-        QueueAway: Redis does not answer, refuses the password, or is older than 6.2, which lacks BLMOVE; the message
-            says which, and what to set.
+        QueueAway: Redis does not answer, refuses the password, or is one with which the service cannot work; the
+            message says which, and what to set.
     """
     try:
         with redis_errors_as_ours():
-            version = str(client.info("server")["redis_version"])
+            info = client.info()
     except QueueAway as error:
         raise QueueAway(f"REDIS_URL: {_explain(error.__cause__)}. {REDIS_URL_HELP}") from error
-    if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
-        raise QueueAway(f"REDIS_URL: this is Redis {version}. {REDIS_URL_HELP}")
+    why = redis_info.refusal(info)
+    if why is not None:
+        raise QueueAway(f"REDIS_URL: {why}. {REDIS_URL_HELP}")
+    return redis_info.doubts(info)
 
 
 def _address(url: str) -> tuple[str | None, int | None]:

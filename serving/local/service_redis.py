@@ -36,7 +36,7 @@ class ServiceRedis:
             StartError: the private one does not start.
         """
         try:
-            JobQueue(self.url, self._queue_name).connect()
+            doubts = JobQueue(self.url, self._queue_name).connect()
         except errors.QueueAway:
             if self._is_named:
                 raise
@@ -44,6 +44,8 @@ class ServiceRedis:
         else:
             if not self._is_named:
                 tell("Redis: the one on localhost:6379")
+            for doubt in doubts:
+                tell(f"WARNING: {doubt}", "bold yellow")
 
     def _start_private(self, directory: str) -> None:
         private = PrivateRedis(directory)

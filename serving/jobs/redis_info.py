@@ -1,0 +1,48 @@
+"""What INFO tells of a Redis at the start of a program: whether it can keep what the service promises.
+
+INFO alone is asked, since CONFIG is not among the rights that docs/deployment.md names. What a server does not tell,
+some that speak Redis's protocol leave much out, is taken to be in order.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+OLDEST_VERSION = (6, 2)  # BLMOVE
+IS_IN_CLUSTER_MODE = (
+    "this Redis runs in cluster mode, in which a script cannot set an answer beside its queue; the service needs one "
+    "with cluster-enabled no"
+)
+IS_SENTINEL = "this is a Sentinel, not a Redis; write redis+sentinel://host:port/service_name for the primary it names"
+
+
+def refusal(info: Mapping[str, Any]) -> str | None:
+    """Why the service cannot work with the Redis that told `info`; None if it can."""
+    version = str(info["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
+        return f"this is Redis {version}"
+    if info.get("redis_mode") == "sentinel":
+        return IS_SENTINEL
+    if info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == 1:
+        return IS_IN_CLUSTER_MODE
+    if info.get("role") == "slave":
+        # One that takes writes (replica-read-only no) loses them with the next copy of its primary.
+        primary = f"{info.get('master_host')}:{info.get('master_port')}"
+        return f"this Redis is a replica of {primary}, and keeps no job that it is given; name the primary"
+    return None
+
+
+def doubts(info: Mapping[str, Any]) -> list[str]:
+    """What may cost accepted jobs or answers in the Redis that told `info`: a sentence each, with what to set."""
+    found = []
+    policy = info.get("maxmemory_policy", "noeviction")
+    if info.get("maxmemory", 0) > 0 and policy != "noeviction":
+        # Jobs that wait have no lifetime. Answers have one, and the counts of jobs that came back.
+        what = "answers away that nobody has read" if policy.startswith("volatile") else "accepted jobs away"
+        found.append(
+            f"Redis throws {what} when its memory is full: set its maxmemory-policy to noeviction, not {policy}"
+        )
+    if info.get("aof_enabled") == 0:
+        found.append(
+            "Redis loses accepted jobs when it restarts, all or those since a snapshot: set its appendonly to yes"
+        )
+    return found
