@@ -11,9 +11,15 @@
     python dead_letters.py drop 3f2b9c04
 
 An ID is a job's id, or what `list` shows in its place; a beginning that no other letter has will do. The settings are
-the service's: REDIS_URL, IMAGE_QUEUE, IMAGE_WIDTH, IMAGE_HEIGHT. Exit status: 0 done; 1 there is no such letter, or the
+the service's: REDIS_URL, IMAGE_QUEUE, IMAGE_WIDTH, IMAGE_HEIGHT. While REDIS_URL is not set, they are those of the
+service that `make run` started from this folder, if one runs. Exit status: 0 done; 1 there is no such letter, or the
 command failed for one; 2 a wrong setting, or Redis does not answer.
 """
+
+if __name__ == "__main__":  # before the imports of what may be missing
+    from serving.local.packages import check
+
+    check()
 
 import argparse
 import contextlib
@@ -35,7 +41,9 @@ from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
 from serving.jobs.served import ServedNow
+from serving.local import running_service
 
+HERE = Path(__file__).parent
 EXIT_NOT_DONE = 1
 WIDE_CHARACTERS = 1000  # the width of a pipe, as for `| grep`; on a screen a line is cut off at the edge
 MOST_GARBAGE_SHOWN_BYTES = 200
@@ -46,8 +54,8 @@ def main() -> int:
     arguments = parse_arguments()
     config = settings.load()
     try:
-        with contextlib.closing(JobQueue(config.redis_url, config.image_queue)) as queue:
-            queue.connect()
+        reached = running_service.connect(HERE, config.redis_url, config.image_queue, config.model_fields_set)
+        with contextlib.closing(reached) as queue:
             width, height = config.input_size() or ServedNow(queue).input_size()
             return run(arguments, queue, (height, width, 3))
     except errors.QueueAway as error:

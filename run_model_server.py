@@ -8,11 +8,17 @@ downloaded, 70 the model hung, 130 Ctrl-C while the model loads. `--check-health
 about those of this host: 0 one makes progress, 1 none does, 2 a wrong setting or no Redis.
 """
 
+if __name__ == "__main__":  # before the imports of what may be missing
+    from serving.local.packages import check
+
+    check()
+
 import argparse
 import gc
 import logging
 import signal
 import sys
+from pathlib import Path
 
 import settings
 from serving import errors
@@ -27,12 +33,13 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import has_lease
 from serving.jobs.model_side import ModelSide
 from serving.jobs.served import Served, digest_of
-from serving.local import web_address
+from serving.local import running_service, web_address
 from serving.model import choose
 from serving.model.classifier import Classifier
 from serving.model.spec import ModelSpec
 from serving.telemetry.metrics import ModelMetrics
 
+HERE = Path(__file__).parent
 EXIT_UNHEALTHY = 1
 EXIT_INTERRUPTED = 130
 
@@ -49,13 +56,13 @@ def main() -> int:
     config = settings.load()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        if arguments.check_health:
+            return check_health(config)
         queue = JobQueue(config.redis_url, config.image_queue)
         if arguments.fetch_only:
             choose.fetch(model_spec(config))
             return 0
         doubts = queue.connect()
-        if arguments.check_health:
-            return check_health(queue, config.lease_seconds)
         for doubt in [] if arguments.redis_is_known else doubts:
             log.warning(doubt)
         classifier = choose.load_classifier(model_spec(config))
@@ -69,15 +76,16 @@ def main() -> int:
         return EXIT_INTERRUPTED
 
 
-def check_health(queue: JobQueue, lease_seconds: float) -> int:
+def check_health(config: settings.Settings) -> int:
     """Return the exit status that tells whether a model server of this host holds a lease, hence makes progress.
 
     A process that hangs still lives, and still serves /metrics, but loses its lease. Raises QueueAway.
     """
+    queue = running_service.connect(HERE, config.redis_url, config.image_queue, config.model_fields_set)
     if has_lease(queue):
         return 0
-    says = f"No model server of this host holds a lease: none is ready, or for {lease_seconds:g} s none made progress."
-    print(says, file=sys.stderr)
+    without = f"for {config.lease_seconds:g} s none made progress"
+    print(f"No model server of this host holds a lease: none is ready, or {without}.", file=sys.stderr)
     return EXIT_UNHEALTHY
 
 

@@ -8,6 +8,11 @@
 environment sets. Exit status: 0 stopped; 2 a wrong setting, no Redis, or a server that refuses to start.
 """
 
+if __name__ == "__main__":  # before the imports of what may be missing
+    from serving.local.packages import check
+
+    check()
+
 import argparse
 import contextlib
 import functools
@@ -21,7 +26,7 @@ import settings
 from serving import errors
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import end_leases, has_lease
-from serving.local import web_address
+from serving.local import running_service, web_address
 from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import Child, LeaseWatch, StopSignals
 from serving.local.terminal import Output, progress, tell
@@ -57,6 +62,7 @@ class Service:
             try:
                 web_address.check(self.config.web_host, self.config.web_port)
                 self.redis.start(directory)
+                self.write_down_where()
                 self.start_servers()
                 self.wait_until_ready()
                 self.watch()
@@ -66,6 +72,22 @@ class Service:
             finally:
                 self.stop()
         return 0
+
+    def write_down_where(self) -> None:
+        """Tell the operator's tools where the queue is; where they cannot be told, say what they need."""
+        other = running_service.find(HERE)
+        if other is not None and other.is_alive():
+            tell(
+                f"dead_letters.py looks at the service that runs here already (process {other.process_id}); for this "
+                "one, set its REDIS_URL."
+            )
+            return
+        here = running_service.RunningService(self.redis.url, self.config.image_queue, os.getpid())
+        try:
+            running_service.write(HERE, here)
+        except OSError as error:
+            path = HERE / running_service.FILE
+            tell(f"{path} cannot be written ({error.strerror}): dead_letters.py needs REDIS_URL set to this Redis.")
 
     @functools.cached_property
     def queue(self) -> JobQueue:
@@ -191,6 +213,7 @@ class Service:
         ):
             for child in children:
                 child.stop(seconds, self.signals)
+        running_service.remove(HERE, os.getpid())
         if self.signals.ask_to_stop:
             tell("Stopped.")
 

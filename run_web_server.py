@@ -7,7 +7,10 @@
 imports Keras: it needs CPUs, not GPUs. Settings come from the environment; docs/settings.md lists them.
 """
 
-if __name__ == "__main__":  # before the imports of modules that wait
+if __name__ == "__main__":  # before the imports of what may be missing, and of modules that wait
+    from serving.local.packages import check
+
+    check()
     from serving.web.patch import patch
 
     patch()

@@ -21,6 +21,11 @@ Exit status: 0; 1 if a request got no answer or the sum does not close; 2 if the
 could not start; 130 after Ctrl-C, with the table of the requests sent until then.
 """
 
+if __name__ == "__main__":  # before the imports of what may be missing
+    from serving.local.packages import check
+
+    check()
+
 import argparse
 import asyncio
 import importlib.util
@@ -43,7 +48,10 @@ try:
 
     from serving.local.load_report import Ending, Outcome, draw, print_table, summarise
 except ImportError as missing:
-    print(f"stress_test.py needs {missing.name}: pip install -r requirements-dev.txt", file=sys.stderr)
+    print(
+        f"stress_test.py needs {missing.name}: use `make stress`, or pip install -r requirements-dev.txt",
+        file=sys.stderr,
+    )
     raise SystemExit(2) from None
 
 BOUNDARY = "stress-test-7f3b9c52e8d14a06"

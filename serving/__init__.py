@@ -68,5 +68,7 @@ Beside the way
     local/service_redis     which Redis run_service.py uses
     local/redis_server      a Redis of run_service.py's own
     local/web_address       whether a server can listen there, where to open it, whether it answers
+    local/running_service   where the service of this folder is, for the operator's tools
+    local/packages          which Python has what the scripts need
     local/terminal          what run_service.py shows
 """
