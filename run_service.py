@@ -5,7 +5,8 @@
                 -- stops ---> web server first, which answers what is in flight, then model servers, then Redis
 
 `python run_service.py`, or `make run`; Ctrl-C stops it, a second Ctrl-C at once. docs/settings.md lists what the
-environment sets. Exit status: 0 stopped; 2 a wrong setting, no Redis, or a server that refuses to start.
+environment sets. Exit status: 0 stopped; 1 a server failed again and again before it was ever ready; 2 a wrong setting,
+no Redis, or a server that refuses to start.
 """
 
 if __name__ == "__main__":  # before the imports of what may be missing
@@ -14,7 +15,6 @@ if __name__ == "__main__":  # before the imports of what may be missing
     check()
 
 import argparse
-import contextlib
 import functools
 import os
 import sys
@@ -25,10 +25,10 @@ from pathlib import Path
 import settings
 from serving import errors
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.leases import end_leases, has_lease
 from serving.local import running_service, web_address
+from serving.local.lease_keeper import LeaseKeeper
 from serving.local.service_redis import ServiceRedis
-from serving.local.supervisor import Child, LeaseWatch, StopSignals
+from serving.local.supervisor import Child, StopSignals
 from serving.local.terminal import Output, progress, tell
 from serving.model import gpus
 
@@ -53,7 +53,6 @@ class Service:
         self.models: list[Child] = []
         self.web: list[Child] = []
         self.signals = StopSignals()
-        self.watches: dict[int, LeaseWatch] = {}  # by process id: the next process of a child begins anew
 
     def run(self) -> int:
         """Start everything, look after it until a signal comes, stop it; the exit status."""
@@ -62,7 +61,7 @@ class Service:
             try:
                 web_address.check(self.config.web_host, self.config.web_port)
                 self.redis.start(directory)
-                self.write_down_where()
+                self.redis.tell_tools(HERE)
                 self.start_servers()
                 self.wait_until_ready()
                 self.watch()
@@ -73,27 +72,12 @@ class Service:
                 self.stop()
         return 0
 
-    def write_down_where(self) -> None:
-        """Tell the operator's tools where the queue is; where they cannot be told, say what they need."""
-        other = running_service.find(HERE)
-        if other is not None and other.is_alive():
-            tell(
-                f"dead_letters.py looks at the service that runs here already (process {other.process_id}); for this "
-                "one, set its REDIS_URL."
-            )
-            return
-        here = running_service.RunningService(self.redis.url, self.config.image_queue, os.getpid())
-        try:
-            running_service.write(HERE, here)
-        except OSError as error:
-            path = HERE / running_service.FILE
-            tell(f"{path} cannot be written ({error.strerror}): dead_letters.py needs REDIS_URL set to this Redis.")
-
     @functools.cached_property
-    def queue(self) -> JobQueue:
-        """The queue, for questions about leases."""
+    def leases(self) -> LeaseKeeper:
+        """What the queue knows of the model servers."""
         # A user who presses Ctrl-C should not wait long for a Redis that hangs.
-        return JobQueue(self.redis.url, self.config.image_queue, timeout_seconds=REDIS_TIMEOUT_SECONDS)
+        queue = JobQueue(self.redis.url, self.config.image_queue, timeout_seconds=REDIS_TIMEOUT_SECONDS)
+        return LeaseKeeper(queue, self.config.lease_seconds)
 
     def start_servers(self) -> None:
         """Start the model servers, each on a GPU of its own where there are several, and the web server."""
@@ -115,7 +99,7 @@ class Service:
         address = web_address.to_open(self.config.web_host, self.config.web_port)
         began = time.monotonic()
         with progress() as line:
-            while not self.signals.ask_to_stop and not (self.has_model() and web_address.is_ready(address)):
+            while not self.signals.ask_to_stop and not (self.has_web(address) and self.has_model()):
                 self.look_after_children(starting=True)
                 words = self.output.last_line(self.models[0].name, "starting").split(": ", 1)[-1]
                 line.show(f"Loading the model, {time.monotonic() - began:.0f} s: {words[:80]}")
@@ -126,12 +110,16 @@ class Service:
             tell(f"From a program, with a picture of yours:\n\n    curl {key}-F image=@photo.jpg {address}/predict\n")
             tell("Ctrl-C stops it.")
 
+    def has_web(self, address: str) -> bool:
+        """Whether the web server says that it can answer predictions."""
+        web = self.web[0]
+        web.was_ready = web.was_ready or web_address.is_up(address)
+        return web.was_ready and web_address.is_ready(address)
+
     def has_model(self) -> bool:
         """Whether a model server of this service, and not somebody else's, holds a lease."""
-        try:
-            return any(has_lease(self.queue, child.process_id) for child in self.models)
-        except errors.QueueAway:
-            return False
+        holds = [self.leases.holds_lease(child) for child in self.models]
+        return any(holds)
 
     def watch(self) -> None:
         """Look after all processes until a signal comes."""
@@ -140,29 +128,17 @@ class Service:
             self.look_after_children(starting=False)
             if time.monotonic() >= observe_at:
                 for child in self.models:
-                    self.observe_lease(child)
+                    self.leases.observe(child)
                 observe_at = time.monotonic() + OBSERVE_LEASES_EVERY_SECONDS
             time.sleep(0.2)
 
-    def observe_lease(self, child: Child) -> None:
-        """Say once that a model server lives without making progress, and once that it goes on."""
-        holds: bool | None = None
-        with contextlib.suppress(errors.QueueAway):
-            holds = has_lease(self.queue, child.process_id)
-        watch = self.watches.setdefault(child.process_id, LeaseWatch(self.config.lease_seconds))
-        if not watch.observe(holds, time.monotonic()):
-            return
-        if watch.hangs:
-            tell(
-                f"The {child.name} server hangs: its process {child.process_id} lives, but has lost its lease, and "
-                "others get its jobs. Its last line above may say why. Kill it, and another one is started.",
-                "bold yellow",
-            )
-        else:
-            tell(f"The {child.name} server goes on: it holds a lease again.", "bold green")
-
     def look_after_children(self, *, starting: bool) -> None:
-        """Restart what died. Raises StartError: while `starting`, a server refuses its settings."""
+        """Restart what died.
+
+        Raises:
+            StartError: while `starting`, a server refuses its settings.
+            ServerGivenUp: a server, without which there is no service, fails again and again before it is ever ready.
+        """
         for child in self.redis.processes + self.models + self.web:
             child.restart_if_due()
             status = child.exit_status()
@@ -176,14 +152,28 @@ class Service:
             self.restart_later(child, status)
 
     def restart_later(self, child: Child, status: int) -> None:
-        """Plan the restart of a child that died with `status`; the queue returns its jobs at once, counted."""
+        """Plan the restart of a child that died with `status`; the queue returns its jobs at once, counted.
+
+        Raises ServerGivenUp.
+        """
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        # A process that was killed still has its lease. While Redis is away, no server can become ready.
+        redis_is_away = child in self.models and self.leases.holds_lease(child) is None
+        if not redis_is_away and child.fails_for_good(status):
+            return self.give_up(child, how)
         seconds = child.restart_later()
         tell(f"The {child.name} server {how}; it starts again in {seconds:g} s.", "bold yellow")
-        self.watches.pop(child.process_id, None)
         if child in self.models:
-            with contextlib.suppress(errors.QueueAway):  # then the lease runs out by itself
-                end_leases(self.queue, child.process_id)
+            self.leases.end(child)
+
+    def give_up(self, child: Child, how: str) -> None:
+        """Start a child no more. Raises ServerGivenUp if no other one does its work."""
+        says = f"The {child.name} server {how} five times in a row, and was never ready. Its last lines:\n"
+        says += "\n".join(self.output.last_lines(child.name))
+        if child not in self.models or len(self.models) == 1:
+            raise errors.ServerGivenUp(says)
+        self.models.remove(child)
+        tell(f"{says}\nIt is started no more; the others go on.", "bold red")
 
     def go_on_with_random_weights(self) -> bool:
         """Start all model servers with random weights, and say so; False if MODEL_WEIGHTS asks for other weights."""

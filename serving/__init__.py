@@ -65,6 +65,7 @@ Beside the way
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted
     local/load_report       what became of the requests of stress_test.py
+    local/lease_keeper      which model servers are ready, or hang
     local/service_redis     which Redis run_service.py uses
     local/redis_server      a Redis of run_service.py's own
     local/web_address       whether a server can listen there, where to open it, whether it answers

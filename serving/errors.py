@@ -18,6 +18,7 @@
 
     StartError                    2  a program cannot start, says what to set, and exits with this status
     ├── OtherModel                2  the queue is served by another model
+    ├── ServerGivenUp             1  a server of run_service.py fails again and again before it is ever ready
     └── ModelUnavailable          2  the model cannot be set up
         └── WeightsDownloadFailed 3  … because the ImageNet weights cannot be fetched
 
@@ -116,6 +117,10 @@ class StartError(Exception):
 
 class OtherModel(StartError):
     pass
+
+
+class ServerGivenUp(StartError):
+    exit_status = 1
 
 
 class ModelUnavailable(StartError):

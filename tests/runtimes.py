@@ -2,6 +2,7 @@
 
     MeanColour    tells four classes by an image's mean colour, as conftest.py's tiny Keras model does, without Keras
     Faulty        the same, but its batches go wrong as images and a file say
+    Ending        the same, but its process ends as it is loaded, with the status ENDS_WITH, on the METRICS_PORT ENDS_ON
     FaultyKeras   a real Keras model, whose batches go wrong likewise
 
 An image is marked by its pixel at the upper left (chaos_load.MARKS). The file FAULTS is read anew for each batch; it is
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -56,6 +58,16 @@ class Faulty(MeanColour):
 
     def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:
         return [FaultyBatch(MeanColourBatch(batch_size))]
+
+
+class Ending(MeanColour):
+    """MeanColour, whose process may end before it is ready."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        if os.environ.get("ENDS_ON", os.environ["METRICS_PORT"]) == os.environ["METRICS_PORT"]:
+            print("the model has caught fire", file=sys.stderr, flush=True)
+            os._exit(int(os.environ["ENDS_WITH"]))
 
 
 class FaultyKeras:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+from chaos_load import MARKS
 from conftest import (
     DATA,
     REAL_MODEL,
@@ -27,17 +28,19 @@ from conftest import (
     http,
     is_up,
     output,
+    push,
     some_photo,
     upload,
     wait_for,
 )
 
+import helpers
 from serving import errors
 from serving.images.decode import decode_image
 from serving.local import redis_server as local_redis
 from serving.local import web_address
 from serving.local.service_redis import ServiceRedis
-from serving.local.supervisor import LeaseWatch
+from serving.local.supervisor import Child, LeaseWatch
 from serving.local.terminal import Output
 from stress_test import made_photo
 
@@ -324,6 +327,74 @@ def test_what_a_server_refuses_ends_the_service_with_2(start: Callable[..., Serv
     assert service.process.wait(timeout=60) == 2
     assert "MODEL=NoSuchNet" in output(service.process)
     assert "refuses to start" in output(service.process)
+
+
+def test_a_server_that_fails_five_times_the_same_way_before_it_was_ever_ready_ends_the_service_with_1(
+    start: Callable[..., Service], light_model: dict[str, str]
+) -> None:
+    service = start(ready=False, **light_model | {"MODEL_RUNTIME": "runtimes:Ending", "ENDS_WITH": "7"})
+    assert service.process.wait(timeout=100) == 1
+    _, _, last_words = output(service.process).partition("The model server ended with status 7 five times in a row")
+    assert "the model has caught fire" in last_words
+    assert output(service.process).count("it starts again") == 4
+    assert "Traceback" not in output(service.process)
+
+
+def test_a_model_server_beside_others_is_given_up_alone(
+    start: Callable[..., Service], light_model: dict[str, str]
+) -> None:
+    ports = free_port(count=2)
+    ending = {"MODEL_RUNTIME": "runtimes:Ending", "ENDS_WITH": "7", "ENDS_ON": str(ports + 1)}
+    service = start("--model-servers", "2", **light_model | ending, METRICS_PORT=str(ports))
+    wait_for(lambda: "The model2 server ended with status 7 five times in a row" in output(service.process))
+    assert "the others go on" in output(service.process)
+    assert upload(f"{service.url}/predict", as_bytes(some_photo(), "JPEG")).status == 200
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(timeout=60) == 0
+    assert output(service.process).count("it starts again") == 4
+
+
+@pytest.mark.slow
+def test_a_model_server_that_dies_as_soon_as_it_is_ready_is_started_again_for_ever(
+    start: Callable[..., Service],
+    light_model: dict[str, str],
+    tmp_path: Path,
+    raw: redis.Redis,
+    redis_server: RedisServer,
+) -> None:
+    """A job that kills it waits already when it starts: the service looks for its lease too seldom to see it alive."""
+    faults = tmp_path / "faults.json"
+    faults.write_text("{}")
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[0, 0], image[1, 1] = MARKS["die"], 1
+    push(raw, 1, image=helpers.encode_image(image, "uint8"), shape=(1, 32, 32, 3))
+    faulty = {"MODEL_RUNTIME": "runtimes:Faulty", "FAULTS": str(faults), "MAX_ATTEMPTS": "6"}
+    service = start(**light_model | faulty, REDIS_URL=redis_server.url)
+    wait_for(lambda: raw.llen("{image_queue}:dead"), seconds=100)
+    assert output(service.process).count("was killed by signal 9; it starts again") == 6
+
+
+def test_only_failures_that_are_the_same_and_come_before_a_child_was_ever_ready_add_up() -> None:
+    def given_up_after(*statuses: int, ready: bool = False) -> bool:
+        child = Child("model", ["true"], {}, Output())
+        child.was_ready = ready
+        return [child.fails_for_good(status) for status in statuses][-1]
+
+    assert given_up_after(1, 1, 1, 1, 1)
+    assert given_up_after(70, 1, 1, 1, 1, 1)
+    assert given_up_after(-9, -9, -9, -9, -9)
+    assert not given_up_after(1, 1, 1, 1)
+    assert not given_up_after(1, 1, 1, 1, 70, 1)
+    assert not given_up_after(1, 1, 1, 1, 1, ready=True)
+
+
+def test_the_last_lines_of_a_process_hold_only_the_end_of_a_progress_bar() -> None:
+    lines = Output(quiet=["model"])
+    for line in ("loading", "1 %\r", "2 %\r", "done"):
+        lines.write("model", line)
+    assert lines.last_lines("model") == ["loading", "done"]
+    lines.write("model", "3 %\r")
+    assert lines.last_line("model", "nothing") == "3 %"
 
 
 def test_a_taken_port_is_named(start: Callable[..., Service]) -> None:

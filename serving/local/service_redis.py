@@ -1,8 +1,13 @@
 """The Redis of run_service.py: the one that REDIS_URL names, else one on this machine, else a private one."""
 
+import os
+from pathlib import Path
+
 from serving import errors
 from serving.jobs.job_queue import JobQueue
+from serving.local import running_service
 from serving.local.redis_server import PrivateRedis
+from serving.local.running_service import RunningService
 from serving.local.supervisor import Child
 from serving.local.terminal import Output, tell
 
@@ -47,6 +52,21 @@ class ServiceRedis:
             for doubt in doubts:
                 tell(f"WARNING: {doubt}", "bold yellow")
 
+    def tell_tools(self, folder: Path) -> None:
+        """Write into `folder` where this Redis is, for the operator's tools; if that cannot be, say what they need."""
+        other = running_service.find(folder)
+        if other is not None and other.is_alive():
+            tell(
+                f"dead_letters.py looks at the service that runs here already (process {other.process_id}); for this "
+                "one, set its REDIS_URL."
+            )
+            return
+        try:
+            running_service.write(folder, RunningService(self.url, self._queue_name, os.getpid()))
+        except OSError as error:
+            path = folder / running_service.FILE
+            tell(f"{path} cannot be written ({error.strerror}): dead_letters.py needs REDIS_URL set to this Redis.")
+
     def _start_private(self, directory: str) -> None:
         private = PrivateRedis(directory)
         self.url = private.url
@@ -57,4 +77,5 @@ class ServiceRedis:
         except errors.QueueAway as error:
             said = self._output.last_line("redis", "nothing")
             raise errors.StartError(f"The private Redis ({private.server}) does not start; it said: {said}") from error
+        self.processes[0].was_ready = True
         tell(f"Redis: a private one on port {private.port} ({private.server}); it keeps nothing when it stops")

@@ -15,6 +15,8 @@ FIRST_BACK_OFF_SECONDS = 1.0
 LONGEST_BACK_OFF_SECONDS = 30.0
 # A child that ran for so long had started well: after its next death the back-off is the first one again.
 STEADY_SECONDS = 60.0
+# A child that was never ready, and failed so often in the same way, would fail for ever.
+MOST_SAME_FAILURES = 5
 
 
 class StopSignals:
@@ -55,12 +57,17 @@ class Child:
         command: the command line.
         environment: variables beside those of this process; may be changed before the next start.
         output: takes the lines that the process writes.
+
+    Attributes:
+        was_ready: whether one of its processes ever was; whoever looks after the child notes it.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], output: Output) -> None:
         self.name = name
         self.command = list(command)
         self.environment = dict(environment)
+        self.was_ready = False
+        self._failures: list[int] = []  # the statuses of the last processes, all the same
         self._output = output
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
@@ -96,6 +103,14 @@ class Child:
     def exit_status(self) -> int | None:
         """The status that the process ended with, negative for a signal; None while it runs or is to be restarted."""
         return self._process.poll() if self._process and self._restart_at is None else None
+
+    def fails_for_good(self, status: int) -> bool:
+        """Note a status that the process ended with; return whether the next process would end so as well.
+
+        That is so after MOST_SAME_FAILURES that are the same, if the child was never ready.
+        """
+        self._failures = [*self._failures, status] if status in self._failures else [status]
+        return not self.was_ready and len(self._failures) >= MOST_SAME_FAILURES
 
     def restart_later(self) -> float:
         """Plan a restart; return the seconds until then, which double with each quick death."""

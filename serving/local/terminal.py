@@ -1,11 +1,14 @@
 """What run_service.py shows on the terminal: its own lines, its progress, and what its child processes write."""
 
 import contextlib
+from collections import deque
 from collections.abc import Container, Iterator
 
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
+
+LINES_KEPT = 5
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -38,7 +41,7 @@ def progress() -> Iterator[Progress]:
 
 
 class Output:
-    """Takes the lines that child processes write: shows them, and remembers the last one of each process.
+    """Takes the lines that child processes write: shows them, and remembers the last ones of each process.
 
     Args:
         quiet: names of processes whose lines are remembered alone.
@@ -46,14 +49,22 @@ class Output:
 
     def __init__(self, quiet: Container[str] = ()) -> None:
         self._quiet = quiet
-        self._last_lines: dict[str, str] = {}
+        self._last_lines: dict[str, deque[str]] = {}
 
     def write(self, name: str, line: str) -> None:
         """Take a line of the process `name`. One that ends in a carriage return is a progress bar: it is not shown."""
-        self._last_lines[name] = line.strip("\r")
+        lines = self._last_lines.setdefault(name, deque(maxlen=LINES_KEPT))
+        if lines and lines[-1].endswith("\r"):
+            lines.pop()  # the progress bar is drawn over
+        lines.append(line)
         if name not in self._quiet and not line.endswith("\r"):
-            tell(f"{name:>6} | {self._last_lines[name]}", "dim")
+            text = line.strip("\r")
+            tell(f"{name:>6} | {text}", "dim")
 
     def last_line(self, name: str, default: str) -> str:
         """The last line of the process `name`, or `default` when it has written none."""
-        return self._last_lines.get(name, default)
+        return self.last_lines(name)[-1] if self.last_lines(name) else default
+
+    def last_lines(self, name: str) -> list[str]:
+        """The last lines of the process `name`, at most LINES_KEPT."""
+        return [line.strip("\r") for line in self._last_lines.get(name, ())]

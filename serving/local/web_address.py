@@ -53,10 +53,19 @@ def to_open(host: str, port: int) -> str:
 
 def is_ready(url: str) -> bool:
     """Whether the server at `url` says that it can answer predictions; False also while nothing answers there."""
+    return _answers(f"{url}/readyz")
+
+
+def is_up(url: str) -> bool:
+    """Whether the server at `url` answers at all."""
+    return _answers(f"{url}/healthz")
+
+
+def _answers(url: str) -> bool:
     try:
         # Without the proxies that the environment may name: this is our own machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{url}/readyz", timeout=ANSWER_SECONDS) as response:
+        with opener.open(url, timeout=ANSWER_SECONDS) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
