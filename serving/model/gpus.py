@@ -1,7 +1,14 @@
 """Which GPUs this machine has, told by their devices: no framework is loaded, which would take seconds."""
 
+import sys
 from pathlib import Path
 
+# What an NVIDIA GPU needs besides its driver; requirements.txt brings no CUDA (decision 024).
+JAX = "jax[cuda13]==0.10.2"
+HOW_TO_USE = (
+    f'An NVIDIA GPU needs `{sys.executable} -m pip install "{JAX}"` once, and KERAS_BACKEND=jax at each start; '
+    "docs/operations.md says more."
+)
 DEVICES = Path("/dev")
 GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # NVIDIA's, AMD's, Windows's below WSL
 CUDA_VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"

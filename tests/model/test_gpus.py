@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import run_service
 import settings
@@ -61,3 +62,11 @@ def test_one_model_server_for_each_gpu_unless_told_otherwise(devices: Path, monk
     assert run_service.how_many_model_servers(settings.Settings(model_servers=2)) == 2
     monkeypatch.setenv(CUDA_VISIBLE_DEVICES, "1")
     assert run_service.how_many_model_servers(settings.Settings()) == 1
+
+
+def test_the_command_that_brings_what_a_gpu_needs_installs_the_jax_that_the_tests_run_on() -> None:
+    pinned = gpus.JAX.replace("[cuda13]", "")
+    assert pinned in (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert f'-m pip install "{gpus.JAX}"' in gpus.HOW_TO_USE
+    assert "KERAS_BACKEND=jax" in gpus.HOW_TO_USE
+    assert f'pip install "{gpus.JAX}"' in (ROOT / "docs" / "operations.md").read_text()
