@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+ENV_FILE = Path(__file__).with_name(".env")
+
 
 def count_cpus() -> int:
     """How many CPUs this process may use, as `taskset` or a container's cpuset limits it."""
@@ -47,9 +49,7 @@ _Address = BeforeValidator(_without_brackets)
 class Settings(BaseSettings):
     """The service's settings; the field `batch_size` is the environment's `BATCH_SIZE`."""
 
-    model_config = SettingsConfigDict(
-        env_file=Path(__file__).with_name(".env"), env_file_encoding="utf-8", extra="ignore"
-    )
+    model_config = SettingsConfigDict(env_file=ENV_FILE, env_file_encoding="utf-8-sig", extra="ignore")
 
     redis_url: str = Field(
         "redis://localhost:6379/0",
@@ -206,10 +206,27 @@ class Settings(BaseSettings):
 def load(**overrides: object) -> Settings:
     """Read the settings, or say on standard error what is wrong and exit with status 2."""
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        from_file = {"_env_file": ENV_FILE, "_env_file_encoding": _encoding_of(ENV_FILE)}
+        return Settings(**(from_file | overrides))  # type: ignore[arg-type]
     except ValidationError as error:
-        print(explain(error), file=sys.stderr)
-        raise SystemExit(2) from None  # as serving.errors.StartError
+        says = explain(error)
+    except UnicodeError:
+        says = f"{ENV_FILE} is not UTF-8 text: save it as UTF-8."
+    except OSError as error:
+        says = f"{ENV_FILE} cannot be read: {error.strerror}."
+    print(says, file=sys.stderr)
+    raise SystemExit(2)  # as serving.errors.StartError
+
+
+def _encoding_of(path: Path) -> str:
+    """Tell UTF-16, as some editors of Windows save, from UTF-8 by its first bytes. Raises UnicodeError, OSError."""
+    if not path.is_file():  # not there; a pipe, which can be read only once; a folder, which is left alone
+        return "utf-8-sig"
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    if "\0" in content.decode(encoding):  # UTF-16 without its mark, or UTF-32: no setting would be found in it
+        raise UnicodeError
+    return encoding
 
 
 def model_store() -> Path:

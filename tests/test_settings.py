@@ -1,7 +1,9 @@
 """Settings: what is allowed, and what the processes say to what is not."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, clean_environment, free_port
@@ -109,3 +111,71 @@ def test_help_is_there_at_once_and_without_redis(script: str) -> None:
     ended = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, timeout=20)
     assert ended.returncode == 0
     assert "usage:" in ended.stdout
+
+
+# What str.encode leaves out of each.
+BOMS = {"utf-8": b"", "utf-8-sig": b"", "utf-16": b"", "utf-16-be": b"\xfe\xff", "utf-16-le": b"\xff\xfe"}
+
+
+@pytest.fixture
+def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / ".env"
+    monkeypatch.setattr(settings, "ENV_FILE", path)
+    return path
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n \r\n"])
+@pytest.mark.parametrize("encoding", BOMS)
+def test_an_env_file_is_read_as_editors_save_it(env_file: Path, encoding: str, end: str) -> None:
+    env_file.write_bytes(BOMS[encoding] + f"IMAGE_QUEUE=Größe{end}TOP=3{end}".encode(encoding))
+    config = settings.load()
+    assert (config.image_queue, config.top) == ("Größe", 3)
+
+
+def test_an_empty_env_file_sets_nothing(env_file: Path) -> None:
+    for content in b"", b"\xef\xbb\xbf", b"\r\n":
+        env_file.write_bytes(content)
+        assert settings.load().top == 5
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "utf-16-be", "utf-32"])
+def test_an_env_file_that_is_not_utf8_ends_the_process_with_2_and_says_how_to_save_it(
+    env_file: Path, encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env_file.write_bytes("IMAGE_QUEUE=Größe\n".encode(encoding))
+    with pytest.raises(SystemExit) as ended:
+        settings.load()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"{env_file} is not UTF-8 text: save it as UTF-8.\n"
+
+
+def test_an_env_file_that_may_not_be_read_ends_the_process_with_2(
+    env_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env_file.symlink_to("/proc/1/mem")  # is there, and cannot be read, not even by root
+    with pytest.raises(SystemExit) as ended:
+        settings.load()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"{env_file} cannot be read: ")
+
+
+def test_a_folder_named_env_is_somebodys_virtual_environment(env_file: Path) -> None:
+    env_file.mkdir()
+    assert settings.load().top == 5
+
+
+def test_an_env_file_may_be_a_pipe_as_keepers_of_secrets_make_it(env_file: Path) -> None:
+    os.mkfifo(env_file)
+    with subprocess.Popen(["/bin/sh", "-c", f"printf 'TOP=3\\n' > '{env_file}'"]):
+        assert settings.load().top == 3
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "dead_letters.py"])
+def test_every_program_says_it_in_one_line(script: str, tmp_path: Path) -> None:
+    for name in ("serving", "helpers.py", "settings.py", script):  # a .env beside settings.py, but not in the project
+        target = tmp_path / name
+        target.write_bytes((ROOT / name).read_bytes()) if name.endswith(".py") else target.symlink_to(ROOT / name)
+    (tmp_path / ".env").write_bytes(b"MODEL_LABELS=Gr\xf6\xdfe.txt\n")
+    command = [sys.executable, str(tmp_path / script), *(["list"] if script == "dead_letters.py" else [])]
+    ended = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (2, f"{tmp_path / '.env'} is not UTF-8 text: save it as UTF-8.\n")
