@@ -55,6 +55,7 @@ Where the model comes from
     model/openvino_store    converted models on disk
     model/labels            a label for each class
     model/gpus              which GPUs there are
+    model/failures          whatever a library raises -> one sentence
 Beside the way
     errors                  what can go wrong
     web/problems            errors -> JSON

@@ -4,9 +4,12 @@ imagenet | numbers | a class-index JSON | a text file with a label a line --> ["
 """
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 from serving.errors import ModelUnavailable
+from serving.model.failures import model_unavailable
 
 IMAGENET_CLASSES = 1000
 
@@ -25,17 +28,57 @@ def load_labels(source: str, classes: int) -> list[str]:
         from serving.model import keras_runtime  # only here: Keras takes seconds to import
 
         return keras_runtime.imagenet_labels()
+    should_be = (
+        'It is imagenet, numbers, a JSON object {"0": ["n01440764", "tench"], …}, or a text file with a label a line.'
+    )
+    with model_unavailable(f"MODEL_LABELS={source} cannot be read", should_be):
+        text = _read_text(Path(source))
+        return _read_class_index(text) if source.endswith(".json") else _read_lines(text)
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file, as any editor saves it. Raises ValueError, OSError."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no file")
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        text = Path(source).read_text(encoding="utf-8")
-        return _read_class_index(text) if source.endswith(".json") else text.splitlines()
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ModelUnavailable(
-            f"MODEL_LABELS={source} cannot be read: {error!r}. It is imagenet, numbers, a JSON object "
-            '{"0": ["n01440764", "tench"], …}, or a text file with a label a line.'
-        ) from error
+        text = content.decode(encoding)
+    except UnicodeError as error:
+        raise ValueError("it is not UTF-8 text, so save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError("it is not UTF-8 text, so save it as UTF-8")
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
+def _read_lines(text: str) -> list[str]:
+    labels = [line.strip() for line in re.split(r"\r\n|\n|\r", text.rstrip())]
+    if "" in labels:
+        raise ValueError(f"line {labels.index('') + 1} is empty, and every class needs a label")
+    return labels
 
 
 def _read_class_index(text: str) -> list[str]:
     index = json.loads(text)
-    ordered = [index[str(number)] for number in range(len(index))] if isinstance(index, dict) else index
-    return [entry if isinstance(entry, str) else str(entry[1]) for entry in ordered]
+    if not isinstance(index, dict | list):
+        raise ValueError("it is no JSON object")  # noqa: TRY004  # of a file's content, not of a caller's argument
+    if isinstance(index, list):
+        return [_label(str(number), entry) for number, entry in enumerate(index)]
+    numbers = [str(number) for number in range(len(index))]
+    if missing := next((number for number in numbers if number not in index), None):
+        raise ValueError(f'there are {len(index)} entries, but none is "{missing}"')
+    return [_label(number, index[number]) for number in numbers]
+
+
+def _label(number: str, entry: Any) -> str:
+    """The label of an entry, which is "tench", or ["n01440764", "tench"]."""
+    label = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f'entry "{number}" is no label')
+    try:
+        label.encode()
+    except UnicodeError as error:  # half of a pair of \u escapes: no answer could be written
+        raise ValueError(f'entry "{number}" is no text') from error
+    return label.strip()

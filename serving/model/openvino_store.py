@@ -26,7 +26,7 @@ import numpy as np
 from serving.errors import ModelUnavailable, RuntimeUnsuitable
 from serving.model.spec import ModelSpec
 
-FORMAT = 2  # of what is kept; part of its key
+FORMAT = 2  # of what is kept; part of its key. 2: labels without marks and empty lines, a version
 GOLDEN_IMAGES = 8
 
 log = logging.getLogger(__name__)

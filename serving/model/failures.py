@@ -1,0 +1,49 @@
+"""Turns whatever a library raises while a model starts into one sentence: ModelUnavailable.
+
+    load, build, convert, the first batch -- raise anything --> model_unavailable --> ModelUnavailable
+
+The whole error, with its traceback, is logged with LOG_LEVEL=debug.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+
+from serving.errors import ModelUnavailable, Signal, StartError
+
+LONGEST = 300  # characters of a library's own words; Keras writes pages
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def model_unavailable(what: str, advice: str) -> Iterator[None]:
+    """Map whatever is raised to ModelUnavailable, which says `what` went wrong, why, and the `advice`.
+
+    Errors of ours pass as they are.
+
+    Raises:
+        ModelUnavailable: something else was raised.
+    """
+    try:
+        yield
+    except (StartError, Signal):
+        raise
+    except Exception as error:
+        log.debug("%s", what, exc_info=True)
+        raise ModelUnavailable(f"{what}: {why(error)}. {advice}") from error
+
+
+def why(error: BaseException) -> str:
+    """Say in a few words, on one line, without a full stop, what an error says in pages."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    words = " ".join(_COLOURS.sub("", said).split()) or type(error).__name__
+    if len(words) > LONGEST:
+        words = words[:LONGEST].rsplit(" ", 1)[0] + " …"
+    return words.rstrip(".")
