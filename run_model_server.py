@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--redis-is-known", action="store_true", help="tell nothing of Redis: run_service.py has")
     arguments = parser.parse_args()
     config = settings.load()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging(config.log_level)
     try:
         if arguments.check_health:
             return check_health(config)
@@ -74,6 +74,13 @@ def main() -> int:
         return error.exit_status
     except KeyboardInterrupt:  # while the model loads; later the loop stops in order
         return EXIT_INTERRUPTED
+
+
+def set_up_logging(level: str) -> None:
+    """Log from `level` on to standard error; libraries' warnings, which are for programmers, only with `debug`."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
 
 
 def check_health(config: settings.Settings) -> int:

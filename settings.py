@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     model_runtime: Annotated[str, _Lower] = Field(
         "auto",
         pattern=r"^(auto|keras|openvino|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
-        description="what runs the model: openvino, keras, auto (openvino where there is no GPU and its answers agree "
-        "with Keras's, else keras), or package.module:Class, a runtime of your own",
+        description="what runs the model: openvino, keras, auto (keras on a GPU that it sees; else openvino if its "
+        "answers agree with Keras's, else keras), or package.module:Class, a runtime of your own",
     )
     model_precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower] = Field(
         "auto",
@@ -168,6 +168,11 @@ class Settings(BaseSettings):
     )
     metrics_host: Annotated[str, _Address] = Field(
         "127.0.0.1", min_length=1, description="address of the model server's /metrics"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning"], _Lower] = Field(
+        "info",
+        description="what the model server logs: debug shows whole errors, and what TensorFlow, JAX or PyTorch writes "
+        "while it loads; warning hides the steps of the start",
     )
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
 

@@ -56,6 +56,7 @@ Where the model comes from
     model/labels            a label for each class
     model/gpus              which GPUs there are
     model/failures          whatever a library raises -> one sentence
+    model/noise             what frameworks write while they load
 Beside the way
     errors                  what can go wrong
     web/problems            errors -> JSON

@@ -2,7 +2,7 @@
 
     ModelSpec --> a runtime of your own | OpenVINO | Keras --> Classifier -- warm_up --> ready, checked, timed
 
-OpenVINO runs a model where there is no GPU and where its answers are Keras's; Keras runs it elsewhere.
+Keras runs a model on the GPU that it sees. Where it sees none OpenVINO does, if its answers are Keras's, else Keras.
 """
 
 import functools
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ModelUnavailable, RuntimeUnsuitable
-from serving.model import gpus, openvino_store
+from serving.model import gpus, noise, openvino_store
 from serving.model.classifier import Classifier
+from serving.model.failures import model_unavailable, shortened, why
 from serving.model.labels import load_labels
 from serving.model.openvino_runtime import OpenVinoRuntime
 from serving.model.runtime import Runtime
@@ -35,12 +36,14 @@ def load_classifier(spec: ModelSpec) -> Classifier:
         ModelUnavailable: the model cannot be set up; the message says what to set.
         WeightsDownloadFailed: the ImageNet weights cannot be fetched.
     """
-    if ":" in spec.runtime:
-        classifier = _by_own_runtime(spec)
-    else:
-        classifier = (_by_openvino(spec) if _wants_openvino(spec) else None) or _by_keras(spec)
-    _load_keras.cache_clear()
-    classifier.warm_up()
+    with model_unavailable(f"{_named(spec)} cannot be served", "LOG_LEVEL=debug shows the whole error."):
+        if ":" in spec.runtime:
+            classifier = _by_own_runtime(spec)
+        else:
+            on_a_gpu = spec.runtime != "openvino" and _has_gpu(spec)
+            classifier = (_by_openvino(spec) if _wants_openvino(spec, on_a_gpu) else None) or _by_keras(spec)
+        _load_keras.cache_clear()
+        classifier.warm_up()
     return classifier
 
 
@@ -70,7 +73,14 @@ def fetch(spec: ModelSpec) -> None:
         ModelUnavailable, WeightsDownloadFailed: as `load_classifier` does.
     """
     if ":" not in spec.runtime:
-        _load_keras(spec)
+        with model_unavailable(f"{_named(spec)} cannot be fetched", "LOG_LEVEL=debug shows the whole error."):
+            _load_keras(spec)
+
+
+def _named(spec: ModelSpec) -> str:
+    """Name a model by its settings."""
+    weights = "" if spec.is_keras_file else f" with MODEL_WEIGHTS={spec.weights}"
+    return f"MODEL={spec.architecture}{weights}"
 
 
 def _classifier(spec: ModelSpec, runtime: Runtime, labels: list[str]) -> Classifier:
@@ -82,10 +92,10 @@ def _by_own_runtime(spec: ModelSpec) -> Classifier:
     module, _, name = spec.runtime.partition(":")
     try:
         runtime_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the module does
         raise ModelUnavailable(
-            f"MODEL_RUNTIME={spec.runtime} cannot be imported: {error}. Set it to package.module:Class, and PYTHONPATH "
-            "to the folder of the package."
+            f"MODEL_RUNTIME={spec.runtime} cannot be imported: {why(error)}. Set it to package.module:Class, and "
+            "PYTHONPATH to the folder of the package."
         ) from error
     try:
         width, height = spec.width or DEFAULT_SIDE, spec.height or DEFAULT_SIDE
@@ -95,22 +105,38 @@ def _by_own_runtime(spec: ModelSpec) -> Classifier:
         raise
     except Exception as error:
         log.exception("MODEL_RUNTIME=%s failed", spec.runtime)  # whoever writes a runtime needs the traceback
-        raise ModelUnavailable(f"MODEL_RUNTIME={spec.runtime} does not start: {error}.") from error
+        raise ModelUnavailable(f"MODEL_RUNTIME={spec.runtime} does not start: {why(error)}.") from error
     log.info("loaded %s, by %s", spec.architecture, spec.runtime)
     return classifier
 
 
-def _wants_openvino(spec: ModelSpec) -> bool:
+def _has_gpu(spec: ModelSpec) -> bool:
+    """Whether Keras sees a GPU. Where this machine has none it is not asked, and need not be imported."""
+    if not gpus.is_there_any():
+        return False
+    with noise.kept_back() as lines:
+        keras_runtime = _keras_runtime(spec)
+        if keras_runtime.has_gpu():
+            return True
+    says = noise.about_gpus(lines) or f"{keras_runtime.keras.backend.backend()} computes on the CPU."
+    log.warning(
+        "this machine has a GPU, but Keras does not see it: %s The model runs on the CPU. %s",
+        shortened(says),
+        gpus.HOW_TO_USE,
+    )
+    return False
+
+
+def _wants_openvino(spec: ModelSpec, on_a_gpu: bool) -> bool:
     """Whether OpenVINO is to run the model. Raises ModelUnavailable when it cannot although it is asked for."""
     if spec.runtime == "openvino":
         if not openvino_store.is_installed():
             raise ModelUnavailable("MODEL_RUNTIME=openvino: it is not installed. Try pip install openvino.")
         if spec.precision == "float16":
             raise ModelUnavailable("MODEL_PRECISION=float16 is for GPUs. Set MODEL_RUNTIME to keras, or auto.")
-    if spec.runtime != "auto":
-        return spec.runtime == "openvino"
-    on_a_gpu = spec.precision == "float16" or gpus.is_there_any()
-    return openvino_store.is_installed() and not on_a_gpu
+        return True
+    is_for_gpus = on_a_gpu or spec.precision == "float16"
+    return spec.runtime == "auto" and openvino_store.is_installed() and not is_for_gpus
 
 
 def _by_openvino(spec: ModelSpec) -> Classifier | None:
@@ -124,7 +150,7 @@ def _by_openvino(spec: ModelSpec) -> Classifier | None:
                 runtime = _open_runtime(spec, folder)
             classifier = _classifier(spec, runtime, runtime.labels)
     except RuntimeUnsuitable as error:
-        log.warning("not on OpenVINO: %s. Keras runs the model", error)
+        log.warning("not on OpenVINO: %s. Keras runs the model", why(error))
         return None
     log.info("loaded %s (%s), on the CPU by OpenVINO, %s", spec.architecture, spec.weights, runtime.precision)
     return classifier
@@ -153,8 +179,7 @@ def _kept_runtime(spec: ModelSpec, folder: Path) -> OpenVinoRuntime | None:
 
 def _by_keras(spec: ModelSpec) -> Classifier:
     network, labels = _load_keras(spec)
-    from serving.model import keras_runtime
-
+    keras_runtime = _keras_runtime(spec)
     where = "a GPU" if keras_runtime.has_gpu() else "the CPU"
     log.info("loaded %s (%s), on %s by Keras", spec.architecture, spec.weights, where)
     return _classifier(spec, keras_runtime.KerasRuntime(network), labels)
@@ -163,10 +188,16 @@ def _by_keras(spec: ModelSpec) -> Classifier:
 @functools.cache  # OpenVINO converts the model, and Keras runs the same one where OpenVINO does not do
 def _load_keras(spec: ModelSpec) -> tuple[Any, list[str]]:
     """The Keras model and its labels. Raises ModelUnavailable, WeightsDownloadFailed."""
+    with noise.kept_back():
+        network = _keras_runtime(spec).load_model(spec)
+    return network, load_labels(spec.labels, network.output_shape[-1])
+
+
+def _keras_runtime(spec: ModelSpec) -> Any:
+    """The module that knows Keras. Raises ModelUnavailable."""
     # JAX reads this as it is imported: the next start finds what this one compiles.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(spec.store / "jax"))
     # Imported late: Keras takes seconds, which a wrong setting, or a model kept for OpenVINO, need not cost.
-    from serving.model import keras_runtime
-
-    network = keras_runtime.load_model(spec)
-    return network, load_labels(spec.labels, network.output_shape[-1])
+    with model_unavailable("Keras cannot be imported", "Install what KERAS_BACKEND names: tensorflow, jax or torch."):
+        from serving.model import keras_runtime
+    return keras_runtime

@@ -12,6 +12,7 @@ import numpy as np
 
 from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
 from serving.model.compiled_batches import soonest_done, time_of
+from serving.model.failures import why
 from serving.model.runtime import CompiledBatch, Runtime
 
 RANDOM_WARNING = "The model has random weights: its predictions mean nothing. Set MODEL_WEIGHTS."
@@ -47,7 +48,7 @@ class Classifier:
         self.runtime, self.labels = runtime, labels
         self.input_shape, self.batch_size = runtime.input_shape, batch_size
         self.warning = RANDOM_WARNING if is_random else None  # what every answer has to say of the model
-        self.slowest_batch_seconds = 0.0  # known once it is warm
+        self.slowest_batch_seconds, self._classes = 0.0, runtime.classes  # the seconds are known once it is warm
         self._top = min(top, runtime.classes)
         self._compiled = {compiled.shape: compiled for compiled in runtime.compiled_batches(batch_size)}
         self._plan = soonest_done(dict.fromkeys(self._compiled, 1.0), batch_size)
@@ -72,7 +73,14 @@ class Classifier:
         except OutOfMemory as error:
             raise ModelUnavailable(f"A batch of {capacity} does not fit into memory: set BATCH_SIZE lower.") from error
         except ModelFailed as error:
-            raise ModelUnavailable(f"The model fails on a blank image: {error.__cause__ or error}") from error
+            raise ModelUnavailable(f"The model fails on a blank image: {why(error.__cause__ or error)}.") from error
+        if probabilities.shape != (capacity, self._classes):
+            raise ModelUnavailable(
+                f"The model's output for {capacity} images has the shape {probabilities.shape}: it must be "
+                f"({capacity}, {self._classes})."
+            )
+        if not np.isfinite(probabilities).all():
+            raise ModelUnavailable("The model's output on a blank image is not a number: its weights may be damaged.")
         if not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01) or probabilities.min() < 0:
             raise ModelUnavailable("The model's output is no probabilities: it must end in a softmax.")
         return seconds

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from serving.errors import ModelUnavailable, Signal, StartError
 
@@ -43,7 +44,20 @@ def why(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    words = " ".join(_COLOURS.sub("", said).split()) or type(error).__name__
-    if len(words) > LONGEST:
-        words = words[:LONGEST].rsplit(" ", 1)[0] + " …"
-    return words.rstrip(".")
+    # Where Keras cannot load a model, the reason stands below the model's whole configuration.
+    said = said.rpartition("Exception encountered: ")[2]
+    return shortened(said or type(error).__name__).rstrip(".")
+
+
+def shortened(text: str) -> str:
+    """Return a library's text on one line, without its colours, and no longer than people read."""
+    words = " ".join(_COLOURS.sub("", text).split())
+    return words if len(words) <= LONGEST else words[:LONGEST].rsplit(" ", 1)[0] + " …"
+
+
+def check_file(path: Path) -> None:
+    """Raise OSError or ValueError, which say why, if `path` is no file that can be read; a pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        file.read(1)

@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from serving.model import noise
+
 # The frameworks read these as they are imported; whoever sets them otherwise has the last word. oneDNN: 107 against 63
 # images/s in batches of 32 (TensorFlow, MobileNetV2, two AMD cores), where TensorFlow leaves it off by default.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", noise.tensorflows_level())
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -29,11 +31,16 @@ import numpy as np
 
 from serving.errors import ModelUnavailable, WeightsDownloadFailed
 from serving.model.compiled_batches import batch_sizes
+from serving.model.failures import check_file, model_unavailable
 from serving.model.runtime import BatchShape, CompiledBatch
 from serving.model.spec import ModelSpec
 
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
 DEFAULT_SIDE = 224  # pixels, of a .keras file that takes any size
+OWN_CODE = (
+    "It must be a file that Keras 3's model.save wrote. A model with code of its own, as a Lambda or a layer of yours, "
+    "needs a MODEL_RUNTIME of your own: docs/settings.md."
+)
 MOST_CONSTANT_PARAMETERS = 32_000_000  # that JAX compiles in, once for each batch size; of more it keeps one copy
 
 
@@ -102,8 +109,6 @@ def load_model(spec: ModelSpec) -> keras.Model:
     if spec.is_keras_file:
         return _load_keras_file(spec)
     weights = spec.weights
-    if weights not in ("imagenet", "random") and not Path(weights).is_file():
-        raise ModelUnavailable(f"MODEL_WEIGHTS={weights}: no such file. Set it to imagenet, random, or a weights file.")
     build = _application(spec.architecture)
     precision = spec.precision
     if precision == "auto":
@@ -114,17 +119,18 @@ def load_model(spec: ModelSpec) -> keras.Model:
     if weights == "imagenet":
         set_instead = "MODEL_WEIGHTS to a weights file, or to random"
         downloading = _downloading("the ImageNet weights", set_instead, WeightsDownloadFailed)
-    try:
+    size = "" if spec.width is None else f" at {spec.width}×{spec.height}"
+    at = f"MODEL={spec.architecture} with MODEL_WEIGHTS={weights}{size} cannot be built"
+    # A file of another model, an input size it does not take, …
+    with model_unavailable(at, "MODEL_WEIGHTS is imagenet, random, or a file of this very model's weights."):
+        if weights not in ("imagenet", "random"):
+            check_file(Path(weights))
         with downloading:
             layers = build(
                 weights=None if weights == "random" else weights,
                 input_shape=None if spec.width is None else (spec.height, spec.width, 3),
                 classifier_activation=None,
             )
-    except (ValueError, OSError, TypeError) as error:  # a file of another model, an input size it does not take, …
-        size = "" if spec.width is None else f" at {spec.width}×{spec.height}"
-        at = f"MODEL={spec.architecture} with MODEL_WEIGHTS={weights}{size}"
-        raise ModelUnavailable(f"{at}: {error}") from error
     normalise = sys.modules[build.__module__].preprocess_input
     pixels = keras.Input(layers.input_shape[1:], dtype="uint8")
     logits = layers(normalise(keras.ops.cast(pixels, "float32")))
@@ -174,24 +180,29 @@ def _load_keras_file(spec: ModelSpec) -> keras.Model:
         raise ModelUnavailable(
             "MODEL_PRECISION is for keras.applications; a .keras file has its own: leave it at auto."
         )
-    try:
+    with model_unavailable(f"MODEL={path} cannot be loaded", OWN_CODE):
+        check_file(path)
         layers = keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelUnavailable(f"MODEL={path} cannot be loaded: {error}") from error
     shape = getattr(layers, "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] != 3 or len(layers.output_shape) != 2:
+    if shape is None:
+        raise ModelUnavailable(f"MODEL={path} was saved before it was built: call it once before model.save.")
+    is_image = isinstance(shape, tuple) and len(shape) == 4 and shape[0] is None and shape[3] == 3
+    own_height, own_width = shape[1:3] if is_image else (None, None)
+    height, width = spec.height or own_height or DEFAULT_SIDE, spec.width or own_width or DEFAULT_SIDE
+    if own_height not in (None, height) or own_width not in (None, width):
+        raise ModelUnavailable(
+            f"MODEL={path} takes {own_width}×{own_height} pixels, but IMAGE_WIDTH and IMAGE_HEIGHT say "
+            f"{width}×{height}. Leave both unset."
+        )
+    pixels, probabilities = keras.Input((height, width, 3), dtype="uint8"), None
+    if is_image:
+        with model_unavailable(f"MODEL={path} cannot be run on {width}×{height} pixels", OWN_CODE):
+            probabilities = layers(keras.ops.cast(pixels, "float32"))
+    if not isinstance(probabilities, keras.KerasTensor) or [type(size) for size in probabilities.shape[1:]] != [int]:
         raise ModelUnavailable(
             f"MODEL={path} maps {shape} to {layers.output_shape}; it must map (None, height, width, 3) to "
             "(None, classes)."
         )
-    height, width = spec.height or shape[1] or DEFAULT_SIDE, spec.width or shape[2] or DEFAULT_SIDE
-    if shape[1] not in (None, height) or shape[2] not in (None, width):
-        raise ModelUnavailable(
-            f"MODEL={path} takes {shape[2]}×{shape[1]} pixels, IMAGE_WIDTH and IMAGE_HEIGHT say {width}×{height}. "
-            "Leave both unset."
-        )
-    pixels = keras.Input((height, width, 3), dtype="uint8")
-    probabilities = layers(keras.ops.cast(pixels, "float32"))
     return keras.Model(pixels, keras.ops.cast(probabilities, "float32"), name=layers.name)
 
 

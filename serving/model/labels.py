@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ModelUnavailable
-from serving.model.failures import model_unavailable
+from serving.model import noise
+from serving.model.failures import check_file, model_unavailable
 
 IMAGENET_CLASSES = 1000
+SHOULD_BE = (
+    'It is imagenet, numbers, a JSON object {"0": ["n01440764", "tench"], …}, or a text file with a label a line.'
+)
 
 
 def load_labels(source: str, classes: int) -> list[str]:
@@ -25,21 +29,19 @@ def load_labels(source: str, classes: int) -> list[str]:
     if source == "imagenet":
         if classes != IMAGENET_CLASSES:
             raise ModelUnavailable(f"The model tells {classes} classes apart, ImageNet has 1000: set MODEL_LABELS.")
-        from serving.model import keras_runtime  # only here: Keras takes seconds to import
+        with model_unavailable("MODEL_LABELS=imagenet cannot be read", SHOULD_BE):
+            with noise.kept_back():
+                from serving.model import keras_runtime  # only here: Keras takes seconds to import
 
-        return keras_runtime.imagenet_labels()
-    should_be = (
-        'It is imagenet, numbers, a JSON object {"0": ["n01440764", "tench"], …}, or a text file with a label a line.'
-    )
-    with model_unavailable(f"MODEL_LABELS={source} cannot be read", should_be):
+            return keras_runtime.imagenet_labels()
+    with model_unavailable(f"MODEL_LABELS={source} cannot be read", SHOULD_BE):
         text = _read_text(Path(source))
         return _read_class_index(text) if source.endswith(".json") else _read_lines(text)
 
 
 def _read_text(path: Path) -> str:
     """The text of a file, as any editor saves it. Raises ValueError, OSError."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ValueError("it is no file")
+    check_file(path)
     content = path.read_bytes()
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:

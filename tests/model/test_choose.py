@@ -91,6 +91,5 @@ def test_what_jax_compiles_is_kept_beside_the_weights(
 def test_openvino_is_for_a_cpu(
     monkeypatch: pytest.MonkeyPatch, runtime: str, precision: str, gpu: bool, wanted: bool
 ) -> None:
-    monkeypatch.setattr(choose.gpus, "is_there_any", lambda: gpu)
     monkeypatch.setattr(choose.openvino_store, "is_installed", lambda: True)
-    assert choose._wants_openvino(tiny_spec("ResNet50", runtime=runtime, precision=precision)) is wanted
+    assert choose._wants_openvino(tiny_spec("ResNet50", runtime=runtime, precision=precision), gpu) is wanted

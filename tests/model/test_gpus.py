@@ -32,6 +32,13 @@ def test_a_gpu_is_seen_whatever_its_number(devices: Path) -> None:
     assert gpus.nvidia(None) == ["0"]  # as CUDA calls the only one that it sees
 
 
+@pytest.mark.parametrize("device", ["kfd", "dxg"])
+def test_amds_gpus_and_those_below_windows_are_seen(devices: Path, device: str) -> None:
+    (devices / device).touch()
+    assert gpus.is_there_any()
+    assert gpus.nvidia(None) == []
+
+
 def test_what_the_environment_chooses_limits_them(devices: Path) -> None:
     has(devices, 0, 1, 2)
     assert gpus.nvidia("2, GPU-8f1c") == ["2", "GPU-8f1c"]

@@ -1,0 +1,281 @@
+"""A model that cannot be served ends in one sentence, whatever Keras raises: each made by Keras itself."""
+
+import os
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from conftest import Processes, output, tiny_spec
+
+from serving.errors import ModelUnavailable
+from serving.model import choose, classifier
+from serving.model.failures import LONGEST, model_unavailable, why
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Keras's own, while these files are made
+MUST_MAP = r"it must map \(None, IMAGE_HEIGHT, IMAGE_WIDTH, 3\), which is \(None, 32, 32, 3\), to \(None, classes\)\.$"
+OWN_CODE = r"needs a MODEL_RUNTIME of your own: docs/settings\.md\.$"
+
+
+@pytest.fixture(scope="module")
+def keras() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import keras
+    return keras
+
+
+def softmax(keras: ModuleType, tensor: Any, classes: int = 4) -> Any:
+    return keras.layers.Dense(classes, activation="softmax")(keras.layers.GlobalAveragePooling2D()(tensor))
+
+
+def model_of(keras: ModuleType, kind: str) -> Any:
+    """A model of a kind that Keras saves and loads gladly, and that no service can serve."""
+    pixels = keras.Input((32, 32, 3))
+    end = softmax(keras, pixels)
+    other = keras.Input((4,))
+    numbers = keras.Input((), dtype="int32")
+    channels_first, ten = keras.Input((3, 32, 32)), keras.Input((32, 32, 3), batch_size=10)
+    grey = keras.Input((32, 32, 1))
+    if kind == "unbuilt":
+        return keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4, activation="softmax")])
+    return {
+        "two outputs": lambda: keras.Model(pixels, [end, end]),
+        "nested outputs": lambda: keras.Model(pixels, {"a": end, "b": {"c": end}}),
+        "one output in a dict": lambda: keras.Model(pixels, {"probabilities": end}),
+        "two inputs": lambda: keras.Model([pixels, other], keras.layers.Add()([end, other])),
+        "inputs in a dict": lambda: keras.Model({"pixels": pixels, "other": other}, keras.layers.Add()([end, other])),
+        "three dimensions": lambda: keras.Model(pixels, keras.layers.Reshape((1, 4))(end)),
+        "one dimension": lambda: keras.Model(pixels, keras.ops.argmax(end, axis=-1)),
+        "grey": lambda: keras.Model(grey, softmax(keras, grey)),
+        "channels first": lambda: keras.Model(channels_first, softmax(keras, channels_first)),
+        "always ten": lambda: keras.Model(ten, softmax(keras, ten)),
+        "other size": lambda: keras.Model(big := keras.Input((64, 64, 3)), softmax(keras, big)),
+        "embedding": lambda: keras.Model(numbers, keras.layers.Embedding(9, 4)(numbers)),
+        "strings": lambda: keras.Model(
+            words := keras.Input((1,), dtype="string"), keras.layers.TextVectorization(vocabulary=["a"])(words)
+        ),
+        "lambda": lambda: keras.Model(pixels, keras.layers.Lambda(lambda all: all * 2)(end)),
+        "no softmax": lambda: keras.Model(pixels, keras.layers.Dense(4)(end)),
+        "one class": lambda: keras.Model(pixels, keras.layers.Dense(1, activation="sigmoid")(end)),
+        "not a number": lambda: keras.Model(pixels, keras.ops.log(end - 2.0)),
+    }[kind]()
+
+
+NO_SOFTMAX = r"^The model's output is no probabilities: it must end in a softmax\.$"
+KINDS = {
+    "two outputs": r"^MODEL=\S+ maps \(None, 32, 32, 3\) to \[\(None, 4\), \(None, 4\)\]; " + MUST_MAP,
+    "nested outputs": r"^MODEL=\S+ maps .*; " + MUST_MAP,
+    "one output in a dict": r"^MODEL=\S+ maps .*; " + MUST_MAP,
+    "two inputs": r"^MODEL=\S+ maps \[\(None, 32, 32, 3\), \(None, 4\)\] to \(None, 4\); " + MUST_MAP,
+    "inputs in a dict": r"^MODEL=\S+ maps .*; " + MUST_MAP,
+    "three dimensions": r"^MODEL=\S+ maps \(None, 32, 32, 3\) to \(None, 1, 4\); " + MUST_MAP,
+    "one dimension": r"^MODEL=\S+ maps \(None, 32, 32, 3\) to \(None,\); " + MUST_MAP,
+    "grey": r"^MODEL=\S+ maps \(None, 32, 32, 1\) to \(None, 4\); " + MUST_MAP,
+    "channels first": r"^MODEL=\S+ maps \(None, 3, 32, 32\) to \(None, 4\); " + MUST_MAP,
+    "always ten": r"^MODEL=\S+ maps \(10, 32, 32, 3\) to \(10, 4\); " + MUST_MAP,
+    "other size": r"^MODEL=\S+ maps \(None, 64, 64, 3\) to \(None, 4\); " + MUST_MAP,
+    "embedding": r"^MODEL=\S+ maps \(None,\) to \(None, 4\); " + MUST_MAP,
+    "strings": r"^MODEL=\S+ maps \(None, 1\) to .*; " + MUST_MAP,
+    "lambda": r"^MODEL=\S+ cannot be loaded: .*Lambda.*" + OWN_CODE,
+    "unbuilt": r"^MODEL=\S+ was saved before it was built: call it once before model\.save\.$",
+    "no softmax": NO_SOFTMAX,
+    "one class": NO_SOFTMAX,
+    "not a number": r"^The model's output on a blank image is not a number: its weights may be damaged\.$",
+}
+
+
+def refusal(path: Path | str, runtime: str = "keras", **changes: object) -> str:
+    """The sentence with which the model server refuses a model."""
+    changes = {"runtime": runtime, "batch_size": 2, "store": Path(path).parent} | changes
+    choose._load_keras.cache_clear()
+    with pytest.raises(ModelUnavailable) as refused:
+        choose.load_classifier(tiny_spec(str(path), **changes))
+    assert "\n" not in str(refused.value)
+    assert "\x1b" not in str(refused.value)
+    assert len(str(refused.value)) < 3 * LONGEST  # the longest names all models there are
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_does_not_do_is_refused_in_one_sentence(keras: ModuleType, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    model_of(keras, kind).save(path)
+    for runtime in ("keras", "auto"):
+        says = refusal(path, runtime)
+        assert re.search(KINDS[kind], says), says
+
+
+def test_a_model_that_takes_images_of_any_size_takes_the_wanted_one(keras: ModuleType, tmp_path: Path) -> None:
+    pixels = keras.Input((None, None, 3))
+    keras.Model(pixels, softmax(keras, pixels)).save(tmp_path / "model.keras")
+    choose._load_keras.cache_clear()
+    loaded = choose.load_classifier(tiny_spec(str(tmp_path / "model.keras"), runtime="keras", batch_size=2))
+    assert loaded.input_shape == (32, 32, 3)
+    assert loaded.probabilities(np.zeros((2, 32, 32, 3), np.uint8)).sum() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float16"])
+def test_a_model_whose_input_is_of_another_type_gets_it(keras: ModuleType, dtype: str, tmp_path: Path) -> None:
+    pixels = keras.Input((32, 32, 3), dtype=dtype)
+    keras.Model(pixels, softmax(keras, keras.ops.cast(pixels, "float32") / 255)).save(tmp_path / "model.keras")
+    choose._load_keras.cache_clear()
+    loaded = choose.load_classifier(tiny_spec(str(tmp_path / "model.keras"), runtime="keras", batch_size=2))
+    assert loaded.probabilities(np.full((1, 32, 32, 3), 255, np.uint8)).sum() == pytest.approx(1)
+
+
+def test_a_layer_that_this_service_does_not_know_is_named(keras: ModuleType, tmp_path: Path) -> None:
+    class Mine(keras.layers.Layer):
+        def call(self, tensor: Any) -> Any:
+            return tensor
+
+    pixels = keras.Input((32, 32, 3))
+    keras.Model(pixels, softmax(keras, Mine()(pixels))).save(tmp_path / "model.keras")
+    says = refusal(tmp_path / "model.keras")
+    assert re.search(r"^MODEL=\S+ cannot be loaded: Could not locate class 'Mine'.*" + OWN_CODE, says), says
+
+
+def test_a_model_that_fails_when_it_runs_is_refused(keras: ModuleType, tmp_path: Path) -> None:
+    """It is built without an error: only numbers that are looked up, and are not there, make it fail."""
+    pixels = keras.Input((32, 32, 3))
+    flat = keras.layers.Reshape((-1, 48))(pixels)
+    # 64 rows of 48 numbers a picture; the batch's own count is only known when it runs.
+    wrong = keras.ops.reshape(flat, (-1, 5, 7))
+    keras.Model(pixels, softmax(keras, keras.ops.expand_dims(wrong, -1))).save(tmp_path / "model.keras")
+    for runtime in ("keras", "auto"):
+        says = refusal(tmp_path / "model.keras", runtime)
+        assert re.search(r"^The model fails on a blank image: .*must be evenly divisible.*\.$", says), says
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "text", "truncated", "other zip", "h5", "folder", "pipe", "unreadable"]
+)
+def test_what_is_no_keras_file_is_refused(keras: ModuleType, kind: str, tmp_path: Path) -> None:
+    path, whole = tmp_path / "model.keras", tmp_path / "whole.keras"
+    pixels = keras.Input((32, 32, 3))
+    model = keras.Model(pixels, softmax(keras, pixels))
+    model.save(whole)
+    content = whole.read_bytes()
+    if kind in ("empty", "text", "truncated"):
+        path.write_bytes({"empty": b"", "text": b"no model", "truncated": content[: len(content) // 2]}[kind])
+    elif kind == "other zip":
+        with zipfile.ZipFile(path, "w") as other:
+            other.writestr("readme.txt", "no model")
+    elif kind == "h5":
+        model.save(tmp_path / "model.h5")
+        (tmp_path / "model.h5").rename(path)
+    elif kind == "folder":
+        model.export(path, verbose=False)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "unreadable":
+        path.symlink_to("/proc/1/mem")
+    says = refusal(path)
+    assert re.search(r"^MODEL=\S+ cannot be loaded: .+\. It must be a file that Keras 3's model\.save wrote\.", says), (
+        says
+    )
+    reasons = {"missing": "No such file or directory", "folder": "it is no file", "pipe": "it is no file"}
+    assert f" cannot be loaded: {reasons.get(kind, '')}" in says
+
+
+@pytest.mark.parametrize("name", ["model.h5", "saved_model", "model.KERAS"])
+def test_a_whole_model_in_another_format_is_told_what_is_read(name: str, tmp_path: Path) -> None:
+    assert re.search(r"no such model\. Set it to the path of a \.keras file", refusal(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "text", "folder", "pipe", "unreadable", "other model", "other classes", "bad name"]
+)
+def test_weights_that_do_not_fit_are_refused(keras: ModuleType, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("weights.bin" if kind == "bad name" else "own.weights.h5")
+    if kind in ("empty", "text", "bad name"):
+        path.write_bytes(b"" if kind == "empty" else b"no weights")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "unreadable":
+        path.symlink_to("/proc/1/mem")
+    elif kind == "other model":
+        pixels = keras.Input((32, 32, 3))
+        keras.Model(pixels, softmax(keras, pixels)).save_weights(path)
+    elif kind == "other classes":
+        keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), classes=7).save_weights(path)
+    for runtime in ("keras", "auto"):
+        says = refusal("MobileNetV2", runtime, weights=str(path), store=tmp_path)
+        begins = (
+            rf"^MODEL=MobileNetV2 with MODEL_WEIGHTS={path} at 32×32 cannot be built: .+\. MODEL_WEIGHTS is imagenet, "
+        )
+        # Where a converted model is kept under a digest of its files, an unreadable one is met before.
+        assert re.search(begins, says) or (kind == "unreadable" and says.startswith(f"{path} cannot be read: ")), says
+
+
+def test_a_model_too_large_for_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving.model import keras_runtime
+
+    def too_large(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(keras_runtime.keras.applications, "MobileNetV2", too_large)
+    says = refusal("MobileNetV2", weights="random", store=tmp_path)
+    assert "cannot be built: there is not enough memory. " in says
+
+
+class Strange:
+    """A runtime whose output has another shape than it says."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.input_shape, self.classes, self._shape = (32, 32, 3), 2, shape
+        self.shape = choose_shape()
+
+    def compiled_batches(self, batch_size: int) -> list[Any]:  # noqa: ARG002
+        return [self]
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        return np.full(self._shape, 1 / self._shape[-1], np.float32)
+
+
+def choose_shape() -> Any:
+    from serving.model.runtime import BatchShape
+
+    return BatchShape("strange", 2)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (2, 2, 2), (2,)])
+def test_an_output_of_another_shape_than_the_runtime_says_is_refused(shape: tuple[int, ...]) -> None:
+    strange = classifier.Classifier(Strange(shape), ["a", "b"], top=1, batch_size=2)
+    with pytest.raises(ModelUnavailable, match=rf"has the shape {re.escape(str(shape))}: it must be \(2, 2\)\.$"):
+        strange.warm_up()
+
+
+def test_pages_become_a_sentence_and_signals_pass() -> None:
+    assert why(ValueError("\x1b[1mfirst\x1b[0m\n\n  second.\n")) == "first second"
+    assert why(KeyError("name")) == "name"
+    assert why(ValueError()) == "ValueError"
+    assert len(why(ValueError("word " * 1000))) <= LONGEST + 2
+    with pytest.raises(KeyboardInterrupt), model_unavailable("what", "advice"):
+        raise KeyboardInterrupt
+    with pytest.raises(ModelUnavailable, match="^ours$"), model_unavailable("what", "advice"):
+        raise ModelUnavailable("ours")
+
+
+@pytest.mark.parametrize("kind", ["two outputs", "lambda"])
+def test_the_process_ends_with_2_and_one_line(
+    processes: Processes, raw: redis.Redis, keras: ModuleType, kind: str, tmp_path: Path
+) -> None:
+    model_of(keras, kind).save(tmp_path / "model.keras")
+    settings = {"MODEL": str(tmp_path / "model.keras"), "MODEL_LABELS": "numbers", "IMAGE_WIDTH": "32"}
+    settings |= {"IMAGE_HEIGHT": "32", "KERAS_HOME": str(tmp_path)}
+    process = processes.start("run_model_server.py", **settings)
+    assert process.wait(timeout=100) == 2, output(process)
+    (line,) = output(process).splitlines()
+    assert re.search(KINDS[kind], line)
+    debugging = processes.start("run_model_server.py", **settings, LOG_LEVEL="debug")
+    assert debugging.wait(timeout=100) == 2
+    assert output(debugging).splitlines()[-1] == line
+    assert ("Traceback" in output(debugging)) == (kind == "lambda")  # of Keras's errors, not of our own sentences
