@@ -31,6 +31,7 @@ from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import Child, StopSignals
 from serving.local.terminal import Output, progress, tell
 from serving.model import gpus
+from serving.model.spec import name_of
 
 HERE = Path(__file__).parent
 MODEL_STOP_SECONDS = 30
@@ -81,7 +82,8 @@ class Service:
 
     def start_servers(self) -> None:
         """Start the model servers, each on a GPU of its own where there are several, and the web server."""
-        common = {"REDIS_URL": self.redis.url, "PYTHONUNBUFFERED": "1"}
+        name = self.config.model_name or name_of(self.config.model)
+        common = {"REDIS_URL": self.redis.url, "MODEL_NAME": name, "PYTHONUNBUFFERED": "1"}
         for number, gpu in enumerate(gpus.pinned(self.model_servers, os.environ.get(gpus.CUDA_VISIBLE_DEVICES))):
             port = self.config.metrics_port + number if self.config.metrics_port else 0
             name = "model" if self.model_servers == 1 else f"model{number + 1}"

@@ -1,5 +1,6 @@
 """All of it, as a user runs it: real processes, a Redis of its own, real photos; and the answers are Keras's own."""
 
+import contextlib
 import json
 import os
 import signal
@@ -269,6 +270,25 @@ def test_several_model_servers_share_the_work(start: Callable[..., Service], lig
     jobs = [float(page.split('model_jobs_total{end="answered"} ')[1].split()[0]) for page in worked]
     assert sum(jobs) == 200
     assert min(jobs) > 0
+
+
+def test_a_second_service_with_another_model_on_one_redis_ends_and_hands_out_no_answer_of_the_first(
+    start: Callable[..., Service], redis_server: RedisServer, raw: redis.Redis, light_model: dict[str, str]
+) -> None:
+    shared = light_model | {"REDIS_URL": redis_server.url, "LEASE_SECONDS": "2"}
+    first = start(**shared)
+    second = start(ready=False, **shared | {"MODEL_NAME": "another"})
+    photo, answers = as_bytes(some_photo(), "JPEG"), []
+    while second.process.poll() is None:
+        with contextlib.suppress(OSError):  # not there yet, or no more
+            answers.append(upload(f"{second.url}/predict", photo))
+        assert upload(f"{first.url}/predict", photo).status == 200
+    assert second.process.poll() == 2
+    says = output(second.process)
+    assert "is served by" in says
+    assert "IMAGE_QUEUE" in says
+    assert {answer.status for answer in answers} <= {503}, [answer.body for answer in answers]
+    assert any("this web server is for another" in answer.json["error"] for answer in answers)
 
 
 def test_without_the_imagenet_weights_it_goes_on_with_random_ones_and_says_so(

@@ -73,16 +73,15 @@ class JobQueue:
         self, url: str, name: str, *, resend: bool = False, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS
     ) -> None:
         self.name = name
-        self.leases, self.attempts, self.dead = (f"{{{name}}}:{key}" for key in ("workers", "attempts", "dead"))
-        self.settled_by_server, self.settled_total, self.last_empty_at = (
-            f"{{{name}}}:{key}" for key in ("settled", "served", "emptied")
-        )
-        self.serves, self.served_last, self.answered_at = (
-            f"{{{name}}}:{key}" for key in ("serves", "served_last", "answered_at")
-        )
+        self.leases, self.attempts, self.dead = self._keys("workers", "attempts", "dead")
+        self.settled_by_server, self.settled_total, self.last_empty_at = self._keys("settled", "served", "emptied")
+        self.serves, self.served_last, self.answered_at = self._keys("serves", "served_last", "answered_at")
         self.redis = open_redis(url, resend=resend, timeout_seconds=timeout_seconds)
         # Redis's clock minus this machine's monotonic clock; and the monotonic time at which that was found. Seconds.
         self._clock_offset, self._clock_heard = 0.0, -math.inf
+
+    def _keys(self, *kinds: str) -> list[str]:
+        return [f"{{{self.name}}}:{kind}" for kind in kinds]
 
     def processing(self, server: str) -> str:
         """The key of a model server's processing list."""

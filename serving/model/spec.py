@@ -30,13 +30,18 @@ class ModelSpec:
     @property
     def called(self) -> str:
         """Tell what the model is called: at most 64 letters, digits, dots, dashes and underscores."""
-        own = Path(self.architecture).stem if self.is_keras_file else self.architecture
-        return self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", own)[:64]
+        return self.name or name_of(self.architecture)
 
     @property
     def has_random_weights(self) -> bool:
         """Tell whether the predictions mean nothing."""
         return self.weights == "random" and not self.is_keras_file
+
+
+def name_of(architecture: str) -> str:
+    """Return what a model is called for which no name is set: its architecture, or the name of its `.keras` file."""
+    own = Path(architecture).stem if architecture.endswith(".keras") else architecture
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", own)[:64]
 
 
 @dataclass(frozen=True)
