@@ -480,6 +480,12 @@ def test_where_a_key_is_asked_for_the_page_asks_for_it(
     choose(page, pictures["blue"])
     requests.wait_until_ended(3)
     expect(says(page)).to_contain_text("key")
+    # A proxy's error tells nothing of the key.
+    answer_in_the_services_place(page, 502, "<html><h1>502 Bad Gateway</h1></html>")
+    page.get_by_role("button", name="Send again").click()
+    expect(says(page)).to_contain_text("HTTP 502")
+    expect(key_field(page)).to_be_visible()
+    page.unroute("**/predict")
     key_field(page).fill("sesame")
     page.get_by_role("button", name="Send again").click()
     expect_answer(page, "blue")
