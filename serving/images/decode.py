@@ -61,13 +61,15 @@ def to_pixels(image: ImageFile.ImageFile, width: int, height: int) -> np.ndarray
         UndecodableImage: the image is truncated or corrupt.
         UnsupportedFormat: the image is of a kind that is not read.
     """
-    file, samples = image.fp, grey.samples_of(image)
+    file, samples, covered = image.fp, grey.samples_of(image), image.tile[0].extents if image.tile else None
     try:
         _scale_clear_colour(image)
         # libjpeg decodes a JPEG straight to 1/2, 1/4 or 1/8 of its size, never below width × height.
         image.draft("RGB", (width, height))
         image.load()
         _turn_upright(image)
+        if image.format == "GIF" and covered and not image.has_transparency_data:
+            return np.asarray(_resize(_on_white(image, covered), (width, height)))
         return np.asarray(_to_rgb(image, samples, (width, height)))
     except MemoryError:
         raise
@@ -143,6 +145,16 @@ def _to_rgb(image: Image.Image, samples: grey.Samples | None, size: tuple[int, i
         return Image.alpha_composite(Image.new("RGBA", size, "white"), small).convert("RGB")
     rgb = image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
     return _resize(rgb, size)
+
+
+def _on_white(image: Image.Image, covered: tuple[int, int, int, int]) -> Image.Image:
+    """A GIF -> RGB, white where its first frame does not cover it; Pillow leaves the palette's first colour there."""
+    left, top, right, bottom = covered
+    width, height = image.size
+    rgb = image.convert("RGB")
+    for rest in ((0, 0, width, top), (0, bottom, width, height), (0, 0, left, height), (right, 0, width, height)):
+        rgb.paste("white", rest)
+    return rgb
 
 
 def _is_clear_by_mistake(image: Image.Image) -> bool:

@@ -98,6 +98,16 @@ def test_the_inks_of_adobes_jpegs_are_inverted() -> None:
     assert_shows(_ycck_jpeg(), COLOURS, 12)
 
 
+@pytest.mark.parametrize("options", [{}, {"transparency": 255}, {"interlace": 1}])
+def test_where_the_first_frame_of_a_gif_does_not_cover_it_it_is_white(options: dict[str, int]) -> None:
+    data = as_bytes(Image.new("L", (20, 10), 77), "GIF", **options)
+    frame = data.index(b"\x2c\0\0\0\0\x14\0\x0a\0")
+    moved = data[: frame + 1] + struct.pack("<HH", 30, 5) + data[frame + 5 :]
+    expected = np.ones((HEIGHT, WIDTH, 3))
+    expected[5:15, 30:50] = 77 / 255
+    assert_shows(moved[:6] + struct.pack("<HH", WIDTH, HEIGHT) + moved[10:], expected, 0.1)
+
+
 # PNG: every depth and colour type, line by line and interlaced.
 
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
