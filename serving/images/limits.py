@@ -5,12 +5,13 @@
     PNG of 1×50,000,000 pixels                    MOST_SIDE_PIXELS: resizing takes 32 bytes for each pixel of a side
     TIFF of 16×16 with a tile of 40000×40000      `max_pixels` for a tile too: libtiff decodes whole tiles
     JPEG of 200,000 empty scans                   MOST_SCANNED_PIXELS: each scan goes over all pixels
-    JPEG of metadata segments, or of padding      MOST_HEADER_READS: each part costs Pillow a few reads, in Python
-    PNG of texts, or of colour profiles           metadata.py leaves them out: each unpacks to a megabyte
-    PNG of empty chunks                           metadata.MOST_CHUNKS: each costs Pillow a few reads, in Python
+    header of many parts, of any format           MOST_HEADER_READS: each part costs Pillow a few reads, in Python
+    JPEG of metadata segments, GIF of comments    metadata.MOST_SEGMENTS, MOST_BLOCKS: left out as far as these
+    PNG of texts, or of colour profiles           left out by metadata.py: each unpacks to a megabyte
+    PNG of small chunks                           metadata.MOST_CHUNKS: each costs Pillow a few reads, in Python
     BMP with run lengths                          not read: Pillow does so in Python, byte by byte
 
-docs/decisions/010 has what each of them cost.
+docs/decisions/010 and 030 have what each of them cost.
 """
 
 import io

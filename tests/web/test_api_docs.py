@@ -5,7 +5,7 @@ import re
 from conftest import ROOT
 
 from serving import errors
-from serving.images import decode, limits
+from serving.images import kinds, limits
 from serving.web import access, arrival, uploads
 from serving.web.openapi import describe
 
@@ -62,7 +62,7 @@ def test_the_page_has_the_limits_of_the_code() -> None:
 
 
 def test_the_page_names_every_format_header_and_shared_path() -> None:
-    assert all(name in PAGE.upper() for name in decode.FORMATS)
+    assert all(name in PAGE.upper() for name in kinds.FORMATS)
     assert all(f"`{name}" in PAGE for name in access.ALWAYS)
     cors = re.sub(r"\s+", " ", PAGE[PAGE.index("(CORS)") :])
     assert all(f"`{path}`" in cors for path in access.SHARED_PATHS)
