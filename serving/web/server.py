@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from wsgiref.types import WSGIApplication
 
+import gevent
 import gevent.threadpool
 from gunicorn.app.base import BaseApplication
 
+from serving.errors import RequestError
 from serving.telemetry.metrics import WebMetrics
 from serving.web import gunicorn_worker
 from serving.web.arrival import KEEP_ALIVE_SECONDS, RequestBody
@@ -30,6 +32,8 @@ DECODERS = 2
 
 def decoding_pool() -> gevent.threadpool.ThreadPool:
     """Real threads for images that would hold the event loop up too long; two, since each may take hundreds of MB."""
+    hub = gevent.get_hub()
+    hub.NOT_ERROR = (*hub.NOT_ERROR, RequestError)  # gevent would print a traceback for each image that is broken
     return gevent.threadpool.ThreadPool(DECODERS)
 
 

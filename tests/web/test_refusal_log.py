@@ -85,3 +85,12 @@ def test_what_has_not_happened_for_a_while_is_told_at_once_again(caplog: pytest.
         before = 1
         assert ask()
         assert caplog.messages == ["POST /predict: 504: No answer came."] * 2
+
+
+def test_a_broken_image_that_a_thread_decodes_leaves_no_traceback(processes: Processes, raw: redis.Redis) -> None:
+    url = start(processes)
+    broken = as_bytes(some_photo(), "TIFF")[:-1000]
+    for _ in range(3):
+        assert upload(f"{url}/predict", broken).status == 422
+    assert http("GET", f"{url}/healthz").status == 200
+    assert "Traceback" not in output(processes.running[-1])
