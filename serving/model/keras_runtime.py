@@ -37,6 +37,10 @@ from serving.model.spec import ModelSpec
 
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
 DEFAULT_SIDE = 224  # pixels, of a .keras file that takes any size
+FITTING = (
+    "MODEL_WEIGHTS is imagenet, random, or a file of this very model's weights; IMAGE_WIDTH and IMAGE_HEIGHT are a "
+    "size that the model takes."
+)
 OWN_CODE = (
     "It must be a file that Keras 3's model.save wrote. A model with code of its own, as a Lambda or a layer of yours, "
     "needs a MODEL_RUNTIME of your own: docs/settings.md."
@@ -122,7 +126,7 @@ def load_model(spec: ModelSpec) -> keras.Model:
     size = "" if spec.width is None else f" at {spec.width}×{spec.height}"
     at = f"MODEL={spec.architecture} with MODEL_WEIGHTS={weights}{size} cannot be built"
     # A file of another model, an input size it does not take, …
-    with model_unavailable(at, "MODEL_WEIGHTS is imagenet, random, or a file of this very model's weights."):
+    with model_unavailable(at, FITTING):
         if weights not in ("imagenet", "random"):
             check_file(Path(weights))
         with downloading:

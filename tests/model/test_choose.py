@@ -1,13 +1,14 @@
 """What runs a model: chosen by its spec, or a class of one's own; and where that keeps what it compiles."""
 
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_spec
+from conftest import ROOT, tiny_spec
 
 from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
 from serving.model import choose
@@ -54,6 +55,34 @@ def test_a_runtime_of_ones_own_may_raise_what_it_likes() -> None:
 def test_a_runtime_that_cannot_be_imported_says_what_to_set(name: str) -> None:
     with pytest.raises(ModelUnavailable, match=f"MODEL_RUNTIME={name} cannot be imported.*PYTHONPATH"):
         choose.load_classifier(tiny_spec("mine", runtime=name))
+
+
+@pytest.mark.parametrize("content", ["class Class", "raise RuntimeError('mine')", "import no_such_library"])
+def test_a_runtime_whose_module_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    name = f"mine_{abs(hash(content))}"
+    (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelUnavailable, match=f"^MODEL_RUNTIME={name}:Class cannot be imported: .*PYTHONPATH"):
+        choose.load_classifier(tiny_spec("mine", runtime=f"{name}:Class"))
+
+
+@pytest.mark.parametrize("backend", ["torch", "no_such_framework"])
+def test_a_framework_that_is_not_there_is_one_sentence(
+    tiny_model: dict[str, str], backend: str, tmp_path: Path
+) -> None:
+    script = (
+        "import sys\nfrom serving.model import choose\nfrom serving.model.spec import ModelSpec\n"
+        "from serving.errors import ModelUnavailable\n"
+        "try: choose.load_classifier(ModelSpec(sys.argv[1], 'random', 'numbers', 32, 32, runtime='keras'))\n"
+        "except ModelUnavailable as error: print(error)\n"
+    )
+    environment = os.environ | {"KERAS_BACKEND": backend, "KERAS_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, tiny_model["MODEL"]]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    (line,) = ran.stdout.splitlines()
+    assert line.startswith("Keras cannot be imported: ")
+    assert line.endswith("Install what KERAS_BACKEND names: tensorflow, jax or torch.")
 
 
 def no_such_gpu(spec: ModelSpec) -> Loud:

@@ -58,7 +58,7 @@ def test_an_unknown_model_is_refused_with_those_there_are(keras_runtime: ModuleT
 
 
 def test_weights_that_are_missing_or_of_another_model_are_refused(keras_runtime: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match="no such file"):
+    with pytest.raises(ModelUnavailable, match="No such file"):
         load(keras_runtime, "MobileNetV2", "/nowhere.h5")
     wrong = tmp_path / "wrong.weights.h5"
     wrong.write_bytes(b"not weights")
