@@ -36,6 +36,8 @@ from conftest import (
 )
 
 import helpers
+import run_service
+import settings
 from serving import errors
 from serving.images.decode import decode_image
 from serving.local import redis_server as local_redis
@@ -43,6 +45,7 @@ from serving.local import web_address
 from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import Child, LeaseWatch
 from serving.local.terminal import Output
+from serving.model import gpus
 from stress_test import made_photo
 
 # A machine where nothing can be downloaded, also if this one could.
@@ -415,6 +418,86 @@ def test_the_last_lines_of_a_process_hold_only_the_end_of_a_progress_bar() -> No
     assert lines.last_lines("model") == ["loading", "done"]
     lines.write("model", "3 %\r")
     assert lines.last_line("model", "nothing") == "3 %"
+
+
+@pytest.fixture
+def four_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with four NVIDIA GPUs, for which files stand, and an empty folder of Python packages."""
+    for number in range(4):
+        (tmp_path / f"nvidia{number}").touch()
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    for name in ("KERAS_BACKEND", gpus.CUDA_VISIBLE_DEVICES):
+        monkeypatch.delenv(name, raising=False)
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    monkeypatch.syspath_prepend(packages)
+    return packages
+
+
+def install(packages: Path, name: str) -> None:
+    """What pip leaves of a package that nobody imports here."""
+    information = packages / f"{name.replace('-', '_')}-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+
+
+@pytest.mark.parametrize(
+    ("framework", "package"),
+    [("tensorflow", "nvidia-cudnn-cu12"), ("jax", "jax-cuda12-plugin"), ("jax", "jax-cuda13-plugin")],
+)
+@pytest.mark.parametrize("chosen_by", ["environment", "keras.json"])
+def test_gpus_count_once_keras_has_the_packages_to_see_them_and_before_the_command_is_told(
+    four_gpus: Path, framework: str, package: str, chosen_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chosen_by == "environment":
+        monkeypatch.setenv("KERAS_BACKEND", framework)
+    else:
+        (four_gpus.parent / "keras.json").write_text(json.dumps({"backend": framework}))
+    config = settings.Settings(_env_file=None)
+    assert run_service.lacks_gpu_packages(config)
+    assert run_service.how_many_model_servers(config) == 1
+    install(four_gpus, package)
+    assert not run_service.lacks_gpu_packages(config)
+    assert run_service.how_many_model_servers(config) == 4
+
+
+def test_packages_of_another_framework_than_the_chosen_one_let_it_see_nothing(four_gpus: Path) -> None:
+    install(four_gpus, "jax-cuda13-plugin")  # and KERAS_BACKEND=jax was forgotten
+    assert run_service.lacks_gpu_packages(settings.Settings(_env_file=None))
+
+
+def test_on_a_gpu_host_without_cuda_the_one_command_is_told(
+    four_gpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_service.tell_of_gpus(settings.Settings(_env_file=None))
+    assert gpus.HOW_TO_USE in capsys.readouterr().err
+    install(four_gpus, "nvidia-cudnn-cu12")
+    run_service.tell_of_gpus(settings.Settings(_env_file=None))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("environment", "servers"),
+    [
+        ({"MODEL_RUNTIME": "openvino"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 1),
+        ({"MODEL_RUNTIME": "mine:Own"}, 4),  # of which nobody here knows what it needs
+        ({"KERAS_BACKEND": "torch"}, 4),
+    ],
+)
+def test_where_no_gpu_is_wanted_or_nobody_knows_what_it_needs_nothing_is_told(
+    four_gpus: Path, environment: dict[str, str], servers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = settings.Settings(_env_file=None)
+    assert not run_service.lacks_gpu_packages(config)
+    assert run_service.how_many_model_servers(config) == servers
+
+
+def test_as_many_model_servers_as_were_asked_for_start_without_gpus_that_can_be_used(four_gpus: Path) -> None:
+    assert run_service.how_many_model_servers(settings.Settings(_env_file=None, model_servers=3)) == 3
 
 
 def test_a_taken_port_is_named(start: Callable[..., Service]) -> None:

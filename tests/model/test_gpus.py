@@ -7,7 +7,7 @@ from conftest import ROOT
 
 import run_service
 import settings
-from serving.model import gpus
+from serving.model import gpu_packages, gpus
 from serving.model.gpus import CUDA_VISIBLE_DEVICES
 
 
@@ -62,6 +62,7 @@ def test_where_there_is_nothing_to_choose_nothing_is_said(devices: Path) -> None
 
 
 def test_one_model_server_for_each_gpu_unless_told_otherwise(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_packages, "are_there", lambda framework: True)
     assert run_service.how_many_model_servers(settings.Settings()) == 1
     has(devices, 0, 1, 2)
     assert run_service.how_many_model_servers(settings.Settings()) == 3
