@@ -46,6 +46,8 @@ try:
     from rich.console import Console
     from rich.progress import Progress
 
+    import settings
+    from serving.local import web_address
     from serving.local.load_report import Ending, Outcome, draw, print_table, summarise
 except ImportError as missing:
     print(
@@ -243,9 +245,11 @@ def parse_arguments() -> argparse.Namespace:
     """The command line, checked; exits with 2 where it is wrong."""
     title, _, details = (__doc__ or "").partition("\n\n")
     form = argparse.RawDescriptionHelpFormatter
+    config = settings.load()
+    here = f"{web_address.to_open(config.web_host, config.web_port)}/predict"
     parser = argparse.ArgumentParser(description=title, epilog=details, formatter_class=form)
     add, default = parser.add_argument, "(default: %(default)s)"
-    add("--url", type=address, default="http://127.0.0.1:5000/predict", help=f"without a path: /predict {default}")
+    add("--url", type=address, default=here, help=f"without a path: /predict {default}")
     add("--image", type=Path, metavar="PATH", help="image or folder of images (default: a 500x375 JPEG made here)")
     add("--requests", type=int, default=250, metavar="N", help=f"how many to send {default}")
     loop = parser.add_mutually_exclusive_group().add_argument
@@ -254,11 +258,18 @@ def parse_arguments() -> argparse.Namespace:
     loop("--rate", type=float, metavar="R", help="open loop: R requests a second, Poisson arrivals")
     add("--seed", type=int, default=0, help=f"of the arrivals and of the JPEG made here {default}")
     add("--timeout", type=float, default=60, metavar="SECONDS", help=f"of each request {default}")
-    add("--api-key", type=str.strip, metavar="KEY", help="sent as Authorization: Bearer KEY (default: none)")
+    add(
+        "--api-key",
+        type=str.strip,
+        metavar="KEY",
+        help="sent as Authorization: Bearer KEY (default: the first of API_KEY)",
+    )
     add("--raw", action="store_true", help="send the image as the body, not as the multipart field `image`")
     add("--json", type=Path, metavar="FILE", help="write all numbers and the latency of each request to FILE")
     add("--plot", type=Path, metavar="FILE.png", help="draw the latencies")
     args = parser.parse_args()
+    if args.api_key is None:  # no default of argparse, which --help would show
+        args.api_key = next(iter(config.api_keys()), None)
     if args.concurrency is None and args.rate is None:
         args.concurrency = 64
     for name in ("requests", "concurrency", "rate", "timeout"):

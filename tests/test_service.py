@@ -529,7 +529,7 @@ def test_where_no_redis_is_to_be_had_one_sentence_says_how_to_get_one(monkeypatc
 
 @pytest.mark.parametrize(
     ("host", "shown"),
-    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("localhost", "localhost")],
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("[::1]", "[::1]"), ("localhost", "localhost")],
 )
 def test_the_address_shown_is_one_to_open(host: str, shown: str) -> None:
     assert web_address.to_open(host, 5000) == f"http://{shown}:5000"

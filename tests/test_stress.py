@@ -3,7 +3,9 @@
 import email
 import io
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -237,6 +239,58 @@ def test_raw_sends_the_file_itself_with_its_media_type_and_the_key(serve, tmp_pa
     assert body == files["a.png"]
     assert (headers["Content-Type"], headers["Authorization"]) == ("image/png", "Bearer s3cret")
     assert "s3cret" not in json.dumps(written) + table
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The script with a `.env` of its own beside it."""
+    for name in ("stress_test.py", "settings.py"):
+        shutil.copy(SCRIPT.with_name(name), tmp_path)
+    shutil.copytree(SCRIPT.with_name("serving"), tmp_path / "serving")
+    return tmp_path
+
+
+def sent_keys(server: Server, script: Path, *options: object, **environment: str) -> set[str | None]:
+    """The `Authorization` headers of the requests that a run sends; the key is in nothing that it shows."""
+    report = script.with_name("load.json")
+    command = map(str, (sys.executable, script, "--requests", 2, "--json", report, *options))
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "s3cret" not in done.stdout + done.stderr + report.read_text()
+    return {headers.get("Authorization") for headers, _ in server.received}
+
+
+def test_the_first_api_key_of_the_service_is_sent_from_the_environment_and_from_env_file(serve, checkout):
+    script = checkout / "stress_test.py"
+    for environment, env_file, options, sent in (
+        ({}, "", (), None),
+        ({"API_KEY": " s3cret-a , s3cret-b"}, "", (), "Bearer s3cret-a"),
+        ({}, "API_KEY=s3cret-c\n", (), "Bearer s3cret-c"),
+        ({"API_KEY": "s3cret-a"}, "API_KEY=s3cret-c\n", (), "Bearer s3cret-a"),
+        ({"API_KEY": "s3cret-a"}, "", ("--api-key", "s3cret-d"), "Bearer s3cret-d"),
+        ({"API_KEY": "s3cret-a"}, "", ("--api-key", ""), None),
+    ):
+        (checkout / ".env").write_text(env_file)
+        server = serve(OK)
+        assert sent_keys(server, script, "--url", server.url, *options, **environment) == {sent}, (environment, options)
+
+
+def test_without_a_url_it_loads_the_service_where_its_settings_say(serve, checkout):
+    script = checkout / "stress_test.py"
+    server = serve(OK)
+    assert sent_keys(server, script, WEB_PORT=str(server.server_port), WEB_HOST="0.0.0.0") == {None}
+    (checkout / ".env").write_text(f"WEB_PORT={server.server_port}\n")
+    sent_keys(server, script)
+    assert [headers["path"] for headers, _ in server.received] == ["/predict"] * 4
+
+
+def test_the_help_tells_no_key():
+    environment = os.environ | {"API_KEY": "s3cret-a"}
+    shown = subprocess.run([sys.executable, SCRIPT, "--help"], env=environment, capture_output=True, text=True).stdout
+    assert "API_KEY" in shown
+    assert "s3cret" not in shown
 
 
 def test_an_image_of_megabytes_arrives_whole(serve, tmp_path):

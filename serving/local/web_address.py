@@ -47,6 +47,7 @@ def to_open(host: str, port: int) -> str:
     if host == "0.0.0.0":  # noqa: S104
         host = "127.0.0.1"
     elif ":" in host:
+        host = host.strip("[]")
         host = f"[{'::1' if host == '::' else host}]"
     return f"http://{host}:{port}"
 
