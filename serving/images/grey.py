@@ -1,6 +1,7 @@
 """Grey samples that are not the usual 8 bits -> 8 bits, 0 (black) to 255 (white).
 
     samples                             black    white
+    16 bits of a PNG                    0        65,535, as the PNG specification says
     integers, none below 0              0        the first of 255, 4095 and the type's largest that none exceeds; the
                                                  brightest sample instead of the largest of 32 bits
     integers, some below 0              darkest  brightest sample
@@ -10,7 +11,8 @@
     other floats                        darkest  brightest sample
 
 Not a number, infinity and whatever is beyond ±MISSING_FROM stand for missing samples, and become black. Where a TIFF
-says that white is zero, black and white change places. The clear colour of a PNG becomes white.
+says that white is zero, black and white change places. The clear colour of a PNG becomes white. A TIFF does not say
+what white is: cameras and scanners write 12 bits, and programs 8, into samples of 16.
 """
 
 from dataclasses import dataclass
@@ -27,11 +29,15 @@ DTYPES = {"I;16NS": "int16", "I;32N": "uint32", "I;32NS": "int32"}  # by Pillow'
 
 @dataclass(frozen=True)
 class Samples:
-    """What the samples of a grey image are: numpy's name of their type, whether 0 is white, the clear value."""
+    """What the samples of a grey image are: numpy's name of their type, whether 0 is white, the clear value.
+
+    `white` is the value of white, where the format says it.
+    """
 
     dtype: str
     white_is_zero: bool = False
     clear: int | None = None
+    white: float | None = None
 
 
 def samples_of(image: ImageFile.ImageFile) -> Samples | None:
@@ -43,13 +49,12 @@ def samples_of(image: ImageFile.ImageFile) -> Samples | None:
         if image.mode == "L" and is_signed:
             return Samples("int8")
         white_is_zero = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
-    else:
-        white_is_zero = False
-    if image.mode == "F":
-        return Samples("float32", white_is_zero)
-    if image.mode.startswith("I"):
+        if image.mode == "F":
+            return Samples("float32", white_is_zero)
+        return Samples(DTYPES.get(str(raw_mode), "uint16"), white_is_zero) if image.mode.startswith("I") else None
+    if image.mode.startswith("I"):  # a PNG
         clear = image.info.get("transparency")
-        return Samples(DTYPES.get(str(raw_mode), "uint16"), white_is_zero, clear if isinstance(clear, int) else None)
+        return Samples("uint16", clear=clear if isinstance(clear, int) else None, white=65535.0)
     return None
 
 
@@ -86,6 +91,8 @@ def _values(image: Image.Image, box: tuple[int, int, int, int], samples: Samples
 
 def _range(image: Image.Image, samples: Samples) -> tuple[float, float]:
     """The samples that become black and white."""
+    if samples.white is not None:
+        return 0.0, samples.white
     lows, highs = [], []
     for box in _strips(image):
         values, missing = _values(image, box, samples)

@@ -43,9 +43,10 @@ def test_integers_are_of_8_or_12_or_all_their_bits(sample_format: int, bits: int
 
 
 @pytest.mark.parametrize("brightest", [255, 4095, 20000, 65535])
-def test_a_16_bit_png_has_the_same_range_as_a_tiff(brightest: int) -> None:
+def test_a_dark_16_bit_png_stays_dark(brightest: int) -> None:
+    """Its specification says what white is; a TIFF's does not."""
     values = (SHARES * brightest).round()
-    assert np.array_equal(decode(png(values)), decode(tiff(values, UNSIGNED, 16)))
+    assert np.abs(decode(png(values)) - values / 65535 * 255).max() <= 1
 
 
 @pytest.mark.parametrize(
