@@ -115,6 +115,7 @@ def main() -> int:
         drain_seconds=config.request_timeout_seconds,
         headers=access.ALWAYS,
         most_upload_bytes=config.web_threads * config.max_upload_bytes,
+        log_level=config.log_level,
     )
     return 0
 

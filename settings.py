@@ -171,8 +171,8 @@ class Settings(BaseSettings):
     )
     log_level: Annotated[Literal["debug", "info", "warning"], _Lower] = Field(
         "info",
-        description="what the model server logs: debug shows whole errors, and what TensorFlow, JAX or PyTorch writes "
-        "while it loads; warning hides the steps of the start",
+        description="what the servers log: debug shows whole errors, and what TensorFlow, JAX or PyTorch writes while "
+        "it loads; warning hides the steps of the start",
     )
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
 

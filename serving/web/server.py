@@ -47,6 +47,7 @@ def serve(
     drain_seconds: float,
     headers: Mapping[str, str],
     most_upload_bytes: int,
+    log_level: str,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -58,11 +59,16 @@ def serve(
         drain_seconds: how long requests may take that are in flight when the server is told to stop.
         headers: of answers to requests that never reach the application.
         most_upload_bytes: that the requests of one process may hold in all.
+        log_level: debug, info or warning.
     """
     RequestBody.most_in_hand = most_upload_bytes
     gunicorn_worker.replace_refusals(headers)
     gunicorn_worker.beat_in_memory()
-    _Server(create_app, counts, _settings(host, port, processes, drain_seconds)).run()
+    settings = _settings(host, port, processes, drain_seconds)
+    settings["loglevel"] = "warning" if log_level == "warning" else "info"  # its debug lines name requests
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("PIL").setLevel(logging.INFO)  # its debug lines tell what is in an upload
+    _Server(create_app, counts, settings).run()
 
 
 def _settings(host: str, port: int, processes: int, drain_seconds: float) -> dict[str, Any]:
@@ -109,7 +115,6 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> WSGIApplication:
         """Create the application; gunicorn calls this in each web process."""
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         application = gunicorn_worker.BodiesInTime(self._create_app())
         # The garbage collector need not look again at what is there now (docs/decisions/023).
         gc.collect()
