@@ -215,11 +215,13 @@ class Rig:
             self.queue.last_empty_at,
             self.queue.settled_by_server,
             self.queue.leases,
+            *(self.queue.serves, self.queue.served_last, self.queue.answered_at),
             *([self.queue.dead] if dead_letters else []),
         }
         for key in client.keys("*"):
             is_answer = QUEUE.encode() not in key and 0 < client.ttl(key) <= RESULT_TTL_SECONDS
-            if not is_answer and key.decode() not in lasting:
+            is_published = key.decode().startswith(self.queue.labels(""))
+            if not (is_answer or is_published) and key.decode() not in lasting:
                 found.append(key.decode())
         return found
 
