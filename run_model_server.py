@@ -3,9 +3,9 @@
     image_queue -- take --> decode --> predict (GPU, or CPU) --> answer: SET <id>, wake the web server
 
 Run one for each GPU or more, on any host that reaches Redis. docs/settings.md says what the environment sets. Exit
-status: 0 stopped, 1 failed, 2 a wrong setting, no Redis, or a model that cannot run, 3 the ImageNet weights cannot be
-downloaded, 70 the model hung, 130 Ctrl-C while the model loads. `--check-health` starts no model server, but asks Redis
-about those of this host: 0 one makes progress, 1 none does, 2 a wrong setting or no Redis.
+status: 0 stopped, 1 failed, 2 a wrong setting, no Redis, a model that cannot run, or another model on the queue, 3 the
+ImageNet weights cannot be downloaded, 70 the model hung, 130 Ctrl-C while the model loads. `--check-health` starts no
+model server, but asks Redis about those of this host: 0 one makes progress, 1 none does, 2 a wrong setting or no Redis.
 """
 
 if __name__ == "__main__":  # before the imports of what may be missing

@@ -150,7 +150,8 @@ class Service:
             if starting and no_weights and self.go_on_with_random_weights():
                 return
             if starting and status == errors.StartError.exit_status:
-                raise errors.StartError(f"The {child.name} server refuses to start: see its last line above.")
+                said = self.output.last_line(child.name, "nothing")
+                raise errors.StartError(f"The {child.name} server refuses to start: {said}")
             self.restart_later(child, status)
 
     def restart_later(self, child: Child, status: int) -> None:

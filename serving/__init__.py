@@ -57,7 +57,7 @@ Where the model comes from
     model/gpus              which GPUs there are
     model/failures          whatever a library raises -> one sentence
     model/noise             what frameworks write while they load
-    model/gpu_packages      what Keras needs to see them
+    model/gpu_packages      what Keras needs to see a GPU
 Beside the way
     errors                  what can go wrong
     web/problems            errors -> JSON

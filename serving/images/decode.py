@@ -52,9 +52,10 @@ def pixels_of_work(image: ImageFile.ImageFile, data: bytes) -> float:
 
 
 def to_pixels(image: ImageFile.ImageFile, width: int, height: int) -> np.ndarray:
-    """Decode an opened image, once, to pixels (height, width, 3), uint8 0..255, RGB, turned upright as its EXIF says.
+    """Decode an opened image, once, to pixels (height, width, 3), uint8 0..255, RGB.
 
-    The whole image is squeezed to width × height by Pillow's bicubic resize; transparency becomes white; of an
+    It is turned upright as its EXIF or XMP says.
+    The whole image is squeezed to width × height by a bicubic resize; transparency becomes white; of an
     animation the first frame counts.
 
     Raises:

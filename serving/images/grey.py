@@ -2,8 +2,8 @@
 
     samples                             black    white
     16 bits of a PNG                    0        65,535, as the PNG specification says
-    integers, none below 0              0        the first of 255, 4095 and the type's largest that none exceeds; the
-                                                 brightest sample instead of the largest of 32 bits
+    integers, none below 0              0        the first of 255, 4095 and the type's largest that none exceeds; of 32
+                                                 bits 65535, and above it the brightest sample
     integers, some below 0              darkest  brightest sample
     floats, all between 0 and 1         0        1
     floats between 0 and 255, of which

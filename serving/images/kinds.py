@@ -50,9 +50,13 @@ OTHERS = (
     (0, b"PK\3\4", "a ZIP archive"),
     (0, b"\x1a\x45\xdf\xa3", "a video"),
     (8, b"AVI ", "a video"),
-    (0, b"/9j/", "an image in base64"),
-    (0, b"iVBORw0KGgo", "an image in base64"),
-    (0, b"data:image/", "an image in base64"),
+)
+ENCODED = (
+    (b"/9j/", "in base64"),
+    (b"iVBORw0KGgo", "in base64"),
+    (b"data:image/", "in base64"),
+    (b"\x1f\x8b", "packed by gzip"),
+    (b"\x28\xb5\x2f\xfd", "packed by Zstandard"),
 )
 TEXTS = ((b"<svg", "an SVG drawing"), (b"<!doctype html", "a web page"), (b"<html", "a web page"))
 LOSSLESS, HIERARCHICAL = (0xC3, 0xC7, 0xCB, 0xCF), (0xC5, 0xC6, 0xCD, 0xCE)
@@ -60,6 +64,11 @@ LOSSLESS, HIERARCHICAL = (0xC3, 0xC7, 0xCB, 0xCF), (0xC5, 0xC6, 0xCD, 0xCE)
 
 def refusal(data: bytes) -> RequestError:
     """The error for a file that could not be read, whose bytes are `data`."""
+    for start, how in ENCODED:
+        if data.startswith(start):
+            return UnsupportedFormat(
+                f"The file is {how}, which is not undone here. Send its bytes as they were before."
+            )
     if other := _other(data[:HEAD_BYTES]):
         return UnsupportedFormat(f"This is {other}, which is not read here. Convert it to JPEG or PNG.")
     name = _format(data)

@@ -9,7 +9,7 @@ Every key (Q is the queue's name; the braces put all but the answers into one sl
     {Q}:attempts            HASH    job id -> how often the job came back          until settled
     {Q}:dead                LIST    dead letters, JSON, newest at the right        capped at MOST_DEAD_LETTERS
     {Q}:settled             HASH    model server -> how many jobs it has settled   until it leaves or its jobs return
-    {Q}:served              STRING  settled_total: jobs that were ever settled     for ever
+    {Q}:served              STRING  settled_total (an old name): jobs ever settled for ever
     {Q}:emptied             STRING  last_empty_at: when a take left none waiting   for ever
     {Q}:serves              HASH    model server -> what it serves, JSON           until it leaves or dies
     {Q}:labels:<digest>     STRING  labels in the order of their classes, JSON     30 days, renewed

@@ -77,7 +77,7 @@ class Membership:
         return self._taken - self._settled
 
     def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
-        """Take up to `most` jobs; with `wait_seconds`, which only empty hands may, wait for a first one.
+        """Take up to `most` jobs; with `wait_seconds`, wait for a first one, which is allowed only with no job in hand.
 
         Raises:
             LeaseLost: others took this name for dead, and get its jobs.
@@ -185,7 +185,10 @@ class Membership:
         return bool(holds_lease)
 
     def return_expired(self) -> int:
-        """Return the jobs of every model server whose lease ran out to the head of the queue; return how many."""
+        """Return the jobs of every model server whose lease ran out to the head of the queue; return how many.
+
+        It also renews, once in a while, the life of what this model server has published.
+        """
         queue, returned = self._queue, 0
         if self._terms.served is not None and time.monotonic() - self._kept_at > RENEW_SERVED_SECONDS:
             self._kept_at = time.monotonic()

@@ -57,11 +57,11 @@ class ModelSide:
         queue.set_clock(float(clock))
         if other and served is not None:
             name, serves = (part.decode(errors="replace") for part in other)
-            others = Served.from_text(serves)
+            others = Served.from_text(serves) or served
             raise OtherModel(
-                f"The queue {queue.name} is served by {name} with {others.in_words() if others else serves}; this "
-                f"model server has {served.in_words()}, and its answers would go to the same clients. Stop one of "
-                "them, or give each its own IMAGE_QUEUE, and the web servers of each too."
+                f"The queue {queue.name} is served by {name} with {others.in_words(served)}; this model server has "
+                f"{served.in_words(others)}, and its answers would go to the same clients. Stop one of them, or set "
+                "IMAGE_QUEUE to another name for this model server and its web servers."
             )
         return member
 

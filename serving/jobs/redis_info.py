@@ -43,6 +43,6 @@ def doubts(info: Mapping[str, Any]) -> list[str]:
         )
     if info.get("aof_enabled") == 0:
         found.append(
-            "Redis loses accepted jobs when it restarts, all or those since a snapshot: set its appendonly to yes"
+            "Redis writes no log of its changes, so that a restart of it loses accepted jobs: set its appendonly to yes"
         )
     return found

@@ -20,7 +20,7 @@ from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 
 DEFAULT_SIZE = (224, 224)  # width, height; where nobody says anything
 LOOK_EVERY_SECONDS = 1.0
-FRESH_SECONDS = 0.05  # while no model server was met
+FRESH_SECONDS = 0.05  # instead, as long as no model server was seen alive
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,12 @@ class Served:
         """What travels beside each answer."""
         return {"model": self.name, "version": self.version} | ({"warning": self.warning} if self.warning else {})
 
-    def in_words(self) -> str:
-        """The model in words, for an operator."""
-        return f"{self.name} of {self.width}×{self.height} pixels with the labels {self.labels_digest}"
+    def in_words(self, other: "Served") -> str:
+        """The model in words, for an operator: its name, and what else of it is not as with `other`."""
+        size = f" of {self.width}×{self.height} pixels"
+        differs = (self.width, self.height, self.channels) != (other.width, other.height, other.channels)
+        labels = f" with other labels ({self.labels_digest})" if self.labels_digest != other.labels_digest else ""
+        return f"{self.name}{size if differs else ''}{labels}"
 
 
 def digest_of(labels: Sequence[str]) -> str:
@@ -110,7 +113,7 @@ class ServedNow:
         if self._met is not None and self._met.name != self._own_name:
             raise Unavailable(
                 f"The queue {self._queue.name} is served by the model {self._met.name}, and this web server is for "
-                f"{self._own_name}. Its operator has to give it an IMAGE_QUEUE of its own."
+                f"{self._own_name}. Set IMAGE_QUEUE to another name for this web server and its model servers."
             )
 
     def look_if_due(self, seconds: float = LOOK_EVERY_SECONDS) -> None:

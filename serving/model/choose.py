@@ -18,7 +18,7 @@ from typing import Any
 from serving.errors import ModelUnavailable, RuntimeUnsuitable
 from serving.model import gpus, noise, openvino_store
 from serving.model.classifier import Classifier
-from serving.model.failures import model_unavailable, shortened, why
+from serving.model.failures import check_file, model_unavailable, shortened, why
 from serving.model.labels import load_labels
 from serving.model.openvino_runtime import OpenVinoRuntime
 from serving.model.runtime import Runtime
@@ -40,6 +40,7 @@ def load_classifier(spec: ModelSpec) -> Classifier:
         if ":" in spec.runtime:
             classifier = _by_own_runtime(spec)
         else:
+            _check_weights(spec)
             on_a_gpu = spec.runtime != "openvino" and _has_gpu(spec)
             classifier = (_by_openvino(spec) if _wants_openvino(spec, on_a_gpu) else None) or _by_keras(spec)
         _load_keras.cache_clear()
@@ -77,6 +78,14 @@ def fetch(spec: ModelSpec) -> None:
             _load_keras(spec)
 
 
+def _check_weights(spec: ModelSpec) -> None:
+    """Raise ModelUnavailable, before anything takes long, if there is no such file of weights."""
+    if not spec.is_keras_file and spec.weights not in ("imagenet", "random"):
+        advice = "Set it to imagenet, random, or a file of this very model's weights."
+        with model_unavailable(f"MODEL_WEIGHTS={spec.weights} cannot be read", advice):
+            check_file(Path(spec.weights))
+
+
 def _named(spec: ModelSpec) -> str:
     """Name a model by its settings."""
     weights = "" if spec.is_keras_file else f" with MODEL_WEIGHTS={spec.weights}"
@@ -106,7 +115,7 @@ def _by_own_runtime(spec: ModelSpec) -> Classifier:
     except Exception as error:
         log.exception("MODEL_RUNTIME=%s failed", spec.runtime)  # whoever writes a runtime needs the traceback
         raise ModelUnavailable(f"MODEL_RUNTIME={spec.runtime} does not start: {why(error)}.") from error
-    log.info("loaded %s, by %s", spec.architecture, spec.runtime)
+    log.info("loaded %s by %s", spec.called, spec.runtime)
     return classifier
 
 
@@ -152,7 +161,7 @@ def _by_openvino(spec: ModelSpec) -> Classifier | None:
     except RuntimeUnsuitable as error:
         log.warning("not on OpenVINO: %s. Keras runs the model", why(error))
         return None
-    log.info("loaded %s (%s), on the CPU by OpenVINO, %s", spec.architecture, spec.weights, runtime.precision)
+    log.info("loaded %s, on the CPU by OpenVINO, %s", _named(spec), runtime.precision)
     return classifier
 
 
@@ -181,7 +190,7 @@ def _by_keras(spec: ModelSpec) -> Classifier:
     network, labels = _load_keras(spec)
     keras_runtime = _keras_runtime(spec)
     where = "a GPU" if keras_runtime.has_gpu() else "the CPU"
-    log.info("loaded %s (%s), on %s by Keras", spec.architecture, spec.weights, where)
+    log.info("loaded %s, on %s by Keras", _named(spec), where)
     return _classifier(spec, keras_runtime.KerasRuntime(network), labels)
 
 

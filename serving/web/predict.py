@@ -25,12 +25,13 @@ def predict() -> Response:
     """POST /predict: an image -> its most likely labels. Raises RequestError, in any of its kinds."""
     service: PredictionService = current_app.extensions["prediction service"]
     access.check_key()
-    answer = service.predict(
-        # The upload gets no name here, so that its memory is free while the request waits.
-        uploads.read_image(request, current_app.config["MAX_UPLOAD_BYTES"]),
-        g.came,
-        request.environ.get("service.connection"),
-    )
+    with uploads.hint_of_curl(request):
+        answer = service.predict(
+            # The upload gets no name here, so that its memory is free while the request waits.
+            uploads.read_image(request, current_app.config["MAX_UPLOAD_BYTES"]),
+            g.came,
+            request.environ.get("service.connection"),
+        )
     return Response(read_answer(answer), mimetype="application/json")
 
 

@@ -8,6 +8,8 @@ from werkzeug.exceptions import HTTPException
 from serving.errors import RequestError, Unauthorized, Unavailable
 from serving.web.refusal_log import RefusalLog
 
+PROBED = "/readyz"
+
 log = logging.getLogger(__name__)
 
 
@@ -21,7 +23,8 @@ def add_to(app: Flask) -> None:
 
 def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
     """The answer to one of our own errors: its message, its status, its headers."""
-    if error.status in (503, 504) or (error.status >= 500 and error.__cause__ is not None):
+    is_refusal = error.status in (503, 504) and request.path != PROBED  # a probe asks all the time while nobody waits
+    if is_refusal or (error.status >= 500 and error.__cause__ is not None):
         refusals: RefusalLog = current_app.extensions["refusals"]
         refusals.note(f"{request.method} {request.path}", error.status, str(error), error.__cause__)
     headers = {}

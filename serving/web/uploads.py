@@ -3,22 +3,24 @@
 Flask's own parser of forms would take five times as long for a 42 kB photo (0.43 against 0.09 ms).
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import multipart
 from flask import Request
 
-from serving.errors import NoImage, TooLarge, UnsupportedFormat
+from serving.errors import NoImage, TooLarge, UndecodableImage, UnsupportedFormat
 
 HOW_TO_SEND = (
     "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
 )
 # A form may have this much besides the image: boundaries and headers.
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
+URL_ENCODED = "application/x-www-form-urlencoded"
 MOST_PARTS, MOST_HEADERS_OF_A_PART = 128, 64
 # How image files begin: JPEG, PNG, GIF, WebP, BMP, TIFF. A body that begins so is an image, whatever its type says.
 BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II", b"MM")
-BEGINNING_BYTES = 8
+BEGINNING_BYTES = 160  # as many as are quoted of a text
 MOST_QUOTED_CHARACTERS, MOST_QUOTED_NAMES = 40, 8
 MOST_TEXT_BYTES = 4 * MOST_QUOTED_CHARACTERS
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
@@ -56,11 +58,27 @@ def _read_body(request: Request, max_bytes: int) -> bytes:
     return beginning + _read_all(request, max_bytes)
 
 
+@contextlib.contextmanager
+def hint_of_curl(request: Request) -> Iterator[None]:
+    """Tell a client whose image cannot be decoded that `curl -d` may have spoilt it. Raises what the block raises."""
+    try:
+        yield
+    except UndecodableImage as error:
+        if request.mimetype != URL_ENCODED:  # the type that curl names for -d and --data-binary
+            raise
+        raise UndecodableImage(
+            f"{error} Was it sent by curl -d, which leaves out line ends? Use curl -F image=@photo.jpg."
+        ) from error
+
+
 def _check_beginning(beginning: bytes, mimetype: str) -> None:
     """Raises NoImage, UnsupportedFormat unless a body begins as an image file does."""
     if not beginning:
         raise NoImage(f"There is no image in the request. {HOW_TO_SEND}")
     if not _begins_as_image(beginning):
+        text = quotable(beginning.decode("latin-1"))
+        if mimetype == URL_ENCODED and len(beginning) < BEGINNING_BYTES and NO_CHARACTER not in text:
+            raise NoImage(f"The body is the text `{text}`. Put an @ before the name of a file. {HOW_TO_SEND}")
         of_type = f"of type {quotable(mimetype)}" if mimetype else "without a Content-Type"
         raise UnsupportedFormat(f"A body {of_type} is read if it is an image file; this one is none. {HOW_TO_SEND}")
 
@@ -89,8 +107,8 @@ def read_form_file(form: bytes, boundary: str, field: str) -> bytes:
         field: the field's name.
 
     Raises:
-        NoImage: the form is not multipart, is cut off, has more than MOST_PARTS parts, lacks the field, or has text in
-            it.
+        NoImage: the form is not multipart, is cut off, has more than MOST_PARTS parts, lacks the field, or has text
+            instead of a file in it.
     """
     if not boundary:
         raise NoImage(
