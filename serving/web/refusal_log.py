@@ -16,7 +16,7 @@ EVERY_SECONDS = 10.0
 class RefusalLog:
     """The refusals of one process; threads may share it. Those that are not told yet are told as the process ends.
 
-    Refusals are of one kind if they have the same page, status and sentence, but for the numbers in it.
+    Refusals are of one kind if they have the same page, status, sentence and cause, but for the numbers in them.
 
     Args:
         every_seconds: from one line about a kind to the next.
@@ -30,14 +30,15 @@ class RefusalLog:
 
     def note(self, page: str, status: int, sentence: str, cause: BaseException | None = None) -> None:
         """Note a refusal; `sentence` is what its client was told, `cause` the error behind it."""
-        kind = f"{page}: {status}: {re.sub(r'[0-9]+', '…', sentence)}"
+        # Not the repr of the cause: that of Redis's errors tells only their class.
+        because = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
+        line = f"{page}: {status}: {sentence}{because}"
+        kind = f"{page}: {status}: {re.sub(r'[0-9]+', '…', sentence + because)}"
         with self._lock:
             is_new = kind not in self._untold
             self._untold[kind] = 0 if is_new else self._untold[kind] + 1
         if is_new:
-            # Not the repr of the cause: that of Redis's errors tells only their class.
-            because = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
-            log.warning("%s: %d: %s%s", page, status, sentence, because)
+            log.warning("%s", line)
             self._tell_later(kind)
 
     def tell_all(self) -> None:
