@@ -178,8 +178,8 @@ def test_a_python_without_the_packages_is_told_which_one_has_them(script: str, f
         assert len(ended.stderr.splitlines()) == 1, ended.stderr
         return ended.stderr
 
-    assert f"`make run` makes a Python that has all: .venv/bin/python {script}" in said()
     python = folder / ".venv" / "bin" / "python"
+    assert f"`make run` makes a Python that has all: {python} {folder / script}" in said()
     python.parent.mkdir(parents=True)
     python.touch()
-    assert f"Use the one of .venv: {python} {script}" in said()
+    assert f"Use the one of .venv: {python} {folder / script}" in said()

@@ -16,10 +16,10 @@ def check() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if not missing:
         return
-    script, python = Path(sys.argv[0]).name, FOLDER / ".venv" / "bin" / "python"
-    says = f"{script}: this Python ({sys.executable}) lacks the package {missing[0]}, and perhaps more."
+    script, python = sys.argv[0], FOLDER / ".venv" / "bin" / "python"
+    says = f"{Path(script).name}: this Python ({sys.executable}) lacks the package {missing[0]}, and perhaps more."
     if python.exists():
         print(f"{says} Use the one of .venv: {python} {script}", file=sys.stderr)
     else:
-        print(f"{says} `make run` makes a Python that has all: .venv/bin/python {script}", file=sys.stderr)
+        print(f"{says} `make run` makes a Python that has all: {python} {script}", file=sys.stderr)
     sys.exit(2)
