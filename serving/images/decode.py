@@ -54,9 +54,8 @@ def pixels_of_work(image: ImageFile.ImageFile, data: bytes) -> float:
 def to_pixels(image: ImageFile.ImageFile, width: int, height: int) -> np.ndarray:
     """Decode an opened image, once, to pixels (height, width, 3), uint8 0..255, RGB.
 
-    It is turned upright as its EXIF or XMP says.
-    The whole image is squeezed to width × height by a bicubic resize; transparency becomes white; of an
-    animation the first frame counts.
+    The image is turned upright as its EXIF or XMP says, and squeezed as a whole to width × height by a bicubic resize.
+    Transparency becomes white; of an animation the first frame counts.
 
     Raises:
         UndecodableImage: the image is truncated or corrupt.

@@ -97,8 +97,10 @@ class Job:
                 deadline=math.inf if deadline is None else _read_deadline(deadline),
                 reply_to=reply_to,
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BadJob(f"the job lacks a field or has a wrong one: {error!r}") from error
+        except KeyError as error:
+            raise BadJob(f"the job lacks the field {error.args[0]}") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BadJob(f"the job has a wrong field: {error}") from error
 
 
 def _read_ours(text: bytes) -> Any:

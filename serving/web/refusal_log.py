@@ -11,6 +11,7 @@ import threading
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 10.0
+_NUMBER = re.compile(r"\b[0-9]+\b")
 
 
 class RefusalLog:
@@ -33,7 +34,7 @@ class RefusalLog:
         # Not the repr of the cause: that of Redis's errors tells only their class.
         because = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
         line = f"{page}: {status}: {sentence}{because}"
-        kind = f"{page}: {status}: {re.sub(r'[0-9]+', '…', sentence + because)}"
+        kind = f"{page}: {status}: {_NUMBER.sub('…', sentence + because)}"
         with self._lock:
             is_new = kind not in self._untold
             self._untold[kind] = 0 if is_new else self._untold[kind] + 1
