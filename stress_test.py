@@ -262,13 +262,14 @@ def parse_arguments() -> argparse.Namespace:
         "--api-key",
         type=str.strip,
         metavar="KEY",
-        help="sent as Authorization: Bearer KEY (default: the first of API_KEY)",
+        help="sent as Authorization: Bearer KEY (default, on the host of this service: the first of API_KEY)",
     )
     add("--raw", action="store_true", help="send the image as the body, not as the multipart field `image`")
     add("--json", type=Path, metavar="FILE", help="write all numbers and the latency of each request to FILE")
     add("--plot", type=Path, metavar="FILE.png", help="draw the latencies")
     args = parser.parse_args()
-    if args.api_key is None:  # no default of argparse, which --help would show
+    is_own = args.url.host == address(here).host  # the key goes to no other host by itself
+    if args.api_key is None and is_own:  # no default of argparse, which --help would show
         args.api_key = next(iter(config.api_keys()), None)
     if args.concurrency is None and args.rate is None:
         args.concurrency = 64

@@ -78,7 +78,7 @@ def fed(
     ]
     try:
         until = time.monotonic() + START_SECONDS
-        while queue.live_model_servers() < servers:
+        while len(queue.model_server_names(expired=False)) < servers:
             if any(server.poll() is not None for server in started) or time.monotonic() > until:
                 raise SystemExit("a model server does not start")
             time.sleep(0.2)

@@ -102,7 +102,7 @@ def service(name: str) -> Iterator[tuple[str, str, int, float]]:
         start(sys.executable, str(ROOT / "run_model_server.py"))
         url = f"http://127.0.0.1:{web_port}"
         # Ready before the web server starts, whose own start is timed.
-        wait_until(lambda: JobQueue(settings["REDIS_URL"], "image_queue").live_model_servers() > 0)
+        wait_until(lambda: JobQueue(settings["REDIS_URL"], "image_queue").model_server_names(expired=False))
         began = time.perf_counter()
         web = start(sys.executable, str(ROOT / "run_web_server.py"))
         wait_until(lambda: is_up(f"{url}/healthz"))

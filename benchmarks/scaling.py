@@ -89,7 +89,7 @@ def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: i
     stop = threading.Event()
     feeder = threading.Thread(target=feed, args=(queue, image, stop))
     try:
-        while queue.live_model_servers() < count:
+        while len(queue.model_server_names(expired=False)) < count:
             time.sleep(0.1)
         feeder.start()
         time.sleep(2)

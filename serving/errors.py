@@ -116,7 +116,9 @@ class StartError(Exception):
 
 
 class OtherModel(StartError):
-    pass
+    def __init__(self, message: str, lease_seconds: float) -> None:
+        super().__init__(message)
+        self.lease_seconds = lease_seconds  # until the lease of the other model server ends, unless that one renews it
 
 
 class ServerGivenUp(StartError):

@@ -282,6 +282,12 @@ def model_server(queue: JobQueue) -> Iterator[Counts]:
     assert not thread.is_alive()
 
 
+def is_of_another_size(text: bytes) -> bool:
+    """Whether a job is good but for the size of its image: then its client is told to come again."""
+    item, _ = read_job(text, 0, fuzzing.JOB_SHAPE, 0.0)
+    return item.status == 503
+
+
 def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
     raw: redis.Redis, queue: JobQueue, model_server: Counts
 ) -> None:
@@ -306,8 +312,7 @@ def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
         answers = [json.loads(raw.get(job.id) or "null")[0]["label"] for job in good]
         assert answers == [str(sum(fuzzing.good_pixels(number))) for number in range(20)]
         letters = raw.lrange(queue.dead, 0, -1)
-        assert len(letters) == expected["failed"]
-        failed = Counter(text for text in bad if end_of(text) == "failed")
+        failed = Counter(text for text in bad if end_of(text) == "failed" and not is_of_another_size(text))
         assert Counter(json.loads(letter)["job"].encode("utf-8", "surrogateescape") for letter in letters) == failed
         raw.delete(queue.dead)
     assert raw.get("precious") == b"untouched"

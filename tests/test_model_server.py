@@ -124,9 +124,9 @@ def test_a_second_model_on_one_queue_refuses_to_start(
 def test_another_model_waits_until_the_lease_of_a_dead_model_server_ends(
     raw: redis.Redis, processes: Processes, start: Callable[..., object], light_model: dict[str, str], tmp_path: Path
 ) -> None:
-    first = start(LEASE_SECONDS="1")
+    first = start(LEASE_SECONDS="5")
     first.kill()
-    second = processes.start("run_model_server.py", **labelled(light_model, tmp_path) | {"LEASE_SECONDS": "10"})
+    second = processes.start("run_model_server.py", **labelled(light_model, tmp_path))  # its own lease is shorter
     wait_for(lambda: "joined the queue" in output(second) or second.poll() is not None)
     job = colour_job("green")
     push(raw, job)

@@ -155,10 +155,17 @@ def test_a_link_a_pipe_and_what_nobody_of_ours_wrote_are_ignored(note: Path, tmp
     os.mkfifo(note, 0o600)
     assert running_service.find(note.parent) is None
     note.unlink()
-    for text in (b"", b"redis://127.0.0.1:1/0", b"[]", b'{"redis_url": "x"}', b"\xff\xfe"):
+    for text in (b"", b"redis://127.0.0.1:1/0", b"[]", b'{"redis_url": "x"}', b"\xff\xfe", b"[" * 60_000):
         note.write_bytes(text)
         note.chmod(0o600)
         assert running_service.find(note.parent) is None
+
+
+def test_a_file_that_a_process_of_the_same_id_left_behind_is_of_no_living_service() -> None:
+    """A container that is started again gives its processes the same ids."""
+    for process_id in (os.getpid(), 10**30):
+        assert not RunningService("redis://127.0.0.1:1/0", "image_queue", process_id).is_alive()
+    assert RunningService("redis://127.0.0.1:1/0", "image_queue", os.getppid()).is_alive()
 
 
 def test_git_and_images_leave_the_file_out() -> None:

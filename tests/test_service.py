@@ -280,7 +280,7 @@ def test_a_second_service_with_another_model_on_one_redis_ends_and_hands_out_no_
 ) -> None:
     shared = light_model | {"REDIS_URL": redis_server.url, "LEASE_SECONDS": "2"}
     first = start(**shared)
-    second = start(ready=False, **shared | {"MODEL_NAME": "another"})
+    second = start(ready=False, **shared | {"MODEL_NAME": "another", "LEASE_SECONDS": "8"})
     photo, answers = as_bytes(some_photo(), "JPEG"), []
     while second.process.poll() is None:
         with contextlib.suppress(OSError):  # not there yet, or no more

@@ -277,6 +277,12 @@ def test_the_first_api_key_of_the_service_is_sent_from_the_environment_and_from_
         assert sent_keys(server, script, "--url", server.url, *options, **environment) == {sent}, (environment, options)
 
 
+def test_no_other_host_is_sent_the_key_of_this_service(serve, checkout):
+    server = serve(OK)
+    elsewhere = server.url.replace("127.0.0.1", "localhost")
+    assert sent_keys(server, checkout / "stress_test.py", "--url", elsewhere, API_KEY="s3cret-a") == {None}
+
+
 def test_without_a_url_it_loads_the_service_where_its_settings_say(serve, checkout):
     script = checkout / "stress_test.py"
     server = serve(OK)

@@ -47,7 +47,9 @@ class Fetcher:
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._expired_checked = 0.0  # monotonic seconds
         self._told_of_sizes = -TELL_AGAIN_SECONDS  # monotonic seconds
-        self._refused_since: float | None = None  # monotonic seconds; None: the queue has let this model server in
+        # When the lease of the model server ends that serves another model, monotonic seconds; None: the queue has let
+        # this one in.
+        self._refused_until: float | None = None
 
     def run(self) -> None:
         """Take jobs until the loop stops. Raises OtherModel: the queue is served by another model, which lives on."""
@@ -83,7 +85,7 @@ class Fetcher:
 
     def _join(self) -> Member:
         member = self._member = self._queue.join()
-        self._refused_since = None
+        self._refused_until = None
         log.info("joined the queue as %s", member.name)
         self._inbox.open(member)
         return member
@@ -130,11 +132,11 @@ class Fetcher:
         return member
 
     def _wait_for_a_lease_to_end(self, error: OtherModel) -> None:
-        """Wait a moment, in case the other model server is dead; raise `error` when a whole lease has gone by."""
-        if self._refused_since is None:
-            self._refused_since = time.monotonic()
-            log.warning("%s Waiting for %g s, in case that one is dead", error, self._state.lease_seconds)
-        if time.monotonic() - self._refused_since > self._state.lease_seconds + RECONNECT_SECONDS:
+        """Wait a moment, in case the other model server is dead; raise `error` if it lives on after its lease."""
+        if self._refused_until is None:
+            self._refused_until = time.monotonic() + error.lease_seconds + RECONNECT_SECONDS
+            log.warning("%s Waiting for %.0f s, in case that one is dead", error, error.lease_seconds)
+        if time.monotonic() > self._refused_until:
             raise error
         time.sleep(RECONNECT_SECONDS)
 

@@ -86,6 +86,7 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     # Some formats fill a whole frame while Pillow opens them, before our own limit is checked. Pillow's limit holds for
     # the whole process, and Pillow raises its error at twice that limit.
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+    tiff.check_tags(data)
     try:
         return _read_header(metadata.without_png_metadata(data), max_pixels)
     except (TooLarge, UnsupportedFormat, UndecodableImage):

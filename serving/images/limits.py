@@ -4,6 +4,7 @@
     WebP of 16383×3051 in 32 bytes                half of `max_pixels`: its decoder takes 16 to 20 bytes a pixel, not 8
     PNG of 1×50,000,000 pixels                    MOST_SIDE_PIXELS: resizing takes 32 bytes for each pixel of a side
     TIFF of 16×16 with a tile of 40000×40000      `max_pixels` for a tile too: libtiff decodes whole tiles
+    TIFF of 300 tags over the same 16 MB          tiff.check_tags: Pillow and libtiff copy each
     JPEG of 200,000 empty scans                   MOST_SCANNED_PIXELS: each scan goes over all pixels
     header of many parts, of any format           MOST_HEADER_READS: each part costs Pillow a few reads, in Python
     JPEG of metadata segments, GIF of comments    metadata.MOST_SEGMENTS, MOST_BLOCKS: left out as far as these

@@ -17,11 +17,12 @@ MOST_SEGMENTS = 10_000  # of a JPEG's header; 64 kB fit into each
 MOST_BLOCKS = 100_000  # of a GIF's texts; 255 bytes fit into each
 MOST_TEXT_BYTES = 1 << 20  # packed and unpacked; Pillow refuses a PNG for a longer one
 
+KIND = re.compile(rb"\w{4}")  # of a chunk, as Pillow accepts it
 PNG_NEEDS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"CgBI"))  # CgBI says that it is no ordinary PNG
 PNG_TURNS = {b"eXIf": b"", b"iTXt": b"XML:com.adobe.xmp\0\0", b"zTXt": b"Raw profile type exif\0\0"}
 JPEG_COLOURS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}  # how a segment begins, its least bytes
 JPEG_TURNS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
-MARKER = re.compile(rb"\xff+([\x01-\xfe])")
+MARKER = re.compile(rb"\xff([\x01-\xfe])")  # of a run of FF the last one
 START_OF_SCAN, COMMENT, APPLICATION = 0xDA, 0xFE, range(0xE0, 0xF0)
 GIF_EXTENSION, GIF_CONTROL = b"!", b"\xf9"
 
@@ -38,7 +39,7 @@ def without_png_metadata(data: bytes) -> bytes:
     start, at, turns = 0, len(PNG), dict(PNG_TURNS)
     for _ in range(MOST_CHUNKS):
         kind = data[at + 4 : at + 8]
-        if len(kind) < 4 or not kind.isalpha():  # the file ends here, or is none any more: Pillow notices
+        if not KIND.fullmatch(kind):  # the file ends here, or is none any more: Pillow notices
             return b"".join([*kept, data[start:]])
         end = at + 12 + int.from_bytes(data[at : at + 4])
         if kind == b"IEND":
@@ -111,13 +112,13 @@ def _gif(data: bytes) -> bytes:
     at = 13 + (3 << (colours & 7) + 1 if colours & 0x80 else 0)
     kept, blocks = [data[:at]], 0
     while data[at : at + 1] == GIF_EXTENSION:
-        start, at = at, at + 2
-        while at < len(data) and (length := data[at]):
+        start, at, length = at, at + 2, 1
+        while length and at < len(data):  # the last block has the length 0
+            length = data[at]
             at += 1 + length
             blocks += 1
             if blocks > MOST_BLOCKS:
                 raise TooLarge(f"The GIF has more than {MOST_BLOCKS:,} blocks before its picture. Save it anew.")
-        at += 1
         if data[start + 1 : start + 2] == GIF_CONTROL:
             kept.append(data[start:at])
     return b"".join([*kept, data[at:]])

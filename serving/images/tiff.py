@@ -4,9 +4,11 @@ libtiff reads uncompressed TIFFs too: Pillow's own reader makes several Python o
 samples over in the machine's byte order, whatever that of the file; Pillow knows so of unsigned 16 bits alone.
 """
 
+import struct
+
 from PIL import ImageFile, TiffImagePlugin
 
-from serving.errors import UnsupportedFormat
+from serving.errors import TooLarge, UnsupportedFormat
 from serving.images import limits
 
 TiffImagePlugin.READ_LIBTIFF = True
@@ -40,9 +42,33 @@ COMPRESSION_NAMES = {
 }
 COLOUR_NAMES = {0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
 SAMPLE_NAMES = {1: "unsigned", 2: "signed", 3: "floating-point"}
+BIG = 43  # in the place of 42: a BigTIFF
+TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # of a value; else 1
 SEPARATE, MOST_SEPARATE = 2, 4  # a planar configuration; samples that Pillow unpacks in it
 # What Pillow says to a layout that is not in its table.
 UNKNOWN_KIND = ("unknown pixel mode", "unknown data organization", "Invalid value for samples per pixel")
+
+
+def check_tags(data: bytes) -> None:
+    """Raises TooLarge for the bytes of a TIFF whose first directory names more bytes of tags than the file has.
+
+    Pillow and libtiff copy each tag, so that tags which share their bytes would take any amount of memory.
+    """
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0"):
+        return
+    order, is_big = ("<" if data[:2] == b"II" else ">"), data[2] == BIG or data[3] == BIG
+    offset, count, entry = ("Q", "Q", "HHQ8x") if is_big else ("I", "H", "HHI4x")
+    try:
+        (at,) = struct.unpack_from(order + offset, data, 8 if is_big else 4)
+        (entries,) = struct.unpack_from(order + count, data, at)
+        first, size = at + struct.calcsize(order + count), struct.calcsize(order + entry)
+        directory = data[first : first + entries * size]
+        tags = struct.iter_unpack(order + entry, directory[: len(directory) // size * size])
+        total = sum(TYPE_BYTES.get(kind, 1) * values for _, kind, values in tags)
+    except struct.error:
+        return  # the directory lies beyond the end: Pillow notices
+    if total > len(data):
+        raise TooLarge("The tags of the TIFF name more bytes than the file has. It may be corrupt; save it anew.")
 
 
 def set_up(image: ImageFile.ImageFile) -> None:

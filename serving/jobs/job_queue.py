@@ -17,7 +17,7 @@ Every key (Q is the queue's name; the braces put all but the answers into one sl
     {Q}:answered_at         STRING  when a web server last had an answer           60 s
     <job id>                STRING  the answer, JSON                               read once, or its time to live
     {Q}:about:<job id>      STRING  what travels beside it, JSON, if it warns      the answer's time to live
-    {Q}:answered:<web>      pub/sub answers just set, JSON: job id -> answer; ABOUT  -
+    {Q}:answered:…          pub/sub answers just set, JSON: job id -> answer; ABOUT  -
 
 Life of a job: submit -> waiting -- take --> processing -- settle --> answered, dead letter, or dropped.
 If its model server's lease runs out, a job goes from processing back to the head of the queue. Each verb is atomic: it
@@ -87,9 +87,17 @@ class JobQueue:
         """The key of a model server's processing list."""
         return f"{{{self.name}}}:processing:{server}"
 
-    def channel(self, web: str) -> str:
-        """The channel on which the web process `web` hears of answers; with "", how all channels begin."""
-        return f"{{{self.name}}}:answered:{web}"
+    def channel(self, web: str = "") -> str:
+        """The channel on which the web process `web` hears of answers, and of what travels beside them.
+
+        With "" how all such channels begin. Web processes of earlier releases listen on channels without `ABOUT`: they
+        would take what travels beside answers for an answer.
+        """
+        return f"{{{self.name}}}:answered:{ABOUT}:{web}"
+
+    def is_channel(self, name: str) -> bool:
+        """Whether a web process of this or an earlier release may listen on the channel `name`."""
+        return name.startswith(f"{{{self.name}}}:answered:")
 
     def labels(self, digest: str) -> str:
         """The key of the labels that have this digest."""
@@ -200,14 +208,6 @@ class JobQueue:
         """Delete answers that have been read. Raises QueueAway."""
         self.exchange(("UNLINK", *job_ids))
 
-    def state(self, job_id: str, job: str) -> tuple[str | None, bool]:
-        """A job's answer, JSON, if there is one, and whether the job, as it travels, waits. Raises QueueAway.
-
-        Redis compares the job with each one that waits, so this is for a question now and then, not for each request.
-        """
-        answer, place = self.exchange(("GET", job_id), ("LPOS", self.name, job))
-        return None if answer is None else str(answer, "utf-8"), place is not None
-
     @contextlib.contextmanager
     def messages(self, channel: str) -> Iterator[Iterator[bytes]]:
         """Within the block, an endless iterator over the messages that arrive on one of our channels, JSON.
@@ -220,10 +220,6 @@ class JobQueue:
     def waiting(self) -> int:
         """How many jobs wait. Raises QueueAway."""
         return int(self.exchange(("LLEN", self.name))[0])
-
-    def live_model_servers(self) -> int:
-        """How many model servers hold a lease. Raises QueueAway."""
-        return len(self.model_server_names(expired=False))
 
     def model_server_names(self, *, expired: bool) -> list[str]:
         """The model servers whose lease ran out, or those whose lease lives. Raises QueueAway."""

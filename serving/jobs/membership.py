@@ -19,12 +19,12 @@ from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Outcome, Taken
 from serving.jobs.job_queue import ABOUT, MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.leases import process_name
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS
-from serving.jobs.served import Served, keep
+from serving.jobs.served import Served, publish
 
 # How long others look after a dead model server's name: longer than TCP goes on sending a BLMOVE of its last moments.
 FORGET_NAME_SECONDS = 1200
 FORGET_ATTEMPTS_SECONDS = 24 * 3600
-RENEW_SERVED_SECONDS = 3600.0  # how often a model server renews the life of what it published
+PUBLISH_EVERY_SECONDS = 10.0  # a Redis that is out of memory may have thrown away what was published
 LONGEST_BLOCK_SECONDS = SOCKET_TIMEOUT_SECONDS / 2
 
 FIRST_LOOK = 4  # jobs to ask for while the model server does not know how many wait
@@ -46,6 +46,7 @@ class Terms:
     max_attempts: int
     result_ttl_seconds: int
     served: Served | None
+    labels: Sequence[str]
 
     def about(self) -> dict[str, str]:
         """What travels beside each answer."""
@@ -67,7 +68,7 @@ class Membership:
         self._lease_seconds = terms.lease_seconds
         # Jobs, so far. The thread that takes is the only one to raise the first, the thread that answers the second.
         self._taken = self._settled = 0
-        self._kept_at = time.monotonic()  # when the life of what was published was last renewed
+        self._published_at = time.monotonic()
         self._waiting = 0  # jobs left in the queue when last seen
         self._some_came_back = False
 
@@ -187,12 +188,12 @@ class Membership:
     def return_expired(self) -> int:
         """Return the jobs of every model server whose lease ran out to the head of the queue; return how many.
 
-        It also renews, once in a while, the life of what this model server has published.
+        It also publishes anew, once in a while, what this model server serves.
         """
         queue, returned = self._queue, 0
-        if self._terms.served is not None and time.monotonic() - self._kept_at > RENEW_SERVED_SECONDS:
-            self._kept_at = time.monotonic()
-            keep(queue, self._terms.served)
+        if self._terms.served is not None and time.monotonic() - self._published_at > PUBLISH_EVERY_SECONDS:
+            self._published_at = time.monotonic()
+            publish(queue, self.name, self._terms.served, self._terms.labels)
         for name in queue.model_server_names(expired=True):
             count, *given_up = queue.run(
                 "return_jobs",
@@ -236,6 +237,7 @@ class Membership:
         for outcome in outcomes:
             channel, reply = outcome.reply_to or "", outcome.reply()
             # A job must not make us publish on any channel but our own ones.
-            if outcome.job_id and reply is not None and channel.startswith(self._queue.channel("")):
-                answers.setdefault(channel, dict(about))[outcome.job_id] = reply
+            if outcome.job_id and reply is not None and self._queue.is_channel(channel):
+                beside = about if channel.startswith(self._queue.channel()) else {}
+                answers.setdefault(channel, dict(beside))[outcome.job_id] = reply
         return [text for channel, replies in answers.items() for text in (channel, json.dumps(replies))]

@@ -37,8 +37,8 @@ class ModelSide:
         served: Served | None = None,
         labels: Sequence[str] = (),
     ) -> None:
-        self.queue, self._labels = queue, labels
-        self._terms = Terms(lease_seconds, max_attempts, result_ttl_seconds, served)
+        self.queue = queue
+        self._terms = Terms(lease_seconds, max_attempts, result_ttl_seconds, served, labels)
 
     def join(self) -> Membership:
         """Register under a fresh name, whose lease begins now, and publish what is served.
@@ -52,16 +52,17 @@ class ModelSide:
         clock, *other = queue.run(
             "join",
             [queue.leases, queue.settled_by_server, queue.serves, queue.served_last, queue.labels(digest)],
-            [member.name, self._terms.lease_seconds, text, json.dumps(list(self._labels)), KEEP_SERVED_SECONDS],
+            [member.name, self._terms.lease_seconds, text, json.dumps(list(self._terms.labels)), KEEP_SERVED_SECONDS],
         )
         queue.set_clock(float(clock))
         if other and served is not None:
-            name, serves = (part.decode(errors="replace") for part in other)
+            name, serves, seconds = (part.decode(errors="replace") for part in other)
             others = Served.from_text(serves) or served
             raise OtherModel(
                 f"The queue {queue.name} is served by {name} with {others.in_words(served)}; this model server has "
                 f"{served.in_words(others)}, and its answers would go to the same clients. Stop one of them, or set "
-                "IMAGE_QUEUE to another name for this model server and its web servers."
+                "IMAGE_QUEUE to another name for this model server and its web servers.",
+                lease_seconds=float(seconds),
             )
         return member
 

@@ -2,6 +2,7 @@
 served.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -61,10 +62,11 @@ class Sender:
 
         Raises QueueAway.
         """
-        answered = self._pop_answered()  # an answer that Redis does not delete now ends by its time to live
+        answered = self._tickets.pop_answered()  # an answer that Redis does not delete now ends by its time to live
         room = self._admission.most_waiting()
         accepted, ahead, settled_total, last_empty_at, clock = self._queue.submit(jobs, room, delete=answered)
         self._queue.set_clock(float(clock))
+        self._note_answers(answered)
         self._admission.note(float(clock), ahead, settled_total, float(last_empty_at))
         return int(accepted)
 
@@ -73,16 +75,17 @@ class Sender:
         ids = self._tickets.waiting_since(time.monotonic() - self._poll_seconds)
         if ids:
             self._tickets.hand_out(self._queue.find_answers(ids))
-        answered = self._pop_answered()
-        if answered:
-            self._queue.delete_answers(answered)
-
-    def _pop_answered(self) -> list[str]:
-        """The ids of the answers that were handed out since the last call. Raises QueueAway."""
         answered = self._tickets.pop_answered()
         if answered:
-            self._note.answered()
-        return answered
+            self._queue.delete_answers(answered)
+            self._note_answers(answered)
+
+    def _note_answers(self, answered: Sequence[str]) -> None:
+        if answered:
+            with contextlib.suppress(
+                QueueAway
+            ):  # a Redis that is out of memory takes no note, but jobs are what counts
+                self._note.answered()
 
     def _next_lot(self, until: float) -> list[Ticket]:
         """The next tickets of the outbox, up to MOST_SUBMITTED_TOGETHER; waits for a first one, not after `until`."""

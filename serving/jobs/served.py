@@ -6,6 +6,7 @@ All model servers that live on a queue serve a model of the same name, size and 
 job. One that would serve another is refused (join.lua). Versions may differ: that is an upgrade.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,7 +16,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from serving.errors import Unavailable
+from serving.errors import QueueOutOfMemory, Unavailable
+from serving.jobs.job import Answer
 from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 
 DEFAULT_SIZE = (224, 224)  # width, height; where nobody says anything
@@ -70,10 +72,14 @@ def digest_of(labels: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(labels)).encode()).hexdigest()[:12]
 
 
-def keep(queue: JobQueue, served: Served) -> None:
-    """Keep what is published for KEEP_SERVED_SECONDS more. Raises QueueAway."""
-    keys = queue.serves, queue.served_last, queue.labels(served.labels_digest)
-    queue.exchange(*(("EXPIRE", key, KEEP_SERVED_SECONDS) for key in keys))
+def publish(queue: JobQueue, server: str, served: Served, labels: Sequence[str]) -> None:
+    """Publish anew what the model server `server` serves; it lasts for KEEP_SERVED_SECONDS.
+
+    Raises QueueAway; not where Redis is out of memory, which matters less than what the model server does next.
+    """
+    keys = [queue.leases, queue.serves, queue.served_last, queue.labels(served.labels_digest)]
+    with contextlib.suppress(QueueOutOfMemory):
+        queue.run("publish", keys, [server, served.to_text(), json.dumps(list(labels)), KEEP_SERVED_SECONDS])
 
 
 class ServedNow:
@@ -91,7 +97,8 @@ class ServedNow:
     def __init__(self, queue: JobQueue, own_size: tuple[int, int] | None = None, own_name: str | None = None) -> None:
         self._queue, self._own_size, self._own_name = queue, own_size, own_name
         self._lock = threading.Lock()
-        self._met: Served | None = None  # published by a model server that lives, or did
+        self._alive: Served | None = None  # published by a model server that lived at the last look
+        self._met: Served | None = None  # … or at an earlier one
         self._last: Served | None = None
         self._looked_at = -math.inf  # monotonic seconds
 
@@ -108,11 +115,19 @@ class ServedNow:
         """Refuse a request that another model than the wanted one would answer. Raises Unavailable, QueueAway."""
         if self._own_name is None:
             return
-        if self._met is None or self._met.name != self._own_name:
+        if self._alive is None or self._alive.name != self._own_name:
             self.look_if_due(FRESH_SECONDS)
-        if self._met is not None and self._met.name != self._own_name:
+        if self._alive is not None:
+            self._check(self._alive.name)
+
+    def check_answer(self, answer: Answer) -> None:
+        """Refuse an answer that another model than the wanted one has given. Raises Unavailable."""
+        self._check(answer.about.get("model"))
+
+    def _check(self, name: str | None) -> None:
+        if self._own_name is not None and name not in (None, self._own_name):
             raise Unavailable(
-                f"The queue {self._queue.name} is served by the model {self._met.name}, and this web server is for "
+                f"The queue {self._queue.name} is served by the model {name}, and this web server is for "
                 f"{self._own_name}. Set IMAGE_QUEUE to another name for this web server and its model servers."
             )
 
@@ -128,7 +143,7 @@ class ServedNow:
         alive, last = (Served.from_text(text) for text in texts)
         with self._lock:
             self._looked_at = time.monotonic()
-            self._last = last
+            self._alive, self._last = alive, last
             if alive is None or alive == self._met:
                 return
             changes = self._met is None or (self._met.width, self._met.height) != (alive.width, alive.height)

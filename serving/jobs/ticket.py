@@ -40,13 +40,19 @@ class Ticket:
         return self._answer
 
     def status(self) -> Status:
-        """Where the job is, in one round trip to Redis; see JobQueue.state for what it costs. Raises QueueAway."""
+        """Where the job is, in one round trip to Redis. Raises QueueAway.
+
+        Redis compares the job with each one that waits, so this is for a question now and then, not for each request.
+        """
         if self.is_canceled:
             return Status.CANCELED
-        text, waits = (self._answer.text, False) if self._answer else self._queue.state(self.job.id, self.job.to_text())
+        text: bytes | None = self._answer.text.encode() if self._answer is not None else None
+        place = None
+        if text is None:
+            text, place = self._queue.exchange(("GET", self.job.id), ("LPOS", self._queue.name, self.job.to_text()))
         if text is not None:
-            return Status.SUCCEEDED if not text.startswith('{"error"') else Status.FAILED
-        if waits:
+            return Status.SUCCEEDED if not text.startswith(b'{"error"') else Status.FAILED
+        if place is not None:
             return Status.QUEUED
         return Status.PROCESSING if self.job.deadline > self._queue.now() else Status.FAILED
 

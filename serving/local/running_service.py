@@ -32,10 +32,12 @@ class RunningService:
     process_id: int
 
     def is_alive(self) -> bool:
-        """Whether its process is there, as far as this machine knows."""
+        """Whether its process is there and another than this one, as far as this machine knows."""
+        if self.process_id == os.getpid():  # ids are used again, in a container after each restart
+            return False
         try:
             os.kill(self.process_id, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return False
         except PermissionError:
             pass
@@ -75,7 +77,7 @@ def find(folder: Path) -> RunningService | None:
         return None
     except OSError as error:
         why = error.strerror or str(error)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         why = "run_service.py did not write it"
     print(f"{path} is ignored: {why}.", file=sys.stderr)
     return None

@@ -52,9 +52,9 @@ def identity(spec: ModelSpec, runtime: Runtime) -> Identity:
     """Who answers, when this runtime runs the model of `spec`."""
     return Identity(
         name=spec.called,
-        version=getattr(runtime, "version", None) or _version_of_own(spec),
-        precision=getattr(runtime, "precision", "unknown"),
-        runtime=getattr(runtime, "name", spec.runtime),
+        version=str(getattr(runtime, "version", "") or _version_of_own(spec)),
+        precision=str(getattr(runtime, "precision", "unknown")),
+        runtime=str(getattr(runtime, "name", spec.runtime)),
     )
 
 

@@ -46,7 +46,8 @@ class Classifier:
                 "Set MODEL_LABELS to a file with a label for each class, or to numbers."
             )
         self.runtime, self.labels = runtime, labels
-        self.input_shape, self.batch_size = runtime.input_shape, batch_size
+        height, width, channels = (int(length) for length in runtime.input_shape)  # of a runtime of your own, numpy's
+        self.input_shape, self.batch_size = (height, width, channels), batch_size
         self.warning = RANDOM_WARNING if is_random else None  # what every answer has to say of the model
         self.slowest_batch_seconds, self._classes = 0.0, runtime.classes  # the seconds are known once it is warm
         self._top = min(top, runtime.classes)

@@ -145,7 +145,8 @@ def version_of(model: keras.Model) -> str:
     """Twelve characters that tell the weights of this model from any others, whatever runs them."""
     digest = hashlib.sha256()
     for weight in model.weights:
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).data)
+        values = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+        digest.update(values.view(np.uint8).data)  # as bytes: numpy has no buffer of bfloat16
     return digest.hexdigest()[:12]
 
 

@@ -1,5 +1,6 @@
 """Says what one model is, in one value: the settings that the model wing takes."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,9 @@ class ModelSpec:
 def name_of(architecture: str) -> str:
     """Return what a model is called for which no name is set: its architecture, or the name of its `.keras` file."""
     own = Path(architecture).stem if architecture.endswith(".keras") else architecture
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", own)[:64]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", own)[:64]
+    # A name without any such letter: its digest tells it from others.
+    return name if re.search("[A-Za-z0-9]", name) else f"model-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class PredictionService:
 
         Raises:
             TimedOut: no answer came by then.
+            Unavailable: another model than the wanted one answered.
             ClientGone: the client closed `connection`, its socket.
         """
         while (answer := ticket.wait(min(until, time.monotonic() + self._options.poll_seconds))) is None:
@@ -107,6 +108,7 @@ class PredictionService:
                     f"No answer came within {self._options.timeout_seconds:g} s. The service is busy, or its model "
                     "server is away. Try again."
                 )
+        self._web_side.served.check_answer(answer)
         return answer
 
     def _make_job(self, upload: bytes, until: float) -> Job:

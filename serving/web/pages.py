@@ -72,7 +72,7 @@ def metrics() -> Response:
     queue: JobQueue = current_app.extensions["queue"]
     waiting = model_servers = None
     with contextlib.suppress(QueueAway):  # while Redis is away the other counts matter all the more
-        waiting, model_servers = queue.waiting(), queue.live_model_servers()
+        waiting, model_servers = queue.waiting(), len(queue.model_server_names(expired=False))
     body, content_type = current_app.extensions["counts"].render(waiting, model_servers)
     return Response(body, content_type=content_type)
 

@@ -78,7 +78,8 @@ def _check_beginning(beginning: bytes, mimetype: str) -> None:
     if not _begins_as_image(beginning):
         text = quotable(beginning.decode("latin-1"))
         if mimetype == URL_ENCODED and len(beginning) < BEGINNING_BYTES and NO_CHARACTER not in text:
-            raise NoImage(f"The body is the text `{text}`. Put an @ before the name of a file. {HOW_TO_SEND}")
+            says = f"The body is the text `{text}`. If that is the name of a file, put an @ before it."
+            raise NoImage(f"{says} {HOW_TO_SEND}")
         of_type = f"of type {quotable(mimetype)}" if mimetype else "without a Content-Type"
         raise UnsupportedFormat(f"A body {of_type} is read if it is an image file; this one is none. {HOW_TO_SEND}")
 

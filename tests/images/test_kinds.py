@@ -1,6 +1,7 @@
 """One picture in every format and mode that is read comes back as it was; what is not read is called by its name."""
 
 import base64
+import gzip
 import io
 import itertools
 import struct
@@ -277,8 +278,14 @@ UNREAD = {
     "a Photoshop file": [b"8BPS\0\1" + bytes(40)],
     "a DICOM file": [bytes(128) + b"DICM" + bytes(10)],
     "a ZIP archive": [b"PK\3\4" + bytes(30)],
-    "an image in base64": [base64.b64encode(JPEG), base64.b64encode(PNG), b"data:image/webp;base64,UklGR"],
 }
+ENCODED = [base64.b64encode(JPEG), base64.b64encode(PNG), b"data:image/webp;base64,UklGR", gzip.compress(JPEG)]
+
+
+@pytest.mark.parametrize("data", ENCODED, ids=["JPEG in base64", "PNG in base64", "data URL", "gzip"])
+def test_an_image_that_is_packed_is_to_be_sent_as_it_is(data: bytes) -> None:
+    with pytest.raises(UnsupportedFormat, match=r"The file is (in base64|packed by gzip), .* Send its bytes as they "):
+        decode_image(data, 32, 32, 10**6)
 
 
 @pytest.mark.parametrize("name", UNREAD)

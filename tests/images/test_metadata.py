@@ -9,8 +9,9 @@ import pytest
 from conftest import as_bytes, some_photo
 from fuzzing import chunk, pictures
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from tiff_files import Layout, tiff_file
 
-from serving.errors import TooLarge
+from serving.errors import TooLarge, UndecodableImage
 from serving.images import metadata
 from serving.images.decode import decode_image
 
@@ -48,6 +49,18 @@ def in_gif(*extensions: tuple[int, bytes]) -> bytes:
         blocks = [body[at : at + 255] for at in range(0, len(body), 255)]
         added += bytes([0x21, kind]) + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
     return GIF[:start] + added + GIF[start:]
+
+
+def tags_that_share_their_bytes(count: int) -> bytes:
+    """A TIFF whose tags of a megabyte all lie in the same place."""
+    head = tiff_file(np.zeros((8, 8, 1)), Layout())
+    (at,) = struct.unpack_from("<I", head, 4)
+    (own,) = struct.unpack_from("<H", head, at)
+    entries = head[at + 2 : at + 2 + own * 12]
+    shared = b"".join(struct.pack("<HHII", 60_000 + n, 1, 1_000_000, len(head) + 8) for n in range(count))
+    new_at = len(head) + 1_000_100
+    directory = struct.pack("<H", own + count) + entries + shared + bytes(4)
+    return head[:4] + struct.pack("<I", new_at) + head[8:] + bytes(1_000_100) + directory
 
 
 def test_a_png_with_a_megabyte_of_compressed_text_is_read() -> None:
@@ -158,13 +171,26 @@ def test_a_gif_is_read_whatever_its_comments() -> None:
         (in_png(chunk(b"IDAT", b"") * 30_000)[1], "PNG has more than 20,000 chunks"),
         (in_jpeg(*[(0xFE, b"")] * 20_000), "JPEG has more than 10,000 segments"),
         (in_gif((0xFE, b"x" * 26_000_000)), "GIF has more than 100,000 blocks"),
+        (in_gif(*[(0xF9, b"")] * 200_000)[:-20], "GIF has more than 100,000 blocks"),
+        (tags_that_share_their_bytes(300), "tags of the TIFF name more bytes than the file has"),
     ],
 )
 def test_metadata_without_end_is_refused_as_too_much_work(data: bytes, said: str) -> None:
     with pytest.raises(TooLarge, match=said) as caught:
         decode_image(data, 64, 64, 10**6)
-    assert "Save it anew" in str(caught.value)
+    assert "ave it anew" in str(caught.value)
     assert "again" not in str(caught.value)
+
+
+def test_a_long_run_of_ff_costs_no_more_than_its_length() -> None:
+    """A search that began anew at each of them would take days."""
+    for data in (b"\xff\xd8" + b"\xff" * 5_000_000 + bytes(10), JPEG[:2] + b"\xff\xdb\0\3x" + b"\xff" * 5_000_000):
+        with pytest.raises((TooLarge, UndecodableImage)):
+            decode_image(data, 64, 64, 10**6)
+
+
+def test_a_chunk_with_a_digit_in_its_name_hides_none_behind_it() -> None:
+    assert b"iCCP" not in metadata.without_png_metadata(in_png(chunk(b"ab1d", b""), chunk(b"iCCP", ZEROS))[0])
 
 
 @pytest.mark.parametrize("kind", ["EXIF", "XMP ", "ICCP", "ABCD"])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from serving.jobs.job import Answer, Job, Outcome
 from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
-from serving.jobs.served import Served, ServedNow, digest_of, keep
+from serving.jobs.served import Served, ServedNow, digest_of, publish
 
 RESNET = Served("ResNet50", "0123456789ab", "float32", "openvino", 224, 224, 3, digest_of(["cat", "dog"]))
 INCEPTION = replace(RESNET, name="InceptionV3", width=299, height=298)
@@ -107,13 +108,32 @@ def test_a_web_server_for_one_model_takes_no_answer_of_another(join: Join, queue
     side.check_room()  # nobody serves: the request may wait
     member = join(RESNET)
     any_model.check_room()
-    wait_for(lambda: side.served.look() or side.served._met)
+    wait_for(lambda: side.served.look() or side.served._alive)
     with pytest.raises(Unavailable, match="served by the model ResNet50, and this web server is for InceptionV3"):
         side.check_room()
     member.leave()
+    side.served.look()
+    side.check_room()  # nobody serves
+    with pytest.raises(Unavailable, match="served by the model ResNet50"):  # it answered while it was there
+        side.served.check_answer(Answer("[]", RESNET.about()))
     join(INCEPTION)
-    wait_for(lambda: side.served.look() or side.served._met.name == "InceptionV3")
+    side.served.look()
     side.check_room()
+    side.served.check_answer(Answer("[]", INCEPTION.about()))
+    side.served.check_answer(Answer("[]"))  # by a model server that tells nothing
+
+
+def test_web_processes_of_earlier_releases_hear_of_answers_alone(join: Join, raw: redis.Redis) -> None:
+    """They would take what travels beside an answer for an answer, and have Redis delete it by its name."""
+    earlier = raw.pubsub(ignore_subscribe_messages=True)
+    earlier.subscribe("{image_queue}:answered:earlier")
+    wait_for(lambda: earlier.get_message(timeout=0.1) or earlier.subscribed)
+    member, job = join(RESNET), new_job(reply_to="{image_queue}:answered:earlier")
+    raw.rpush("image_queue", job.to_text())
+    answer_one(member)
+    message = wait_for(lambda: earlier.get_message(timeout=0.1))
+    assert json.loads(message["data"]) == {job.id: '["yes"]'}
+    earlier.close()
 
 
 def test_what_a_newer_release_publishes_is_read_and_garbage_is_not() -> None:
@@ -123,13 +143,23 @@ def test_what_a_newer_release_publishes_is_read_and_garbage_is_not() -> None:
 
 
 def test_what_is_published_lasts_as_long_as_somebody_serves_it(join: Join, queue: JobQueue, raw: redis.Redis) -> None:
-    join(RESNET)
+    member = join(RESNET)
     published = [queue.serves, queue.served_last, queue.labels(RESNET.labels_digest)]
     assert json.loads(raw.get(published[2])) == ["cat", "dog"]
     for key in published:
         raw.expire(key, 5)
-    keep(queue, RESNET)
+    member._published_at = -math.inf  # a while ago
+    member.return_expired()
     assert all(KEEP_SERVED_SECONDS - 5 < raw.ttl(key) <= KEEP_SERVED_SECONDS for key in published)
+    raw.delete(*published)  # by a Redis that is out of memory, and may throw away what has a lifetime
+    member._published_at = -math.inf
+    member.return_expired()
+    assert json.loads(raw.hget(published[0], member.name)) == json.loads(RESNET.to_text())
+    assert raw.exists(*published) == 3
+    raw.zadd(queue.leases, {member.name: queue.now() - 1})
+    raw.delete(*published)
+    publish(queue, member.name, RESNET, ["cat", "dog"])
+    assert raw.exists(*published) == 0  # nobody who may be dead
 
 
 def answer_one(member: Membership) -> None:

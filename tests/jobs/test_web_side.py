@@ -59,6 +59,20 @@ def test_the_answers_that_were_read_are_deleted_with_the_next_submission(
     other.cancel()
 
 
+def test_a_redis_that_is_out_of_memory_gets_rid_of_the_answers_that_were_read() -> None:
+    own = RedisServer()
+    try:
+        side = WebSide(JobQueue(own.url, "image_queue"), max_queue_length=10, timeout_seconds=10, poll_seconds=60)
+        own.client.set("read", "x" * 200_000)
+        side.tickets.hand_out({"read": Answer("[]")})
+        own.client.config_set("maxmemory", 1)
+        with pytest.raises(QueueAway):
+            side.sender.submit_texts([new_job().to_text()])
+        assert not own.client.exists("read")
+    finally:
+        own.remove()
+
+
 def test_an_answer_that_no_message_told_of_is_found(raw: redis.Redis, queue: JobQueue) -> None:
     side = new_web_side(queue)
 

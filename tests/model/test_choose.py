@@ -1,6 +1,8 @@
 """What runs a model: chosen by its spec, or a class of one's own; and where that keeps what it compiles."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -13,7 +15,7 @@ from conftest import ROOT, tiny_spec
 from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
 from serving.model import choose
 from serving.model.runtime import BatchShape, CompiledBatch
-from serving.model.spec import ModelSpec
+from serving.model.spec import ModelSpec, name_of
 
 
 class Loud:
@@ -83,6 +85,31 @@ def test_a_framework_that_is_not_there_is_one_sentence(
     (line,) = ran.stdout.splitlines()
     assert line.startswith("Keras cannot be imported: ")
     assert line.endswith("Install what KERAS_BACKEND names: tensorflow, jax or torch.")
+
+
+class Numpys(Loud):
+    """A runtime whose numbers are numpy's."""
+
+    precision = np.float16
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self.input_shape = list(np.array(self.input_shape))  # type: ignore[assignment]
+
+
+def test_what_a_runtime_of_your_own_tells_in_types_of_its_own_can_be_published() -> None:
+    spec = tiny_spec("mine", runtime=f"{__name__}:Numpys")
+    classifier = choose.load_classifier(spec)
+    assert classifier.input_shape == (32, 32, 3)
+    json.dumps([classifier.input_shape, vars(choose.identity(spec, classifier.runtime))])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"), [("ResNet50", "ResNet50"), ("/a/my flowers.keras", "my-flowers"), ("цветы.keras", None)]
+)
+def test_a_model_is_called_by_its_architecture_or_its_file(architecture: str, name: str | None) -> None:
+    assert re.fullmatch(name or "model-[0-9a-f]{8}", name_of(architecture))
+    assert tiny_spec(architecture, name="flowers").called == "flowers"
 
 
 def no_such_gpu(spec: ModelSpec) -> Loud:

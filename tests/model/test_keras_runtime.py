@@ -121,6 +121,14 @@ def test_the_version_is_a_digest_of_the_weights(keras_runtime: ModuleType) -> No
     assert keras_runtime.version_of(one) != keras_runtime.version_of(other)
 
 
+def test_a_model_in_bfloat16_has_a_version_too(keras_runtime: ModuleType) -> None:
+    import keras
+
+    pixels = keras.Input((32, 32, 3), dtype="bfloat16")
+    dense = keras.layers.Dense(4, dtype="bfloat16")(keras.layers.GlobalAveragePooling2D(dtype="bfloat16")(pixels))
+    assert re.fullmatch("[0-9a-f]{12}", keras_runtime.version_of(keras.Model(pixels, dense)))
+
+
 def test_random_weights_are_the_same_in_every_model_server(keras_runtime: ModuleType) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     first, second = (load(keras_runtime, "MobileNetV2").predict_on_batch(pixels) for _ in range(2))

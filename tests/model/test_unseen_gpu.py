@@ -72,7 +72,7 @@ def test_nothing_is_said_where_no_gpu_is_wanted(
     """The second start, of a model that is kept, does without Keras."""
     Path(script).with_name("devices").joinpath(device).touch()
     for _ in range(2):
-        process = processes.start(script, **tiny_model, MODEL_RUNTIME=runtime)
+        process = processes.start(script, "--redis-is-known", **tiny_model, MODEL_RUNTIME=runtime)
         assert answer_of(raw) == "green"
         assert "WARNING" not in output(process)
         assert "on the CPU by OpenVINO" in output(process)

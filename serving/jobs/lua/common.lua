@@ -16,6 +16,14 @@ local function alive(leases, clock)
   return redis.call('ZRANGEBYSCORE', leases, string.format('(%.17g', clock), '+inf')
 end
 
+-- Publish what a model server serves, JSON, and its labels, JSON; kept for so many seconds.
+local function publish(serves, served_last, labels_key, server, text, labels, seconds)
+  redis.call('HSET', serves, server, text)
+  redis.call('EXPIRE', serves, seconds)
+  redis.call('SET', served_last, text, 'EX', seconds)
+  redis.call('SET', labels_key, labels, 'EX', seconds)
+end
+
 -- Whether a model server's lease ran out. When even its name is not known (somebody deleted the set), but it holds
 -- jobs, this makes the name known again with a lease that ran out. Otherwise nobody would return those jobs.
 local function lost(processing, leases, server, clock)

@@ -3,7 +3,8 @@
 -- KEYS: 1 leases  2 settled_by_server  3 serves  4 served_last  5 the labels
 -- ARGV: 1 model server  2 lease in seconds  3 what it serves, JSON; '' publishes nothing  4 its labels, JSON
 --       5 seconds for which all of it is kept, unless it is renewed
--- Returns {Redis's clock in unix seconds, as text}; if refused also the other model server, and what that serves, JSON
+-- Returns {Redis's clock in unix seconds, as text}; if refused also the other model server, what that serves, JSON, and
+-- the seconds until its lease ends, as text
 local SAME = {'name', 'width', 'height', 'channels', 'labels_digest'}
 allow_out_of_memory(KEYS[1])
 local clock = now()
@@ -21,12 +22,11 @@ if ARGV[3] ~= '' then
   for _, server in ipairs(alive(KEYS[1], clock)) do
     local text = redis.call('HGET', KEYS[3], server)  -- none: a model server that publishes nothing
     local is_json, other = pcall(cjson.decode, text or '')
-    if is_json and type(other) == 'table' and differ(serves, other) then return {stamp, server, text} end
+    if is_json and type(other) == 'table' and differ(serves, other) then
+      return {stamp, server, text, string.format('%.3f', lease_end(KEYS[1], server) - clock)}
+    end
   end
-  redis.call('HSET', KEYS[3], ARGV[1], ARGV[3])
-  redis.call('EXPIRE', KEYS[3], ARGV[5])
-  redis.call('SET', KEYS[4], ARGV[3], 'EX', ARGV[5])
-  redis.call('SET', KEYS[5], ARGV[4], 'EX', ARGV[5])
+  publish(KEYS[3], KEYS[4], KEYS[5], ARGV[1], ARGV[3], ARGV[4], ARGV[5])
 end
 redis.call('ZADD', KEYS[1], clock + ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], 0)

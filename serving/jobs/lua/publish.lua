@@ -1,0 +1,7 @@
+-- Publish anew what a model server serves, if its lease has not run out: its life is renewed, and what a Redis without
+-- memory has thrown away is there again.
+-- KEYS: 1 leases  2 serves  3 served_last  4 the labels
+-- ARGV: 1 model server  2 what it serves, JSON  3 its labels, JSON  4 seconds for which all of it is kept
+if lease_end(KEYS[1], ARGV[1]) > now() then
+  publish(KEYS[2], KEYS[3], KEYS[4], ARGV[1], ARGV[2], ARGV[3], ARGV[4])
+end
