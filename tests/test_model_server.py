@@ -108,7 +108,7 @@ def labelled(light_model: dict[str, str], folder: Path) -> dict[str, str]:
 def test_a_second_model_on_one_queue_refuses_to_start(
     raw: redis.Redis, processes: Processes, start: Callable[..., object], light_model: dict[str, str], tmp_path: Path
 ) -> None:
-    first = start()
+    first = start(LEASE_SECONDS="1")
     second = processes.start("run_model_server.py", **labelled(light_model, tmp_path))
     assert second.wait(timeout=30) == 2, output(second)
     says = output(second).splitlines()[-1]
@@ -317,6 +317,7 @@ def test_random_weights_warn_in_every_answer(processes: Processes, raw: redis.Re
         MODEL="MobileNetV2",
         MODEL_WEIGHTS="random",
         MODEL_LABELS="numbers",
+        MODEL_RUNTIME="keras",
         IMAGE_WIDTH="32",
         IMAGE_HEIGHT="32",
         BATCH_SIZE="1",

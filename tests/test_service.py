@@ -122,7 +122,7 @@ def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize("runtime", ["keras", "auto"])
+@pytest.mark.parametrize("runtime", [pytest.param("keras", marks=pytest.mark.slow), "auto"])
 def test_real_photos_get_their_real_labels_and_ctrl_c_leaves_nothing_behind(
     start: Callable[..., Service], photos: dict[str, bytes], tmp_path: Path, runtime: str
 ) -> None:
@@ -363,6 +363,7 @@ def test_a_server_that_fails_five_times_the_same_way_before_it_was_ever_ready_en
     assert "Traceback" not in output(service.process)
 
 
+@pytest.mark.slow
 def test_a_model_server_beside_others_is_given_up_alone(
     start: Callable[..., Service], light_model: dict[str, str]
 ) -> None:

@@ -65,7 +65,7 @@ def check_tags(data: bytes) -> None:
         directory = data[first : first + entries * size]
         tags = struct.iter_unpack(order + entry, directory[: len(directory) // size * size])
         total = sum(TYPE_BYTES.get(kind, 1) * values for _, kind, values in tags)
-    except struct.error:
+    except (struct.error, OverflowError):
         return  # the directory lies beyond the end: Pillow notices
     if total > len(data):
         raise TooLarge("The tags of the TIFF name more bytes than the file has. It may be corrupt; save it anew.")

@@ -77,7 +77,8 @@ def _check_beginning(beginning: bytes, mimetype: str) -> None:
         raise NoImage(f"There is no image in the request. {HOW_TO_SEND}")
     if not _begins_as_image(beginning):
         text = quotable(beginning.decode("latin-1"))
-        if mimetype == URL_ENCODED and len(beginning) < BEGINNING_BYTES and NO_CHARACTER not in text:
+        is_text = len(beginning) < BEGINNING_BYTES and NO_CHARACTER not in text
+        if mimetype == URL_ENCODED and is_text and "=" not in text:  # else fields of a form
             says = f"The body is the text `{text}`. If that is the name of a file, put an @ before it."
             raise NoImage(f"{says} {HOW_TO_SEND}")
         of_type = f"of type {quotable(mimetype)}" if mimetype else "without a Content-Type"

@@ -27,7 +27,11 @@ def start(processes: Processes, tiny_model: dict[str, str], keras_home: Path, **
     return output(process)
 
 
-@pytest.mark.parametrize("settings", [{}, ON_KERAS, ON_KERAS | {"KERAS_BACKEND": "jax"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, *(pytest.param(ON_KERAS | more, marks=pytest.mark.slow) for more in ({}, {"KERAS_BACKEND": "jax"}))],
+    ids=str,
+)
 def test_a_first_start_says_what_the_service_does_and_nothing_else(
     processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path, settings: dict[str, str]
 ) -> None:

@@ -42,8 +42,8 @@ def script(tmp_path: Path) -> str:
     ("device", "settings", "loaded"),
     [
         ("nvidia0", {}, "on the CPU by OpenVINO"),
-        ("dxg", {"KERAS_BACKEND": "jax"}, "on the CPU by OpenVINO"),
-        ("nvidia0", {"MODEL_RUNTIME": "keras"}, "on the CPU by Keras"),
+        pytest.param("dxg", {"KERAS_BACKEND": "jax"}, "on the CPU by OpenVINO", marks=pytest.mark.slow),
+        pytest.param("nvidia0", {"MODEL_RUNTIME": "keras"}, "on the CPU by Keras", marks=pytest.mark.slow),
     ],
 )
 def test_the_cpu_does_the_work_and_a_warning_says_why_and_what_to_do(
@@ -65,7 +65,9 @@ def test_the_cpu_does_the_work_and_a_warning_says_why_and_what_to_do(
     assert loaded in output(process)
 
 
-@pytest.mark.parametrize(("device", "runtime"), [("nvidiactl", "auto"), ("nvidia0", "openvino")])
+@pytest.mark.parametrize(
+    ("device", "runtime"), [("nvidiactl", "auto"), pytest.param("nvidia0", "openvino", marks=pytest.mark.slow)]
+)
 def test_nothing_is_said_where_no_gpu_is_wanted(
     processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], script: str, device: str, runtime: str
 ) -> None:

@@ -1,5 +1,6 @@
 """The page for people, in a real browser. An answer belongs to the picture that is shown, whatever the order."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from conftest import (
     PREDICTIONS,
     Answering,
     Processes,
+    RedisServer,
     as_bytes,
     free_port,
     is_up,
@@ -24,7 +26,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 import helpers
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.model_side import Membership
+from serving.jobs.membership import Membership
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -46,6 +48,16 @@ def server(processes: Processes, raw: redis.Redis, request: pytest.FixtureReques
 
 
 @pytest.fixture(scope="module")
+def usual(redis_server: RedisServer) -> Iterator[str]:
+    """The address of a web server that the tests share which neither set nor restart it."""
+    processes, port = Processes({"REDIS_URL": redis_server.url}), str(free_port())
+    processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", REQUEST_TIMEOUT_SECONDS="60")
+    wait_for(lambda: is_up(f"http://127.0.0.1:{port}/healthz"))
+    yield f"http://127.0.0.1:{port}/"
+    processes.end()
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -55,8 +67,10 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, server: Callable[[], str]) -> Iterator[Page]:
-    address = server()
+def page(browser: Browser, usual: str, server: Callable[[], str], request: pytest.FixtureRequest) -> Iterator[Page]:
+    settings = getattr(request.node, "callspec", None)
+    is_own = "server" in inspect.signature(request.function).parameters or "server" in getattr(settings, "params", {})
+    address = server() if is_own else usual
     context = browser.new_context(
         viewport={"width": 900, "height": 1000}, permissions=["clipboard-read", "clipboard-write"]
     )
