@@ -90,6 +90,7 @@ def test_a_setting_comes_before_the_service_that_runs_here(started: Processes, f
         other.remove()
 
 
+@pytest.mark.slow
 def test_of_two_services_in_one_checkout_the_first_is_found_and_the_second_says_so(
     started: Processes, folder: Path
 ) -> None:

@@ -297,7 +297,7 @@ def test_a_second_service_with_another_model_on_one_redis_ends_and_hands_out_no_
 def test_without_the_imagenet_weights_it_goes_on_with_random_ones_and_says_so(
     start: Callable[..., Service], tmp_path: Path
 ) -> None:
-    small = {"MODEL": "MobileNetV2", "BATCH_SIZE": "1"}
+    small = {"MODEL": "MobileNetV2", "MODEL_RUNTIME": "keras", "BATCH_SIZE": "1"}
     service = start(**small, **OFFLINE, KERAS_HOME=str(tmp_path))
     assert "RANDOM weights" in output(service.process)
     answer = upload(f"{service.url}/predict", as_bytes(some_photo(), "JPEG"))

@@ -40,6 +40,7 @@ def test_a_first_start_says_what_the_service_does_and_nothing_else(
     assert len(lines) > 4
 
 
+@pytest.mark.slow
 def test_with_log_level_debug_everything_is_shown(
     processes: Processes, raw: redis.Redis, tiny_model: dict[str, str], tmp_path: Path
 ) -> None:

@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit_are_refused(keras: ModuleType, kind: str, tmp_p
         keras.Model(pixels, softmax(keras, pixels)).save_weights(path)
     elif kind == "other classes":
         keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), classes=7).save_weights(path)
-    for runtime in ("keras", "auto"):
+    for runtime in ("keras", "auto") if kind == "other model" else ("keras",):
         says = refusal("MobileNetV2", runtime, weights=str(path), store=tmp_path)
         begins = (
             rf"^MODEL=MobileNetV2 with MODEL_WEIGHTS={path} at 32×32 cannot be built: .+\. MODEL_WEIGHTS is imagenet, "
