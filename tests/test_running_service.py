@@ -74,6 +74,7 @@ def test_the_tools_find_the_private_redis_of_the_service_without_a_setting(start
     assert not list(folder.glob(f"{FILE}*"))
 
 
+@pytest.mark.slow
 def test_a_setting_comes_before_the_service_that_runs_here(started: Processes, folder: Path) -> None:
     service = start(started, folder)
     with redis_of(folder) as client:
@@ -103,6 +104,7 @@ def test_of_two_services_in_one_checkout_the_first_is_found_and_the_second_says_
     assert (folder / FILE).read_text() == told
 
 
+@pytest.mark.slow
 def test_after_a_service_was_killed_its_redis_is_said_to_be_away_and_the_next_service_is_found(
     started: Processes, folder: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_after_a_service_was_killed_its_redis_is_said_to_be_away_and_the_next_se
     assert json.loads((folder / FILE).read_text())["process_id"] == service.pid
 
 
+@pytest.mark.slow
 def test_in_a_checkout_that_cannot_be_written_the_service_goes_on_and_says_what_the_tools_lack(
     started: Processes, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

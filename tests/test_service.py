@@ -352,6 +352,7 @@ def test_what_a_server_refuses_ends_the_service_with_2(start: Callable[..., Serv
     assert "refuses to start" in output(service.process)
 
 
+@pytest.mark.slow  # it waits between the tries
 def test_a_server_that_fails_five_times_the_same_way_before_it_was_ever_ready_ends_the_service_with_1(
     start: Callable[..., Service], light_model: dict[str, str]
 ) -> None:

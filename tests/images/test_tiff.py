@@ -88,18 +88,25 @@ def in_colour(photometric: int) -> bool:
     return photometric in (RGB, CMYK, YCBCR, LAB)
 
 
+def converted(picture: np.ndarray, photometric: int) -> np.ndarray:
+    """A picture (height, width, 3), RGB 0 to 1, in YCbCr or Lab, 0 to 1."""
+    eight_bits = Image.fromarray((picture * 255).round().astype(np.uint8))
+    if photometric == YCBCR:
+        return np.asarray(eight_bits.convert("YCbCr")) / 255
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return np.asarray(ImageCms.profileToProfile(eight_bits, *profiles, outputMode="LAB")) / 255
+
+
 def samples(layout: Layout, picture: np.ndarray) -> np.ndarray:
     """The samples of a picture (height, width, 3), 0 to 1, in the colours and in the type of a layout."""
-    eight_bits = Image.fromarray((picture * 255).round().astype(np.uint8))
-    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     shares = {
         WHITE_IS_ZERO: 1 - picture[..., :1],
         BLACK_IS_ZERO: picture[..., :1],
         PALETTE: picture[..., :1],
         RGB: picture,
         CMYK: np.concatenate([1 - picture, np.zeros((HEIGHT, WIDTH, 1))], axis=-1),
-        YCBCR: np.asarray(eight_bits.convert("YCbCr")) / 255,
-        LAB: np.asarray(ImageCms.profileToProfile(eight_bits, *profiles, outputMode="LAB")) / 255,
+        YCBCR: converted(picture, YCBCR) if layout.photometric == YCBCR else None,
+        LAB: converted(picture, LAB) if layout.photometric == LAB else None,
     }[layout.photometric]
     if layout.sample_format == FLOAT:
         return shares

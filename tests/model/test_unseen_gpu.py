@@ -65,6 +65,7 @@ def test_the_cpu_does_the_work_and_a_warning_says_why_and_what_to_do(
     assert loaded in output(process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "runtime"), [("nvidiactl", "auto"), pytest.param("nvidia0", "openvino", marks=pytest.mark.slow)]
 )

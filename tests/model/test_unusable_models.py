@@ -267,7 +267,8 @@ def test_pages_become_a_sentence_and_signals_pass() -> None:
         raise ModelUnavailable("ours")
 
 
-@pytest.mark.parametrize("kind", ["two outputs", pytest.param("lambda", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two outputs", "lambda"])
 def test_the_process_ends_with_2_and_one_line(
     processes: Processes, raw: redis.Redis, keras: ModuleType, kind: str, tmp_path: Path
 ) -> None:
