@@ -36,7 +36,7 @@ from serving.model.runtime import BatchShape, CompiledBatch
 from serving.model.spec import ModelSpec
 
 DOWNLOAD_TIMEOUT_SECONDS = 30.0
-DEFAULT_SIDE = 224  # pixels, of a .keras file that takes any size
+DEFAULT_SIDE = 224  # pixels, of a model that takes any size
 FITTING = (
     "MODEL_WEIGHTS is imagenet, random, or a file of this very model's weights; IMAGE_WIDTH and IMAGE_HEIGHT are a "
     "size that the model takes."
@@ -136,7 +136,8 @@ def load_model(spec: ModelSpec) -> keras.Model:
                 classifier_activation=None,
             )
     normalise = sys.modules[build.__module__].preprocess_input
-    pixels = keras.Input(layers.input_shape[1:], dtype="uint8")
+    height, width = (side or DEFAULT_SIDE for side in layers.input_shape[1:3])  # MobileNetV3 leaves its size open
+    pixels = keras.Input((height, width, 3), dtype="uint8")
     logits = layers(normalise(keras.ops.cast(pixels, "float32")))
     return keras.Model(pixels, keras.layers.Softmax(dtype="float32")(logits), name=layers.name)
 

@@ -73,7 +73,7 @@ def convert_and_store(network: Any, version: str, labels: Sequence[str], folder:
     except OSError as error:
         raise RuntimeUnsuitable(f"the converted model cannot be kept in {folder.parent}: {error}") from error
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _logging_kept():
             warnings.simplefilter("ignore")  # Keras's, about how OpenVINO calls it
             converted = framework.convert_model(network)
         framework.save_model(converted, unfinished / "model.xml", compress_to_fp16=False)
@@ -91,6 +91,18 @@ def convert_and_store(network: Any, version: str, labels: Sequence[str], folder:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     log.info("converted the model for OpenVINO in %.1f s; it is kept in %s", time.monotonic() - began, folder)
+
+
+@contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Put the log's level and filters back: a conversion that fails leaves OpenVINO's, which hide our lines."""
+    root = logging.getLogger()
+    level, filters = root.level, list(root.filters)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:] = filters
 
 
 @contextlib.contextmanager

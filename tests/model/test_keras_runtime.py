@@ -80,6 +80,7 @@ def test_the_size_comes_from_the_model_where_nobody_sets_it(
 ) -> None:
     nothing_set = {"width": None, "height": None}
     assert load(keras_runtime, "InceptionV3", **nothing_set).input_shape == (None, 299, 299, 3)
+    assert load(keras_runtime, "MobileNetV3Small", **nothing_set).input_shape == (None, 224, 224, 3)
     assert load(keras_runtime, tiny_model["MODEL"], **nothing_set).input_shape == (None, 32, 32, 3)
     script = (
         "import sys, keras\n"

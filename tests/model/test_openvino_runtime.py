@@ -1,6 +1,7 @@
 """The model by OpenVINO: its answers are Keras's, it is converted once, and where it does not do Keras goes on."""
 
 import json
+import logging
 import os
 import warnings
 from dataclasses import replace
@@ -183,9 +184,12 @@ def test_a_model_that_cannot_be_converted_leaves_nothing_behind(tmp_path: Path) 
     class NoModel:
         input_shape, output_shape = (None, 32, 32, 3), (None, 4)
 
+    log = logging.getLogger()
+    before = log.level, list(log.filters)
     with pytest.raises(RuntimeUnsuitable, match="cannot convert"):
         convert_and_store(NoModel(), "1", LABELS, tmp_path / "kept")
     assert os.listdir(tmp_path) == []
+    assert (log.level, list(log.filters)) == before  # else nothing below an error would be logged any more
 
 
 def test_nothing_is_reported_to_the_makers_of_openvino(kept: Path) -> None:

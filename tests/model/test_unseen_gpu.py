@@ -25,6 +25,7 @@ from serving.model import gpus
 gpus.DEVICES = Path(__file__).parent / "devices"
 sys.exit(run_model_server.main())
 """
+ON_JAX = {"KERAS_BACKEND": "jax", "MODEL_RUNTIME": "keras"}
 WARNS = re.compile(
     r" WARNING serving\.model\.choose: this machine has a GPU, but Keras does not see it: (.+)$", re.MULTILINE
 )
@@ -42,7 +43,7 @@ def script(tmp_path: Path) -> str:
     ("device", "settings", "loaded"),
     [
         ("nvidia0", {}, "on the CPU by OpenVINO"),
-        pytest.param("dxg", {"KERAS_BACKEND": "jax"}, "on the CPU by OpenVINO", marks=pytest.mark.slow),
+        pytest.param("dxg", ON_JAX, "on the CPU by Keras", marks=pytest.mark.slow),
         pytest.param("nvidia0", {"MODEL_RUNTIME": "keras"}, "on the CPU by Keras", marks=pytest.mark.slow),
     ],
 )
