@@ -346,6 +346,22 @@ def some_photo(width: int = 320, height: int = 240) -> Image.Image:
     return Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
 
 
+def turned(picture: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:
+    """A picture as a camera stores it that was held so (1 to 8), and the EXIF by which a reader turns it back."""
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return (picture.transpose(turn[orientation]) if orientation in turn else picture), exif
+
+
 @pytest.fixture(autouse=True)
 def pillows_own_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo what decoding sets for the whole process, lest a test's result hang on which ran before it."""

@@ -82,9 +82,7 @@ class Sender:
 
     def _note_answers(self, answered: Sequence[str]) -> None:
         if answered:
-            with contextlib.suppress(
-                QueueAway
-            ):  # a Redis that is out of memory takes no note, but jobs are what counts
+            with contextlib.suppress(QueueAway):  # a Redis that is out of memory takes no note, but may take jobs
                 self._note.answered()
 
     def _next_lot(self, until: float) -> list[Ticket]:

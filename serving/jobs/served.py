@@ -61,7 +61,7 @@ class Served:
 
     def in_words(self, other: "Served") -> str:
         """The model in words, for an operator: its name, and what else of it is not as with `other`."""
-        size = f" of {self.width}×{self.height} pixels"
+        size = f" of {self.width}×{self.height} pixels in {self.channels} colours"
         differs = (self.width, self.height, self.channels) != (other.width, other.height, other.channels)
         labels = f" with other labels ({self.labels_digest})" if self.labels_digest != other.labels_digest else ""
         return f"{self.name}{size if differs else ''}{labels}"

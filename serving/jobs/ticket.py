@@ -46,12 +46,11 @@ class Ticket:
         """
         if self.is_canceled:
             return Status.CANCELED
-        text: bytes | None = self._answer.text.encode() if self._answer is not None else None
-        place = None
-        if text is None:
-            text, place = self._queue.exchange(("GET", self.job.id), ("LPOS", self._queue.name, self.job.to_text()))
+        if self._answer is not None:
+            return _status_of(self._answer.text.encode())
+        text, place = self._queue.exchange(("GET", self.job.id), ("LPOS", self._queue.name, self.job.to_text()))
         if text is not None:
-            return Status.SUCCEEDED if not text.startswith(b'{"error"') else Status.FAILED
+            return _status_of(text)
         if place is not None:
             return Status.QUEUED
         return Status.PROCESSING if self.job.deadline > self._queue.now() else Status.FAILED
@@ -92,6 +91,10 @@ class Ticket:
             raise TimedOut("The queue did not take the image in time. Try again in a moment.") from None
         if isinstance(news, Exception):
             raise news
+
+
+def _status_of(answer: bytes) -> Status:
+    return Status.FAILED if answer.startswith(b'{"error"') else Status.SUCCEEDED
 
 
 class Tickets:

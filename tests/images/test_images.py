@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import as_bytes, some_photo
+from conftest import as_bytes, some_photo, turned
 from PIL import Image
 
 from serving.errors import TooLarge, UndecodableImage, UnsupportedFormat
@@ -99,18 +99,7 @@ def test_transparency_is_laid_on_white() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_is_turned_upright_as_its_exif_says(orientation: int) -> None:
-    turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,  # as it is stored, for a reader to turn back
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = PHOTO.transpose(turn[orientation]) if orientation in turn else PHOTO
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    stored, exif = turned(PHOTO, orientation)
     assert close(decode(as_bytes(stored, "JPEG", exif=exif, quality=95)), EXPECTED)
 
 

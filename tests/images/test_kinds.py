@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import as_bytes
+from conftest import as_bytes, turned
 from fuzzing import bmp_rle, chunk, png
 from PIL import Image
 
@@ -327,18 +327,7 @@ def test_a_broken_file_of_a_format_that_is_read_is_never_told_to_be_none(kind: s
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_format_with_exif_is_turned_upright(kind: str, orientation: int) -> None:
-    turn = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,  # as it is stored, for a reader to turn back
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = PHOTO.transpose(turn[orientation]) if orientation in turn else PHOTO
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    stored, exif = turned(PHOTO, orientation)
     file = io.BytesIO()
     stored.save(
         file, kind, exif=exif, **{"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
