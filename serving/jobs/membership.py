@@ -188,7 +188,7 @@ class Membership:
     def return_expired(self) -> int:
         """Return the jobs of every model server whose lease ran out to the head of the queue; return how many.
 
-        It also publishes anew, once in a while, what this model server serves.
+        Every PUBLISH_EVERY_SECONDS it also publishes again what this model server serves.
         """
         queue, returned = self._queue, 0
         if self._terms.served is not None and time.monotonic() - self._published_at > PUBLISH_EVERY_SECONDS:

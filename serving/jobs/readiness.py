@@ -13,7 +13,7 @@ NOTE_EVERY_SECONDS = 1.0
 
 
 class AnswerNote:
-    """Notes for all web processes that model servers answer; at most once in NOTE_EVERY_SECONDS, for it costs Redis."""
+    """Notes for all web processes that model servers answer; at most once in NOTE_EVERY_SECONDS, to spare Redis."""
 
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue

@@ -73,9 +73,9 @@ def digest_of(labels: Sequence[str]) -> str:
 
 
 def publish(queue: JobQueue, server: str, served: Served, labels: Sequence[str]) -> None:
-    """Publish anew what the model server `server` serves; it lasts for KEEP_SERVED_SECONDS.
+    """Publish again what the model server `server` serves; Redis keeps it for KEEP_SERVED_SECONDS.
 
-    Raises QueueAway; not where Redis is out of memory, which matters less than what the model server does next.
+    While Redis is out of memory this does nothing: the model server must go on to answer jobs. Raises QueueAway.
     """
     keys = [queue.leases, queue.serves, queue.served_last, queue.labels(served.labels_digest)]
     with contextlib.suppress(QueueOutOfMemory):
@@ -85,8 +85,8 @@ def publish(queue: JobQueue, server: str, served: Served, labels: Sequence[str])
 class ServedNow:
     """What a web process knows of what is served; safe to share between threads.
 
-    The size of the model's input is that of a model server that lives, or lived while this process ran; else `own_size`
-    (the settings'); else what was served last on this queue; else DEFAULT_SIZE.
+    A model server that lives, or lived while this process ran, tells the size of the model's input. Otherwise
+    `own_size` counts (the settings'), then what was served last on this queue, then DEFAULT_SIZE.
 
     Args:
         queue: the queue.
