@@ -27,6 +27,7 @@ The web process (run_web_server.py)
     jobs/readiness          whether the queue is served at all
 The queue
     jobs/job                what travels: jobs, how they end, their states
+    jobs/model_queue        the queue as a model server meets it
     jobs/job_queue          every key, the life of a job, the clock, one script a verb (jobs/lua)
     jobs/served             what the model servers serve: published, and learned
     jobs/redis_client       commands to Redis; its errors -> ours

@@ -6,11 +6,15 @@ Predicted -- the model's labels --> answers, JSON -- answer, in one round trip -
 import logging
 import time
 
+import numpy as np
+
+from serving.batching.batch import Item
 from serving.batching.handover import Handover
 from serving.batching.inbox import Inbox
 from serving.batching.state import LoopState
 from serving.errors import QueueAway
-from serving.jobs.job import Member, Outcome
+from serving.jobs.job import Outcome
+from serving.jobs.model_queue import Member
 from serving.model.runtime import Model
 from serving.telemetry.metrics import ModelMetrics
 
@@ -46,7 +50,7 @@ class Answerer:
         try:
             while (predicted := self._handover.get()) is not None:
                 outcomes = [
-                    item.to_outcome(None if probabilities is None else self._model.answer(probabilities))
+                    self._outcome(item, probabilities, predicted.model_ms)
                     for item, probabilities in zip(predicted.items, predicted.probabilities, strict=True)
                 ]
                 if self._deliver(predicted.member, outcomes):
@@ -54,6 +58,11 @@ class Answerer:
                 self._inbox.answered()
         finally:
             self._handover.abandon()
+
+    def _outcome(self, item: Item, probabilities: np.ndarray | None, model_ms: float | None) -> Outcome:
+        if probabilities is None:
+            return item.to_outcome(None)
+        return item.to_outcome(self._model.answer(probabilities, top=item.top, index=item.index), model_ms)
 
     def _deliver(self, member: Member, outcomes: list[Outcome]) -> bool:
         """Send the outcomes, and try again while Redis is away; return whether they arrived.

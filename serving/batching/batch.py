@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.jobs.job import Member, Outcome
+from serving.jobs.job import Outcome
+from serving.jobs.model_queue import Member
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,21 @@ class Item:
     attempts: int = 0
     row: int | None = None
     status: int | None = None  # the HTTP status that goes with the failure; None: 500, and a dead letter
+    top: int | None = None  # how many predictions the client wants; None: as many as the settings say
+    index: bool = False  # whether it wants the index of each class
+    request_id: str | None = None
 
-    def to_outcome(self, answer: str | None) -> Outcome:
-        """Tell how the job ends: with `answer` (JSON), else with its failure, else dropped."""
-        return Outcome(self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts, self.status)
+    def __str__(self) -> str:
+        return f"{self.job_id}" + (f" of request {self.request_id}" if self.request_id else "")
+
+    def to_outcome(self, answer: str | None, model_ms: float | None = None) -> Outcome:
+        """Tell how the job ends: with `answer` (JSON), else with its failure, else dropped.
+
+        `model_ms`: how long the model had the batch, milliseconds; None: the model did not run the job.
+        """
+        return Outcome(
+            self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts, self.status, model_ms
+        )
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,10 @@ class Predicted:
     """Items that the model is done with.
 
     `probabilities` has an entry for each item: (classes,) float32 0..1, or None where the model did not run the item.
+    `model_ms` is how long the model had them, milliseconds.
     """
 
     member: Member
     items: list[Item]
     probabilities: list[np.ndarray | None]
+    model_ms: float | None = None

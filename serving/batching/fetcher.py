@@ -14,7 +14,8 @@ from serving.batching.batch import Item
 from serving.batching.inbox import Inbox
 from serving.batching.state import LoopState
 from serving.errors import BadJob, LeaseLost, OtherModel, QueueAway, Unavailable
-from serving.jobs.job import Job, Member, ModelQueue
+from serving.jobs.job import Job
+from serving.jobs.model_queue import Member, ModelQueue
 
 # While the model is busy the fetcher looks at the queue after these pauses, which double as long as nothing comes: on a
 # CPU each look takes time from the model. The fetcher does not block in Redis meanwhile: it would take jobs away from
@@ -123,7 +124,7 @@ class Fetcher:
     def _tell_of_other_sizes(self, items: list[Item]) -> None:
         if items and time.monotonic() - self._told_of_sizes >= TELL_AGAIN_SECONDS:
             self._told_of_sizes = time.monotonic()
-            log.warning("%d jobs, among them %s: %s", len(items), items[0].job_id, items[0].failure)
+            log.warning("%d jobs, among them %s: %s", len(items), items[0], items[0].failure)
 
     def _forget_member(self) -> Member | None:
         """Forget the lease, and the jobs under it that the model has not begun: the queue gets them back."""
@@ -161,7 +162,16 @@ def read_job(text: bytes, attempts: int, shape: tuple[int, int, int], now: float
         job = Job.from_text(text)
     except BadJob as error:
         return Item(text, failure=str(error), attempts=attempts), None
-    item = Item(text, job.id, job.reply_to, job.deadline, attempts=attempts)
+    item = Item(
+        text,
+        job.id,
+        job.reply_to,
+        job.deadline,
+        attempts=attempts,
+        top=job.top,
+        index=job.index,
+        request_id=job.request_id,
+    )
     if job.deadline <= now:
         return item, None
     try:

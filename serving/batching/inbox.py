@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.batching.batch import Batch, Item
 from serving.batching.state import WAIT_SECONDS
-from serving.jobs.job import Member
+from serving.jobs.model_queue import Member
 
 
 class Inbox:

@@ -15,7 +15,7 @@ from serving.batching.handover import Handover
 from serving.batching.inbox import Inbox
 from serving.batching.state import LoopState
 from serving.errors import ModelFailed, OutOfMemory
-from serving.jobs.job import ModelQueue
+from serving.jobs.model_queue import ModelQueue
 from serving.model.runtime import Model
 from serving.telemetry.metrics import ModelMetrics
 
@@ -96,15 +96,16 @@ class Predictor:
             items = [replace(item, failure=str(error)) if item is to_predict[0] else item for item in batch.items]
             yield Predicted(batch.member, items, [None] * len(items))
             return
+        seconds = time.monotonic() - started
         if to_predict:
-            self._metrics.predicted(len(to_predict), time.monotonic() - started)
+            self._metrics.predicted(len(to_predict), seconds)
         by_row = {item.row: row for item, row in zip(to_predict, probabilities, strict=True)}
-        yield Predicted(batch.member, batch.items, [by_row.get(item.row) for item in batch.items])
+        yield Predicted(batch.member, batch.items, [by_row.get(item.row) for item in batch.items], 1000 * seconds)
 
     def _check_on_blank(self, batch: Batch, item: Item, error: ModelFailed) -> None:
         """Run the model on a blank image.
 
         Raises ModelFailed if that fails too: then the model is broken, and no job is to blame.
         """
-        log.error("the model failed on job %s: %r", item.job_id, error.__cause__ or error)
+        log.error("the model failed on job %s: %r", item, error.__cause__ or error)
         self._model.probabilities(np.zeros_like(batch.rows[:1]))

@@ -1,5 +1,4 @@
-"""Defines what travels: Job, what a model server took (Taken), how a job ended (Outcome, Answer), the states of a job;
-and the queue as a model server meets it (ModelQueue, Member).
+"""Defines what travels: Job, how a job ended (Outcome, Answer), the states of a job.
 
 Job -- to_text --> JSON in the queue -- from_text --> Job … Outcome -- reply --> the answer under the job's id
                                                                     -- to_dead_letter --> a job that failed for good
@@ -10,17 +9,18 @@ An answer's text is one of
     {"error": "…"}                           a failure, told with the HTTP status 500
     {"error": "…", "status": 503}            … or with another one
 
-and what travels beside it (Answer.about) is {"model": "…", "version": "…"}, with a "warning" if the model has random
-weights. Earlier releases write such a warning into the text: {"predictions": […], "warning": "…"}.
+A job with `index` gets {"index": …}, the class, in each prediction as well. What travels beside the text (Answer.about)
+is {"model": "…", "version": "…", "model_ms": …}: for how many milliseconds the model had the batch; and a "warning" if
+the model has random weights. Earlier releases write it into the text: {"predictions": […], "warning": "…"}.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -56,6 +56,10 @@ class Job:
     shape: tuple[int, ...] | None = None
     deadline: float = math.inf  # unix seconds, by Redis's clock
     reply_to: str | None = None  # the channel that hears of the answer
+    top: int | None = None  # how many predictions the answer holds, at least 1; None: as many as the model server says
+    index: bool = False  # whether each prediction has the index of its class
+    request_id: str | None = None  # of the HTTP request, for the log
+    submitted_at: float | None = None  # unix seconds, by Redis's clock
 
     def to_text(self) -> str:
         """Write the job as JSON, the id first, where the scripts look for it, and the long image last."""
@@ -64,6 +68,10 @@ class Job:
             "shape": self.shape,
             "deadline": None if self.deadline == math.inf else self.deadline,
             "reply_to": self.reply_to,
+            "top": self.top,
+            "index": self.index or None,
+            "request_id": self.request_id,
+            "submitted_at": self.submitted_at,
         }
         given = {name: value for name, value in optional.items() if value is not None}
         # Base64 has nothing to escape, so no code need look at each character of the image.
@@ -81,9 +89,10 @@ class Job:
         except ValueError as error:
             raise BadJob(f"the job is not JSON: {error}") from error
         try:
-            shape, deadline, dtype, reply_to = (fields.get(key) for key in ("shape", "deadline", "dtype", "reply_to"))
-            if not all(value is None or isinstance(value, str) for value in (dtype, reply_to)):
-                raise TypeError("dtype and reply_to are strings")
+            deadline = _read_seconds("deadline", fields)
+            texts = {name: fields.get(name) for name in ("dtype", "reply_to", "request_id")}
+            if not all(value is None or isinstance(value, str) for value in texts.values()):
+                raise TypeError(f"{', '.join(texts)} are strings")
             if not isinstance(fields["image"], str):
                 raise TypeError("image is a string")
             # The id becomes the name of a Redis key that is overwritten: it must not name any other key.
@@ -92,10 +101,12 @@ class Job:
             return cls(
                 id=fields["id"],
                 image=fields["image"],
-                dtype=dtype,
-                shape=None if shape is None else _read_shape(shape),
-                deadline=math.inf if deadline is None else _read_deadline(deadline),
-                reply_to=reply_to,
+                shape=None if fields.get("shape") is None else _read_shape(fields["shape"]),
+                deadline=math.inf if deadline is None else deadline,
+                top=_read_top(fields.get("top")),
+                index=fields.get("index") is True,
+                submitted_at=_read_seconds("submitted_at", fields),
+                **texts,
             )
         except KeyError as error:
             raise BadJob(f"the job lacks the field {error.args[0]}") from error
@@ -129,20 +140,19 @@ def _read_shape(value: Any) -> tuple[int, ...]:
     raise ValueError(f"shape is a list of at most {MOST_AXES} whole numbers, each from 1 to {LONGEST_AXIS}")
 
 
-def _read_deadline(value: Any) -> float:
+def _read_top(value: Any) -> int | None:
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("top is a whole number, at least 1")
+
+
+def _read_seconds(name: str, fields: Mapping[str, Any]) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
     if type(value) in (int, float) and math.isfinite(value):
         return float(value)
-    raise ValueError("deadline is a finite number, in unix seconds")
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What one `take` gave: jobs as they travel. With `attempts` above 0 it is one job, which came back so often."""
-
-    jobs: list[bytes]
-    attempts: int = 0
-    all_that_waited: bool = False  # no other job waited, as far as the model server knows
-    runs_alone: bool = False  # a job that came back is next, or in hand: answer what is in hand, then take again
+    raise ValueError(f"{name} is a finite number, in unix seconds")
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,7 @@ class Answer:
     """A model server's answer to one job: its text, JSON, and what travels beside it (see the head of this module)."""
 
     text: str
-    about: Mapping[str, str] = field(default_factory=dict)  # empty: the model server tells nothing
+    about: Mapping[str, Any] = field(default_factory=dict)  # empty: the model server tells nothing
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,7 @@ class Outcome:
     failure: str | None = None
     attempts: int = 0
     status: int | None = None  # the HTTP status that goes with the failure; None: 500
+    model_ms: float | None = None  # how long the model had the batch; None: the model did not run the job
 
     @property
     def is_dead_letter(self) -> bool:
@@ -189,56 +200,3 @@ class Outcome:
 
     def _reason(self) -> str:
         return (self.failure or "")[:MOST_REASON_CHARACTERS]  # it may quote garbage of any length
-
-
-class Member(Protocol):
-    """One name under which a model server takes jobs, with its lease: jobs.membership.Membership is the one that runs.
-
-    Every method raises QueueAway.
-
-    One thread may call `take` and `return_expired` while another calls `answer`.
-    """
-
-    @property
-    def name(self) -> str:
-        """The name in the queue, made anew with each `join`."""
-
-    @property
-    def in_hand(self) -> int:
-        """How many jobs this name has taken and not yet struck off."""
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether a command found that the lease is lost; then it is lost for good."""
-
-    def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
-        """Take up to `most` jobs; with `wait_seconds`, which only empty hands may, wait for a first one.
-
-        Raises:
-            LeaseLost: others took this name for dead, and get its jobs.
-        """
-
-    def answer(self, outcomes: Sequence[Outcome]) -> bool:
-        """End the oldest jobs in hand, in their order; False if the lease was lost meanwhile.
-
-        The same outcomes may be sent again when QueueAway left open whether they arrived.
-        """
-
-    def return_expired(self) -> int:
-        """Return the jobs of every model server whose lease ran out to the head of the queue; return how many."""
-
-    def leave(self, *, forget: bool = True) -> int:
-        """Give back the jobs in hand, with no attempt counted, and end the lease; return how many jobs went back.
-
-        With `forget` False others go on looking after this name, because one of its commands may still be under way.
-        """
-
-
-class ModelQueue(Protocol):
-    """The queue as a model server meets it: jobs.model_side.ModelSide is the one that runs."""
-
-    def join(self) -> Member:
-        """Register under a fresh name, whose lease begins now. Raises QueueAway."""
-
-    def now(self) -> float:
-        """The time by the queue's own clock, unix seconds, by which deadlines count. Raises QueueAway."""

@@ -13,11 +13,13 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from serving.errors import BadJob, LeaseLost, QueueAway, QueueOutOfMemory
-from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Outcome, Taken
+from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Outcome
 from serving.jobs.job_queue import ABOUT, MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.leases import process_name
+from serving.jobs.model_queue import Taken
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS
 from serving.jobs.served import Served, publish
 
@@ -48,13 +50,13 @@ class Terms:
     served: Served | None
     labels: Sequence[str]
 
-    def about(self) -> dict[str, str]:
+    def about(self) -> dict[str, Any]:
         """What travels beside each answer."""
         return self.served.about() if self.served is not None else {}
 
 
 class Membership:
-    """A name in the queue; `ModelSide.join` makes it (see jobs.job.Member).
+    """A name in the queue; `ModelSide.join` makes it (see jobs.model_queue.Member).
 
     One thread may call `take` and `return_expired` while another calls `answer`. Every method raises QueueAway when
     Redis does not answer.
@@ -232,7 +234,9 @@ class Membership:
 
     def _messages(self, outcomes: Sequence[Outcome]) -> list[str]:
         """Channel, answers, channel, answers, …: one message per web process, with all its answers."""
-        about: dict[str, object] = {ABOUT: self._about} if self._about else {}
+        took = [outcome.model_ms for outcome in outcomes if outcome.model_ms is not None]  # of one batch: all the same
+        of_batch = self._about | ({"model_ms": round(took[0], 3)} if took else {})
+        about: dict[str, object] = {ABOUT: of_batch} if of_batch else {}
         answers: dict[str, dict[str, object]] = {}
         for outcome in outcomes:
             channel, reply = outcome.reply_to or "", outcome.reply()

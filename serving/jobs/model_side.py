@@ -16,7 +16,7 @@ from serving.jobs.served import Served
 
 
 class ModelSide:
-    """The queue for one model server: `join` gives it a membership (see jobs.job.ModelQueue).
+    """The queue for one model server: `join` gives it a membership (see jobs.model_queue.ModelQueue).
 
     Args:
         queue: the queue, without `resend`.

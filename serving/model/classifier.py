@@ -111,18 +111,28 @@ class Classifier:
             raise ModelFailed("The model's answer on this image is not a number. It is kept as a dead letter.")
         return probabilities
 
-    def likeliest(self, probabilities: np.ndarray) -> list[dict[str, object]]:
+    def likeliest(
+        self, probabilities: np.ndarray, *, top: int | None = None, index: bool = False
+    ) -> list[dict[str, object]]:
         """Return the `top` labels by `probabilities` (classes,) float32 0..1, likeliest first.
 
-        Each is {"label": str, "probability": float 0..1}.
+        Each is {"label": str, "probability": float 0..1}, with `index` also {"index": int}, since labels may repeat.
+        Without `top` it is the settings' TOP; more than there are classes means all of them.
         """
-        top = np.argpartition(-probabilities, self._top - 1)[: self._top]
-        top = top[np.argsort(-probabilities[top], kind="stable")]
-        return [{"label": self.labels[i], "probability": round(float(probabilities[i]), 6)} for i in top]
+        count = min(top or self._top, self._classes)
+        likeliest = np.argpartition(-probabilities, count - 1)[:count]
+        likeliest = likeliest[np.argsort(-probabilities[likeliest], kind="stable")]
+        found: list[dict[str, object]] = [
+            {"label": self.labels[i], "probability": round(float(probabilities[i]), 6)} for i in likeliest
+        ]
+        if index:
+            found = [entry | {"index": int(i)} for entry, i in zip(found, likeliest, strict=True)]
+        return found
 
-    def answer(self, probabilities: np.ndarray) -> str:
-        """Write a job's answer, the list of predictions as JSON, from the probabilities (classes,) of one image."""
-        return json.dumps(self.likeliest(probabilities), ensure_ascii=False, separators=(",", ":"))
+    def answer(self, probabilities: np.ndarray, *, top: int | None = None, index: bool = False) -> str:
+        """Write a job's answer, `likeliest` as JSON, from the probabilities (classes,) float32 of one image."""
+        likeliest = self.likeliest(probabilities, top=top, index=index)
+        return json.dumps(likeliest, ensure_ascii=False, separators=(",", ":"))
 
     def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
         """Classify pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`: `likeliest` of each.

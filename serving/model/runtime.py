@@ -92,6 +92,9 @@ class Model(Protocol):
         """
         ...
 
-    def answer(self, probabilities: np.ndarray) -> str:
-        """Write the answer, JSON, from the probabilities (classes,) float32 of one image."""
+    def answer(self, probabilities: np.ndarray, *, top: int | None = None, index: bool = False) -> str:
+        """Write the answer, JSON, from the probabilities (classes,) float32 of one image.
+
+        It holds `top` predictions (None: as many as the settings say), with `index` each with the index of its class.
+        """
         ...

@@ -9,7 +9,7 @@ import pytest
 
 from serving.batching.batch import Batch, Item
 from serving.batching.inbox import Inbox
-from serving.jobs.job import Member
+from serving.jobs.model_queue import Member
 
 SHAPE = (2, 3, 3)
 

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,11 +51,16 @@ class Model:
         self.fails(values)
         return np.array(values, np.float32)[:, np.newaxis]
 
-    def answer(self, probabilities: np.ndarray) -> str:
-        return json.dumps(probabilities.astype(int).tolist())
+    def answer(self, probabilities: np.ndarray, *, top: int | None = None, index: bool = False) -> str:
+        return json.dumps(probabilities.astype(int).tolist() + ([[top, index]] if top or index else []))
 
     def wait(self) -> None:
         self.free.wait(30)
+
+
+def fails_on_the_guilty(values: list[int]) -> None:
+    if GUILTY in values:
+        raise ModelFailed("cannot do this one")
 
 
 class Side(ModelSide):
@@ -131,6 +137,35 @@ def test_each_job_gets_its_own_answer(raw: redis.Redis, start: Callable[..., Run
     assert answers(raw, jobs) == [[value] for value in range(50)]
 
 
+def test_each_job_gets_as_many_predictions_as_it_asks_for(raw: redis.Redis, start: Callable[..., Running]) -> None:
+    start()
+    jobs = push(raw, [1]) + push(raw, [2], top=3) + push(raw, [3], top=1000, index=True)
+    wait_for(lambda: all_answered(raw, jobs))
+    assert answers(raw, jobs) == [[1], [2, [3, False]], [3, [1000, True]]]
+
+
+def test_the_message_tells_how_long_the_model_had_the_batch(
+    raw: redis.Redis, start: Callable[..., Running], queue: JobQueue
+) -> None:
+    with queue.messages(queue.channel("web")) as messages:
+        start()
+        jobs = push(raw, [1], reply_to=queue.channel("web")) + push(raw, [2])
+        told = json.loads(next(messages))
+        assert told[jobs[0].id] == "[1]"
+        assert 0 < told["about"]["model_ms"] < 60_000
+        wait_for(lambda: all_answered(raw, jobs))
+
+
+def test_the_log_names_the_request_whose_image_the_model_failed_on(
+    raw: redis.Redis, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
+) -> None:
+    running = start()
+    running.model.fails = fails_on_the_guilty
+    jobs = push(raw, [GUILTY], request_id="from-the-browser")
+    wait_for(lambda: all_answered(raw, jobs))
+    assert f"the model failed on job {jobs[0].id} of request from-the-browser" in caplog.text
+
+
 def test_while_the_model_is_busy_the_next_batch_fills(raw: redis.Redis, start: Callable[..., Running]) -> None:
     running = start(batch_size=8)
     running.model.free.clear()
@@ -195,12 +230,12 @@ class HeldWriter(Model):
         self.is_writing, self.may_write = threading.Event(), threading.Event()
         self.writers: list[str] = []
 
-    def answer(self, probabilities: np.ndarray) -> str:
+    def answer(self, probabilities: np.ndarray, **asked: Any) -> str:
         if not self.is_writing.is_set():
             self.is_writing.set()
             self.may_write.wait(10)
         self.writers.append(threading.current_thread().name)
-        return super().answer(probabilities)
+        return super().answer(probabilities, **asked)
 
 
 def test_the_model_goes_on_while_answers_are_written_and_waits_before_they_pile_up(
@@ -276,8 +311,8 @@ def test_an_answer_that_cannot_be_written_ends_the_process_and_leaves_its_job_to
     raw: redis.Redis, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     class Broken(HeldWriter):
-        def answer(self, probabilities: np.ndarray) -> str:
-            super().answer(probabilities)
+        def answer(self, probabilities: np.ndarray, **asked: Any) -> str:
+            super().answer(probabilities, **asked)
             raise ValueError("no label for this class")
 
     exits = watch_exits(monkeypatch)
@@ -315,11 +350,7 @@ def test_a_guilty_job_fails_alone_and_its_batch_mates_are_answered(
 ) -> None:
     running = start(batch_size=8)
 
-    def fails(values: list[int]) -> None:
-        if GUILTY in values:
-            raise ModelFailed("cannot do this one")
-
-    running.model.fails = fails
+    running.model.fails = fails_on_the_guilty
     jobs = push(raw, [1, 2, 3, GUILTY, 5, 6, 7, 8])
     wait_for(lambda: all_answered(raw, jobs))
     expected = [[1], [2], [3], {"error": "cannot do this one"}, [5], [6], [7], [8]]

@@ -513,9 +513,12 @@ def test_garbage_is_told_to_be_a_bad_job(text: bytes) -> None:
         *(("shape", value) for value in ("[4, 4, -3]", "[0, 4, 3]", "[true, 4, 3]", "[null]", "[]", "7", '""')),
         *(("shape", value) for value in ("[65536, 4, 3]", "[9223372036854775807, 4, 3]", "[1e300, 4, 3]")),
         ("shape", json.dumps([1] * 5)),
+        *(("submitted_at", value) for value in ('"nan"', "true", "[]")),
+        *(("top", value) for value in ("0", "-1", "2.0", "true", '"3"', "[]")),
+        ("request_id", "7"),
     ],
 )
-def test_a_deadline_is_a_finite_number_and_a_shape_a_list_of_lengths(field: str, value: str) -> None:
+def test_a_deadline_is_a_finite_number_a_shape_a_list_of_lengths_and_so_on(field: str, value: str) -> None:
     head = '{"id": "11111111-1111-1111-1111-111111111111", "image": "A", '
     with pytest.raises(BadJob, match=field):
         Job.from_text(f'{head}"{field}": {value}}}'.encode())

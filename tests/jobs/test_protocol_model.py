@@ -40,9 +40,10 @@ from hypothesis.stateful import (
 
 from serving.errors import LeaseLost, OtherModel
 from serving.jobs import job_queue, operator
-from serving.jobs.job import Job, Outcome, Taken
+from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import FORGET_NAME_SECONDS, Membership
+from serving.jobs.model_queue import Taken
 from serving.jobs.model_side import ModelSide
 from serving.jobs.served import Served
 from serving.jobs.ticket import Ticket

@@ -202,6 +202,22 @@ def test_probabilities_outlive_the_next_batch() -> None:
     assert [classifier.likeliest(row)[0]["label"] for row in probabilities] == ["red", "green"]
 
 
+@pytest.mark.parametrize(("asked", "count"), [({}, 2), ({"top": 1}, 1), ({"top": 4}, 4), ({"top": 9}, 4)])
+def test_an_answer_has_as_many_predictions_as_are_asked_for(asked: dict[str, int], count: int) -> None:
+    classifier = Classifier(Prepared(OneHot(BatchShape("one", 1), [])), LABELS, top=2, batch_size=1)
+    (probabilities,) = classifier.probabilities(images([1]))
+    assert len(json.loads(classifier.answer(probabilities, **asked))) == count
+
+
+def test_the_index_tells_classes_apart_that_have_one_label() -> None:
+    labels = ["crane", "crane", "dog", "cat"]
+    classifier = Classifier(Prepared(OneHot(BatchShape("one", 1), [])), labels, top=2, batch_size=1)
+    (probabilities,) = classifier.probabilities(images([1]))
+    first, second = json.loads(classifier.answer(probabilities, index=True))
+    assert first == {"label": "crane", "probability": 1.0, "index": 1}
+    assert (second["label"], second["index"]) == ("crane", 0)
+
+
 @pytest.mark.parametrize("is_random", [False, True])
 def test_an_answer_is_the_tutorials_list_and_a_warning_stands_beside_it(is_random: bool) -> None:
     one = OneHot(BatchShape("one", 1), [])
