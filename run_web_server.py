@@ -28,7 +28,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.web_side import WebSide
 from serving.local import web_address
 from serving.telemetry.metrics import WebMetrics
-from serving.web import access, heap, openapi, pages, predict, problems, server, uploads
+from serving.web import access, heap, openapi, pages, predict, problems, request_ids, server, uploads
 from serving.web.classify import ImageOptions, Pool, PredictionService
 
 # No command of the web server blocks in Redis, so a command that takes this long has failed.
@@ -37,11 +37,10 @@ REDIS_TIMEOUT_SECONDS = 3.0
 
 def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Flask:
     """The Flask application of one web process, made of its parts; `pool` decodes large images. It starts nothing."""
-    app = Flask(__name__, static_folder=None)
+    app, limits = Flask(__name__, static_folder=None), upload_limits(config)
     app.config["API_KEYS"] = config.api_keys()
-    app.config["MAX_UPLOAD_BYTES"] = config.max_upload_bytes
     app.config["READY_WITHOUT_MODEL_SERVER"] = config.ready_without_model_server
-    app.config["MAX_CONTENT_LENGTH"] = config.max_upload_bytes + uploads.MULTIPART_OVERHEAD_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = limits.request_bytes + uploads.MULTIPART_OVERHEAD_BYTES
     app.json = json = DefaultJSONProvider(app)
     json.sort_keys = json.ensure_ascii = False
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
@@ -49,7 +48,8 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     service = PredictionService(web_side, image_options(config), places=config.web_threads, pool=pool)
     access.add_headers(app)
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
-    predict.add_to(app, service, counts)
+    request_ids.add_to(app)
+    predict.add_to(app, service, counts, limits)
     pages.add_to(app, queue, counts, describe(config))
     problems.add_to(app)
     return app
@@ -84,6 +84,15 @@ def image_options(config: settings.Settings) -> ImageOptions:
     )
 
 
+def upload_limits(config: settings.Settings) -> uploads.Limits:
+    """What one request may bring."""
+    return uploads.Limits(
+        image_bytes=config.max_upload_bytes,
+        images=config.max_images,
+        request_bytes=max(config.max_request_bytes, config.max_upload_bytes),
+    )
+
+
 def describe(config: settings.Settings) -> dict[str, object]:
     """The API's description, for /openapi.json."""
     asks_for_key = bool(config.api_keys())
@@ -114,7 +123,7 @@ def main() -> int:
         processes=config.web_workers,
         drain_seconds=config.request_timeout_seconds,
         headers=access.ALWAYS,
-        most_upload_bytes=config.web_threads * config.max_upload_bytes,
+        most_upload_bytes=max(config.web_threads * config.max_upload_bytes, upload_limits(config).request_bytes),
         log_level=config.log_level,
     )
     return 0

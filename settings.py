@@ -140,6 +140,10 @@ class Settings(BaseSettings):
         description="most jobs that may wait, fewer where they could not be answered in time; more requests get 503",
     )
     max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest upload, bytes")
+    max_images: int = Field(16, ge=1, le=100, description="most images in one request")
+    max_request_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="largest form, bytes: all images of one request together"
+    )
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels (width × height)")
     api_key: SecretStr | None = Field(
         None,

@@ -10,8 +10,11 @@ The web process (run_web_server.py)
     web/arrival             heads and bodies arrive in time, or not at all
     web/predict             POST /predict: the front door
     web/access              who may ask; the headers that every answer carries
-    web/uploads             a request -> the bytes of its image
+    web/request_ids         an id for each request
+    web/uploads             a request -> the bytes of its images
     web/classify            the one path: upload -> gates -> decode -> job -> ticket -> answer
+    web/answers             a model server's answer -> a body, and headers
+    web/places              how many requests a process has in hand
     images/decode           upload bytes -> RGB uint8 pixels
     images/metadata         leaves out what a picture does not need
     images/limits           what an image may cost, attack by attack

@@ -1,7 +1,8 @@
 """What can go wrong, in three branches.
 
     RequestError                     a request ends with this HTTP status, and its client reads the message
-    ├── NoImage                 400  nothing to classify in the request
+    ├── BadRequest              400  the request cannot be understood
+    │   └── NoImage                  … because there is nothing to classify in it
     ├── Unauthorized            401  the API key is missing or wrong
     ├── Forbidden               403  not for this client
     ├── TooLarge                413  more bytes, pixels or work than the service accepts
@@ -43,10 +44,17 @@ class RequestError(Exception):
     advice: str
 
 
-class NoImage(RequestError):
+class BadRequest(RequestError):
     status = 400
-    when = "The request brings no image or an empty one, or its body cannot be read."
-    advice = "Send the image as the multipart field `image`, or as the body with its `Content-Type`."
+    when = "The request brings no image or an empty one, its body cannot be read, or `top` is out of range."
+    advice = (
+        "Send the image as the multipart field `image`, or as the body with its `Content-Type`; as `top` a whole "
+        "number from 1 to the count of the model's labels."
+    )
+
+
+class NoImage(BadRequest):
+    pass
 
 
 class Unauthorized(RequestError):
@@ -63,8 +71,11 @@ class Forbidden(RequestError):
 
 class TooLarge(RequestError):
     status = 413
-    when = "The image has more bytes or more pixels than the service accepts, or takes too much work to decode."
-    advice = "Send a smaller image, or save it in a simpler way."
+    when = (
+        "The image has more bytes or more pixels than the service accepts, or takes too much work to decode; or the "
+        "request has too many images."
+    )
+    advice = "Send a smaller image, or save it in a simpler way; send fewer images in one request."
 
 
 class UnsupportedFormat(RequestError):

@@ -100,6 +100,8 @@ class ServedNow:
         self._alive: Served | None = None  # published by a model server that lived at the last look
         self._met: Served | None = None  # … or at an earlier one
         self._last: Served | None = None
+        self._labels: list[str] | None = None  # of the model `_labels_of`
+        self._labels_of = ""
         self._looked_at = -math.inf  # monotonic seconds
 
     def input_size(self) -> tuple[int, int]:
@@ -110,6 +112,24 @@ class ServedNow:
         if met is not None:
             return met.width, met.height
         return self._own_size or ((last.width, last.height) if last is not None else DEFAULT_SIZE)
+
+    def served(self) -> Served | None:
+        """The model that a model server serves now, or did while this process ran, else the last one on this queue."""
+        return self._met or self._last
+
+    def labels(self) -> Sequence[str] | None:
+        """The labels of the model that `served` tells of, in the order of its classes; None: they are not known.
+
+        Raises QueueAway: it had to ask.
+        """
+        served = self.served()
+        if served is None:
+            self.look_if_due(FRESH_SECONDS)
+            served = self.served()
+        if served is not None and served.labels_digest != self._labels_of:
+            (text,) = self._queue.exchange(("GET", self._queue.labels(served.labels_digest)))
+            self._labels, self._labels_of = (json.loads(text), served.labels_digest) if text else (None, "")
+        return self._labels
 
     def check_name(self) -> None:
         """Refuse a request that another model than the wanted one would answer. Raises Unavailable, QueueAway."""

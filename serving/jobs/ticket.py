@@ -22,7 +22,7 @@ class Ticket:
 
     def __init__(self, job: Job, queue: JobQueue, tickets: "Tickets") -> None:
         self.job = job
-        self.since = time.monotonic()
+        self.since = self.answered_at = time.monotonic()
         self.is_canceled = False
         self.is_submitted = False  # the job may be in the queue: set before the attempt, whose reply may be lost
         self._queue, self._tickets = queue, tickets
@@ -74,7 +74,7 @@ class Ticket:
     def tell(self, news: Answer | Exception | None) -> None:
         """Wake the request that waits; for the sender and the listener. `news`: see `_news`."""
         if isinstance(news, Answer):
-            self._answer = news
+            self._answer, self.answered_at = news, time.monotonic()
             self._tickets.forget(self)
         self._news.put(news)
 

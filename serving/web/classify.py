@@ -8,19 +8,21 @@ threads decodes it, so that other requests go on meanwhile.
 
 import contextlib
 import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 import helpers
-from serving.errors import ClientGone, TimedOut, Unavailable
+from serving.errors import ClientGone, RequestError, TimedOut
 from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.job import Answer, Job
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
+from serving.web.places import Places
 
 # As images.decode.pixels_of_work counts. docs/decisions/027 has how long images below and above take.
 LARGE_PIXELS = 2_000_000
@@ -34,6 +36,32 @@ class ImageOptions:
     max_pixels: int  # of an upload, width × height
     timeout_seconds: float  # from the request to its answer, at most
     poll_seconds: float  # between two looks whether the client has hung up
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a client wants of its answer."""
+
+    top: int | None = None  # how many predictions; None: as many as the model server's settings say
+    index: bool = False  # whether each has the index of its class
+    request_id: str | None = None  # for the logs of both processes
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """An image that waits for its answer."""
+
+    ticket: Ticket
+    decode_ms: float  # from the upload to the job
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model server's answer, and how long it took."""
+
+    answer: Answer
+    decode_ms: float  # from the upload to the job
+    wait_ms: float  # from the job to its answer
 
 
 class Pool(Protocol):
@@ -57,11 +85,14 @@ class PredictionService:
         self._web_side, self._options, self._pool = web_side, options, pool
         self._places = Places(places)
 
-    def predict(self, upload: bytes, came: float, connection: socket.socket | None = None) -> Answer:
-        """Classify an image; returns a model server's answer.
+    def predict(
+        self, picture: bytes | np.ndarray, wanted: Wanted, came: float, connection: socket.socket | None = None
+    ) -> Reply:
+        """Classify a picture; returns a model server's answer.
 
         Args:
-            upload: the bytes of the image file.
+            picture: the bytes of an image file; or pixels (height, width, 3) uint8 0..255, of the model's size.
+            wanted: what the client wants of its answer.
             came: when the request came, monotonic seconds; its deadline counts from here.
             connection: the client's socket, by which to notice that it hung up; None: do not look.
 
@@ -72,13 +103,34 @@ class PredictionService:
             ClientGone: the client hung up.
         """
         until = came + self._options.timeout_seconds
-        with self.admit(upload, until) as ticket:
-            del upload  # a process has 256 places by default, and each upload may have 16 MB
-            return self.wait(ticket, until, connection)
+        with self.admit(picture, wanted, until) as admitted:
+            del picture  # a process has 256 places by default, and each upload may have 16 MB
+            return self.wait(admitted, until, connection)
+
+    def predict_all(
+        self,
+        pictures: Iterable[bytes | np.ndarray | RequestError],
+        wanted: Wanted,
+        came: float,
+        connection: socket.socket | None = None,
+    ) -> list[Reply | RequestError]:
+        """Classify several pictures, which wait together; returns an answer for each, or why there is none.
+
+        `predict` describes the arguments; an error among the pictures stays where it is. Raises ClientGone.
+        """
+        until = came + self._options.timeout_seconds
+        with contextlib.ExitStack() as stack:
+            found = [self._try_to_admit(stack, picture, wanted, until) for picture in pictures]
+            return [self._reply(one, until, connection) for one in found]
+
+    def classes(self) -> int | None:
+        """How many labels the model tells apart; None: no model server has said so."""
+        labels = self._web_side.served.labels()
+        return None if labels is None else len(labels)
 
     @contextlib.contextmanager
-    def admit(self, upload: bytes, until: float) -> Iterator[Ticket]:
-        """Lead an image through the gates to its ticket, for a `with` block.
+    def admit(self, picture: bytes | np.ndarray, wanted: Wanted, until: float) -> Iterator[Admitted]:
+        """Lead a picture through the gates to its ticket, for a `with` block.
 
         The job's deadline is `until`, monotonic seconds. The block holds one place; at its end the job is given up,
         unless the answer came. Raises what `predict` raises before it waits.
@@ -87,12 +139,17 @@ class PredictionService:
         time.sleep(0)
         self._web_side.check_room()  # 503: too many images wait already
         with self._places.hold():  # 503: too many requests are in hand already
-            job = self._make_job(upload, until)
-            del upload
+            began = time.monotonic()
+            job = self.make_job(picture, wanted)
+            del picture
+            decode_ms = 1000 * (time.monotonic() - began)
+            deadline = self._web_side.deadline_at(until)
+            submitted_at = deadline - (until - time.monotonic())
+            job = replace(job, deadline=deadline, submitted_at=submitted_at, reply_to=self._web_side.channel)
             with self._web_side.submit(job) as ticket:  # 503: the queue filled up just now
-                yield ticket
+                yield Admitted(ticket, decode_ms)
 
-    def wait(self, ticket: Ticket, until: float, connection: socket.socket | None = None) -> Answer:
+    def wait(self, admitted: Admitted, until: float, connection: socket.socket | None = None) -> Reply:
         """Wait for the answer until `until`, monotonic seconds.
 
         Raises:
@@ -100,6 +157,7 @@ class PredictionService:
             Unavailable: another model than the wanted one answered.
             ClientGone: the client closed `connection`, its socket.
         """
+        ticket = admitted.ticket
         while (answer := ticket.wait(min(until, time.monotonic() + self._options.poll_seconds))) is None:
             if connection is not None and has_hung_up(connection):
                 raise ClientGone("The client hung up.")
@@ -109,46 +167,52 @@ class PredictionService:
                     "server is away. Try again."
                 )
         self._web_side.served.check_answer(answer)
-        return answer
+        return Reply(answer, admitted.decode_ms, 1000 * (ticket.answered_at - ticket.since))
 
-    def _make_job(self, upload: bytes, until: float) -> Job:
-        options = self._options
-        image = open_image(upload, options.max_pixels)
-        size = width, height = self._web_side.served.input_size()
-        if pixels_of_work(image, upload) > LARGE_PIXELS:
-            pixels = self._pool.apply(to_pixels, (image, *size))
-        else:
-            pixels = to_pixels(image, *size)
+    def make_job(self, picture: bytes | np.ndarray, wanted: Wanted) -> Job:
+        """Decode and resize a picture (see `predict`), and make a job of it, without a deadline or a channel.
+
+        Raises TooLarge, UnsupportedFormat, UndecodableImage, and QueueAway: the model's size is not known.
+        """
+        pixels = picture if isinstance(picture, np.ndarray) else self._decode(picture)
         return Job(
             id=str(uuid.uuid4()),
-            image=helpers.encode_image(pixels, options.dtype),
-            dtype=options.dtype,
-            shape=(height, width, 3),
-            deadline=self._web_side.deadline_at(until),
-            reply_to=self._web_side.channel,
+            image=helpers.encode_image(pixels, self._options.dtype),
+            dtype=self._options.dtype,
+            shape=pixels.shape,
+            top=wanted.top,
+            index=wanted.index,
+            request_id=wanted.request_id,
         )
 
+    def _decode(self, upload: bytes) -> np.ndarray:
+        """The pixels of an upload, (height, width, 3) uint8 0..255, of the model's size."""
+        image = open_image(upload, self._options.max_pixels)
+        size = self._web_side.served.input_size()
+        if pixels_of_work(image, upload) > LARGE_PIXELS:
+            pixels: np.ndarray = self._pool.apply(to_pixels, (image, *size))
+            return pixels
+        return to_pixels(image, *size)
 
-class Places:
-    """Limits how many requests one process has in hand. A request that finds no place is refused at once.
-
-    Args:
-        count: how many places there are, at least 1.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._free = threading.BoundedSemaphore(count)
-
-    @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold one place as long as a `with` block lasts. Raises Unavailable when none is free."""
-        if not self._free.acquire(blocking=False):
-            raise Unavailable(f"{self._count} requests are in hand already. Try again in a moment.")
+    def _try_to_admit(
+        self, stack: contextlib.ExitStack, picture: bytes | np.ndarray | RequestError, wanted: Wanted, until: float
+    ) -> Admitted | RequestError:
+        if isinstance(picture, RequestError):
+            return picture
         try:
-            yield
-        finally:
-            self._free.release()
+            return stack.enter_context(self.admit(picture, wanted, until))
+        except RequestError as error:
+            return error
+
+    def _reply(
+        self, found: Admitted | RequestError, until: float, connection: socket.socket | None
+    ) -> Reply | RequestError:
+        try:
+            return found if isinstance(found, RequestError) else self.wait(found, until, connection)
+        except ClientGone:
+            raise
+        except RequestError as error:
+            return error
 
 
 def has_hung_up(connection: socket.socket) -> bool:

@@ -1,38 +1,64 @@
-"""Answers POST /predict, and counts the answers."""
+"""Answers POST /predict, and counts the answers.
 
-import json
+request -- uploads --> images -- PredictionService --> Reply, an image each -- answers --> the body of a 200
+"""
+
 import time
+from collections.abc import Sequence
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 
-from serving.errors import ModelFailed, Unavailable
-from serving.jobs.job import Answer
+from serving.errors import BadRequest, RequestError
 from serving.telemetry.metrics import WebMetrics
-from serving.web import access, uploads
-from serving.web.classify import PredictionService
+from serving.web import access, answers, uploads
+from serving.web.classify import PredictionService, Reply, Wanted
+from serving.web.request_ids import request_id
 
 blueprint = Blueprint("predict", __name__)
 
 
-def add_to(app: Flask, service: PredictionService, counts: WebMetrics) -> None:
-    """Have `app` answer POST /predict with `service`, and count each answer in `counts`."""
+def add_to(app: Flask, service: PredictionService, counts: WebMetrics, limits: uploads.Limits) -> None:
+    """Have `app` answer POST /predict with `service`, within `limits`, and count each answer in `counts`."""
     app.extensions["prediction service"], app.extensions["counts"] = service, counts
+    app.extensions["upload limits"] = limits
     app.register_blueprint(blueprint)
 
 
 @blueprint.post("/predict")
 def predict() -> Response:
-    """POST /predict: an image -> its most likely labels. Raises RequestError, in any of its kinds."""
+    """POST /predict: images -> their most likely labels. Raises RequestError, in any of its kinds."""
     service: PredictionService = current_app.extensions["prediction service"]
     access.check_key()
-    with uploads.hint_of_curl(request):
-        answer = service.predict(
-            # The upload gets no name here, so that its memory is free while the request waits.
-            uploads.read_image(request, current_app.config["MAX_UPLOAD_BYTES"]),
-            g.came,
-            request.environ.get("service.connection"),
-        )
-    return Response(read_answer(answer), mimetype="application/json")
+    wanted = read_wanted(service)
+    connection = request.environ.get("service.connection")
+    images = uploads.read_images(request, current_app.extensions["upload limits"])
+    if len(images) == 1:
+        with uploads.hint_of_curl(request):
+            # The image has no name here, so that its memory is free while the request waits.
+            reply = service.predict(uploads.pop_only(images), wanted, g.came, connection)
+        return answer_with(answers.predictions(reply.answer, wanted.top), [reply])
+    replies = service.predict_all(uploads.pop_each(images), wanted, g.came, connection)
+    return answer_with(answers.results(replies, wanted.top), replies)
+
+
+def read_wanted(service: PredictionService) -> Wanted:
+    """What the request asks of its answer. Raises BadRequest: `top` is none of the model's numbers of labels."""
+    if not request.query_string:
+        return Wanted(request_id=request_id())
+    text, most = request.args.get("top"), service.classes()
+    if text is None:
+        return Wanted(request_id=request_id())
+    top = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if top < 1 or top > (most or top):
+        to = f"to {most}, as many labels as the model has" if most is not None else "on"
+        raise BadRequest(f"`top` is `{uploads.quotable(text)}`; it must be a whole number from 1 {to}.")
+    return Wanted(top=top, request_id=request_id())
+
+
+def answer_with(body: str, replies: Sequence[Reply | RequestError]) -> Response:
+    """The 200 with this body, JSON, and the headers that tell of `replies`."""
+    headers = answers.headers(replies, 1000 * (time.monotonic() - g.came))
+    return Response(body + "\n", mimetype="application/json", headers=headers)
 
 
 @blueprint.before_request
@@ -48,20 +74,3 @@ def count(response: Response) -> Response:
         return response
     current_app.extensions["counts"].answered(response.status_code, time.monotonic() - g.came)
     return response
-
-
-def read_answer(answer: Answer) -> str:
-    """Turn a model server's answer into the body of a 200.
-
-    Raises:
-        ModelFailed: the answer is an error.
-        Unavailable: the answer is an error, and another try may succeed.
-    """
-    if answer.text.startswith("[") and "warning" not in answer.about:  # the usual answer is passed on as it is
-        return f'{{"success":true,"predictions":{answer.text}}}\n'
-    parsed = json.loads(answer.text)
-    if "error" in parsed:
-        raise (Unavailable if parsed.get("status") == Unavailable.status else ModelFailed)(parsed["error"])
-    if isinstance(parsed, list):
-        parsed = {"predictions": parsed, "warning": answer.about["warning"]}
-    return json.dumps({"success": True, **parsed}, ensure_ascii=False, separators=(",", ":")) + "\n"

@@ -1,14 +1,21 @@
-"""Errors -> answers: {"success": false, "error": "… what was wrong, what to do …"}."""
+"""Errors -> answers: {"success": false, "error": "… what was wrong, what to do …", "request_id": "…"}.
+
+A client that accepts application/problem+json gets RFC 9457's members beside these.
+"""
 
 import logging
+from http import HTTPStatus
+from typing import Any
 
 from flask import Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from serving.errors import RequestError, Unauthorized, Unavailable
 from serving.web.refusal_log import RefusalLog
+from serving.web.request_ids import request_id
 
 PROBED = "/readyz"
+PROBLEM = "application/problem+json"
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +33,13 @@ def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
     is_refusal = error.status in (503, 504) and request.path != PROBED  # a probe asks all the time while nobody waits
     if is_refusal or (error.status >= 500 and error.__cause__ is not None):
         refusals: RefusalLog = current_app.extensions["refusals"]
-        refusals.note(f"{request.method} {request.path}", error.status, str(error), error.__cause__)
+        refusals.note(f"{request.method} {request.path}", error.status, str(error), error.__cause__, request_id())
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return jsonify(success=False, error=str(error)), error.status, headers
+    return body(str(error), error.status), error.status, headers
 
 
 def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
@@ -41,13 +48,26 @@ def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
     says = {
         404: "There is no such page. Images go to POST /predict; GET / is the page for people.",
         405: f"{request.method} is not answered at {request.path}. Images go to POST /predict.",
-        413: f"The upload is too large: at most {current_app.config['MAX_UPLOAD_BYTES']:,} bytes are accepted.",
+        413: f"The upload is too large: at most {current_app.config['MAX_CONTENT_LENGTH']:,} bytes are accepted.",
     }.get(code, error.description or error.name)
     methods = getattr(error, "valid_methods", None)
-    return jsonify(success=False, error=says), code, {"Allow": ", ".join(sorted(methods))} if methods else {}
+    return body(says, code), code, {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
 def unexpected(error: Exception) -> tuple[Response, int]:
     """The answer to an error that nobody has thought of, which goes to the log: its body, its status."""
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return jsonify(success=False, error="The web server failed on this request; its log says why."), 500
+    log.error("%s %s failed, request %s", request.method, request.path, request_id(), exc_info=error)
+    return body("The web server failed on this request; its log says why.", 500), 500
+
+
+def body(says: str, status: int) -> Response:
+    """The body of an error, with the sentence `says`."""
+    told: dict[str, Any] = {"success": False, "error": says}
+    is_problem = any(kind == PROBLEM and quality > 0 for kind, quality in request.accept_mimetypes)
+    if is_problem:
+        title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Error"
+        told |= {"type": "about:blank", "title": title, "status": status, "detail": says, "instance": request.path}
+    response = jsonify(told | {"request_id": request_id()})
+    if is_problem:
+        response.mimetype = PROBLEM
+    return response

@@ -29,7 +29,9 @@ class RefusalLog:
         self._untold: dict[str, int] = {}  # kind -> refusals since its last line; a kind is there for a while after it
         atexit.register(self.tell_all)
 
-    def note(self, page: str, status: int, sentence: str, cause: BaseException | None = None) -> None:
+    def note(
+        self, page: str, status: int, sentence: str, cause: BaseException | None = None, request_id: str = ""
+    ) -> None:
         """Note a refusal; `sentence` is what its client was told, `cause` the error behind it."""
         # Not the repr of the cause: that of Redis's errors tells only their class.
         because = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
@@ -39,7 +41,7 @@ class RefusalLog:
             is_new = kind not in self._untold
             self._untold[kind] = 0 if is_new else self._untold[kind] + 1
         if is_new:
-            log.warning("%s", line)
+            log.warning("%s%s", line, f" (request {request_id})" if request_id else "")
             self._tell_later(kind)
 
     def tell_all(self) -> None:

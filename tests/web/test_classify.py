@@ -1,5 +1,6 @@
 """The one path, driven with threads, on a real Redis: every front door goes this way."""
 
+import json
 import socket
 import threading
 import time
@@ -8,21 +9,23 @@ from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import redis
-from conftest import Answering, answered, as_bytes, new_web_side, push, some_photo, wait_for
+from conftest import Answering, as_bytes, new_web_side, push, some_photo, wait_for
 from flask import Flask
 
 import helpers
-from serving.errors import ClientGone, QueueFull, TimedOut, TooLarge, Unavailable, UndecodableImage
+from serving.errors import ClientGone, NoImage, QueueFull, TimedOut, TooLarge, Unavailable, UndecodableImage
 from serving.images.decode import open_image, pixels_of_work
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.membership import Membership
-from serving.web import classify, predict, problems
-from serving.web.classify import LARGE_PIXELS, ImageOptions, Places, PredictionService, has_hung_up
+from serving.web import classify, predict, problems, uploads
+from serving.web.classify import LARGE_PIXELS, ImageOptions, PredictionService, Reply, Wanted, has_hung_up
+from serving.web.places import Places
 
 PHOTO = as_bytes(some_photo(), "JPEG")
+ANY = Wanted()
 NewService = Callable[..., PredictionService]
 
 
@@ -39,23 +42,40 @@ def new_service(queue: JobQueue) -> Iterator[NewService]:
 
 
 def test_an_upload_becomes_a_job_and_its_answer_comes_back(new_service: NewService, answering: Answering) -> None:
-    answer = new_service().predict(PHOTO, time.monotonic())
-    assert answer.text == answering.reply(answering.jobs[0])
+    wanted = Wanted(top=3, index=True, request_id="from-the-browser")
+    reply = new_service().predict(PHOTO, wanted, time.monotonic())
+    assert reply.answer.text == answering.reply(answering.jobs[0])
     (job,) = answering.jobs
     assert helpers.decode_image(job.image, (48, 64, 3), "uint8").shape == (48, 64, 3)
     assert (job.dtype, job.shape) == ("uint8", (48, 64, 3))
     assert 5 < job.deadline - time.time() <= 10.5
+    assert abs((job.submitted_at or 0) - time.time()) < 5
+    assert (job.top, job.index, job.request_id) == (3, True, "from-the-browser")
+    assert 0 < reply.decode_ms < 10_000
+    assert 0 < reply.wait_ms < 10_000
 
 
-def test_another_front_door_is_a_few_lines(
-    new_service: NewService, raw: redis.Redis, queue: JobQueue, new_member: Callable[..., Membership]
+def test_several_pictures_wait_together_and_each_gets_its_own_answer_or_error(
+    new_service: NewService, answering: Answering
 ) -> None:
-    service = new_service()
-    until = time.monotonic() + 5
-    with service.admit(PHOTO, until) as one, service.admit(PHOTO, until) as other:  # two images in one request
-        member = new_member()
-        member.answer([answered(text, f'["{place}"]') for place, text in enumerate(member.take(2).jobs)])
-        assert [service.wait(ticket, until).text for ticket in (one, other)] == ['["0"]', '["1"]']
+    answering.reply = lambda job: json.dumps(int(helpers.decode_image(job.image, (48, 64, 3), "uint8").mean()))
+    pixels = np.full((48, 64, 3), 7, np.uint8)
+    found = new_service(places=4).predict_all(
+        [pixels, PHOTO[:2000], NoImage("empty"), pixels + 1], ANY, time.monotonic()
+    )
+    first, second, third, fourth = found
+    assert isinstance(second, UndecodableImage)
+    assert isinstance(third, NoImage)
+    assert [reply.answer.text for reply in (first, fourth) if isinstance(reply, Reply)] == ["7", "8"]
+
+
+def test_each_of_several_pictures_takes_a_place_and_gives_it_back(
+    new_service: NewService, answering: Answering
+) -> None:
+    service = new_service(places=2)
+    for _ in range(2):
+        found = service.predict_all([PHOTO] * 3, ANY, time.monotonic())
+        assert [type(one) for one in found] == [Reply, Reply, Unavailable]
 
 
 def test_the_gates_refuse_each_with_its_own_sentence_and_nothing_stays(
@@ -65,18 +85,18 @@ def test_the_gates_refuse_each_with_its_own_sentence_and_nothing_stays(
     push(raw, 3)
     full = new_service(max_queue_length=3)
     for sentence in ("the queue filled up just now", "Too many images wait already"):  # the second time it knows
-        with pytest.raises(QueueFull, match=sentence), full.admit(PHOTO, until):
+        with pytest.raises(QueueFull, match=sentence), full.admit(PHOTO, ANY, until):
             pass
     assert raw.llen("image_queue") == 3
     raw.delete("image_queue")
     narrow = new_service(places=1)
     with (
-        narrow.admit(PHOTO, until),
+        narrow.admit(PHOTO, ANY, until),
         pytest.raises(Unavailable, match="1 requests are in hand already"),
-        narrow.admit(PHOTO, until),
+        narrow.admit(PHOTO, ANY, until),
     ):
         pass
-    with narrow.admit(PHOTO, until):  # the place was given back
+    with narrow.admit(PHOTO, ANY, until):  # the place was given back
         pass
 
 
@@ -85,7 +105,7 @@ def test_an_image_that_is_refused_gives_its_place_back(new_service: NewService, 
     for upload, error in ((PHOTO[:2000], UndecodableImage), (as_bytes(some_photo(2000, 1000), "PNG"), TooLarge)):
         for _ in range(2):
             with pytest.raises(error):
-                service.predict(upload, time.monotonic())
+                service.predict(upload, ANY, time.monotonic())
     assert raw.llen("image_queue") == 0
 
 
@@ -93,7 +113,7 @@ def test_the_deadline_counts_from_when_the_request_came(new_service: NewService,
     service = new_service(timeout_seconds=1.0)
     began = time.monotonic()
     with pytest.raises(TimedOut, match="No answer came within 1 s"):
-        service.predict(PHOTO, came=began - 0.5)
+        service.predict(PHOTO, ANY, came=began - 0.5)
     assert time.monotonic() - began < 0.9
     wait_for(lambda: raw.llen("image_queue") == 0)
 
@@ -115,7 +135,7 @@ def server_side(service: PredictionService, connection: socket.socket) -> str:
     time.sleep(0.1)
     assert not has_hung_up(connection)
     assert connection.recv(100) == b"the next request"  # it was left unread
-    return service.predict(PHOTO, time.monotonic(), connection)
+    return service.predict(PHOTO, ANY, time.monotonic(), connection)
 
 
 def test_a_connection_is_looked_at_without_waiting_and_stays_as_it_was() -> None:
@@ -139,10 +159,10 @@ def test_who_waits_over_http_holds_a_place_and_not_the_upload(
     service = new_service(timeout_seconds=1.0)
     alive: list[object] = []
 
-    def read_image(*_: object) -> Upload:
+    def read_images(*_: object) -> list[Upload]:
         upload = Upload(PHOTO)
         alive.append(weakref.ref(upload))
-        return upload
+        return [upload]
 
     wait = service.wait
 
@@ -150,11 +170,11 @@ def test_who_waits_over_http_holds_a_place_and_not_the_upload(
         alive.append(alive.pop()())
         return wait(*arguments)
 
-    monkeypatch.setattr(predict.uploads, "read_image", read_image)
+    monkeypatch.setattr(predict.uploads, "read_images", read_images)
     monkeypatch.setattr(service, "wait", looking)
     app = Flask("any")
-    app.config |= {"API_KEYS": [], "MAX_UPLOAD_BYTES": 10**6}
-    predict.add_to(app, service, SimpleNamespace(answered=lambda *_: None))
+    app.config["API_KEYS"] = []
+    predict.add_to(app, service, SimpleNamespace(answered=lambda *_: None), uploads.Limits(10**6, 16, 10**7))
     problems.add_to(app)
     assert app.test_client().post("/predict").status_code == 504
     assert alive == [None]
@@ -174,12 +194,12 @@ def test_large_images_go_to_the_pool_and_photos_do_not(
     monkeypatch.setattr(classify, "LARGE_PIXELS", 320 * 240)
     service = new_service()
     here = threading.current_thread().name
-    service.predict(PHOTO, time.monotonic())
-    service.predict(as_bytes(some_photo(400, 300), "JPEG"), time.monotonic())
+    service.predict(PHOTO, ANY, time.monotonic())
+    service.predict(as_bytes(some_photo(400, 300), "JPEG"), ANY, time.monotonic())
     assert threads[0] == here
     assert threads[1] != here
     with pytest.raises(UndecodableImage):  # raised in the thread, heard here
-        service.predict(as_bytes(some_photo(400, 300), "JPEG")[:3000], time.monotonic())
+        service.predict(as_bytes(some_photo(400, 300), "JPEG")[:3000], ANY, time.monotonic())
     assert len(answering.jobs) == 2
     assert isinstance(answering.jobs[0], Job)
 

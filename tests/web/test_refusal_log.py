@@ -48,7 +48,7 @@ def test_the_log_says_which_limit_was_met_at_once_and_how_often_at_the_end(
 
 
 def test_a_request_that_finds_no_room_for_its_bytes_leaves_a_line_too(processes: Processes, raw: redis.Redis) -> None:
-    url = start(processes, MAX_UPLOAD_BYTES="1024", WEB_THREADS="1")
+    url = start(processes, MAX_UPLOAD_BYTES="1024", MAX_REQUEST_BYTES="1024", WEB_THREADS="1")
     answer = http("POST", f"{url}/predict", b"\xff\xd8\xff" + b"x" * 2000, Content_Type="image/jpeg")
     assert (answer.status, answer.json["error"][:23]) == (503, "Too many bytes of uploa")
     wait_for(lambda: "POST /predict: 503: Too many bytes of uploads are in hand" in output(processes.running[-1]))

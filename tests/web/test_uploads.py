@@ -2,8 +2,8 @@
 
 import pytest
 
-from serving.errors import NoImage
-from serving.web.uploads import read_form_file
+from serving.errors import NoImage, TooLarge
+from serving.web.uploads import pop_only, read_form_files
 
 
 def form(*parts: tuple[str, bytes], end: bytes = b"--x--\r\n") -> bytes:
@@ -12,11 +12,26 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--x--\r\n") -> bytes:
 
 
 def read(body: bytes, boundary: str = "x") -> bytes:
-    return read_form_file(body, boundary, "image")
+    return pop_only(read_form_files(body, boundary, "image", most=16))
 
 
 IMAGE = 'Content-Disposition: form-data; name="image"; filename="photo.jpg"'
 OTHER = 'Content-Disposition: form-data; name="other"'
+
+
+def test_each_field_of_that_name_is_an_image_and_one_with_text_spoils_no_other() -> None:
+    text = 'Content-Disposition: form-data; name="image"'
+    body = form((IMAGE, b"one"), (OTHER, b"1"), (text, b"dog.jpg"), (IMAGE, b""), (IMAGE, b"two"))
+    first, second, third, fourth = read_form_files(body, "x", "image", most=4)
+    assert (first, third, fourth) == (b"one", b"", b"two")
+    assert isinstance(second, NoImage)
+
+
+def test_too_many_images_are_refused_however_many_they_are() -> None:
+    assert len(read_form_files(form(*[(IMAGE, b"one")] * 16), "x", "image", most=16)) == 16
+    for count in (17, 127, 1000):
+        with pytest.raises(TooLarge, match="more than 16 images"):
+            read_form_files(form(*[(IMAGE, b"one")] * count), "x", "image", most=16)
 
 
 def test_the_named_field_is_found_among_others() -> None:

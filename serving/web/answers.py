@@ -1,0 +1,73 @@
+"""What a model server answered -> the body of a 200, and the headers that tell of the model and of the time it took."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from serving.errors import ModelFailed, RequestError, Unavailable
+from serving.jobs.job import Answer
+from serving.web.classify import Reply
+
+
+def predictions(answer: Answer, top: int | None = None) -> str:
+    """Turn a model server's answer into the body of a 200, JSON.
+
+    Of more than `top` predictions the first are told: a model server of another make does not know that a job may ask.
+
+    Raises:
+        ModelFailed: the answer is an error.
+        Unavailable: the answer is an error, and another try may succeed.
+    """
+    if answer.text.startswith("[") and "warning" not in answer.about and top is None:
+        return f'{{"success":true,"predictions":{answer.text}}}'  # the usual answer is passed on as it is
+    parsed = json.loads(answer.text)
+    if "error" in parsed:
+        raise (Unavailable if parsed.get("status") == Unavailable.status else ModelFailed)(parsed["error"])
+    if isinstance(parsed, list):
+        warning = {"warning": answer.about["warning"]} if "warning" in answer.about else {}
+        parsed = {"predictions": parsed, **warning}
+    parsed["predictions"] = parsed["predictions"][:top]
+    return json.dumps({"success": True, **parsed}, ensure_ascii=False, separators=(",", ":"))
+
+
+def results(replies: Sequence[Reply | RequestError], top: int | None = None) -> str:
+    """Turn what became of several images into the body of a 200, JSON: a result for each, in their order.
+
+    Raises:
+        Unavailable: no image got an answer, and one of them may get it at another try.
+    """
+    told: list[str] = []
+    refusals: list[RequestError] = []
+    for reply in replies:
+        try:
+            if isinstance(reply, RequestError):
+                raise reply
+            told.append(predictions(reply.answer, top))
+        except RequestError as error:
+            refusals.append(error)
+            told.append(json.dumps({"success": False, "error": str(error), "status": error.status}, ensure_ascii=False))
+    unavailable = [error for error in refusals if isinstance(error, Unavailable)]
+    if unavailable and len(refusals) == len(replies):
+        raise unavailable[0]
+    return f'{{"success":true,"results":[{",".join(told)}]}}'
+
+
+def headers(replies: Sequence[Reply | RequestError], total_ms: float) -> dict[str, str]:
+    """The headers of an answer with predictions: Server-Timing, and X-Model-Version where a model server tells it.
+
+    Of several images the times of decoding add up, and the longest waits count. `total_ms` is of the whole request.
+    """
+    answered = [reply for reply in replies if isinstance(reply, Reply)]
+    times: dict[str, float] = {}
+    if answered:
+        times["decode"] = sum(reply.decode_ms for reply in answered)
+    model_ms = [reply.answer.about["model_ms"] for reply in answered if "model_ms" in reply.answer.about]
+    if model_ms:
+        waited_ms = [reply.wait_ms - reply.answer.about.get("model_ms", reply.wait_ms) for reply in answered]
+        times["queue"], times["model"] = max(0.0, *waited_ms), max(model_ms)
+    times["total"] = total_ms
+    found: dict[str, Any] = {"Server-Timing": ", ".join(f"{name};dur={value:.1f}" for name, value in times.items())}
+    versions = [reply.answer.about["version"] for reply in answered if "version" in reply.answer.about]
+    if versions:
+        found["X-Model-Version"] = versions[-1]
+    return found
