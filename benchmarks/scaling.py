@@ -56,8 +56,8 @@ def feed(queue: JobQueue, image: str, stop: threading.Event) -> None:
 
 def served_when_a_batch_ends(queue: JobQueue) -> int:
     """How many jobs have been served, just after there were fewer."""
-    before = int(queue.redis.get(queue.settled_total) or 0)
-    while (served := int(queue.redis.get(queue.settled_total) or 0)) == before:
+    before = int(queue.redis.get(queue.keys.people.settled_total) or 0)
+    while (served := int(queue.redis.get(queue.keys.people.settled_total) or 0)) == before:
         time.sleep(0.005)
     return served
 

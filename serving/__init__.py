@@ -31,7 +31,8 @@ The web process (run_web_server.py)
 The queue
     jobs/job                what travels: jobs, how they end, their states
     jobs/model_queue        the queue as a model server meets it
-    jobs/job_queue          every key, the life of a job, the clock, one script a verb (jobs/lua)
+    jobs/keys               every key in Redis, its type and its lifetime
+    jobs/job_queue          the life of a job, the clock, one script a verb (jobs/lua)
     jobs/served             what the model servers serve: published, and learned
     jobs/redis_client       commands to Redis; its errors -> ours
     jobs/redis_url          REDIS_URL -> a client

@@ -410,7 +410,7 @@ def play(chosen: Scenario, rig: Rig, scale: float) -> tuple[Result, Tally]:
         except AssertionError:
             tally.broken[f"not kept: {promise}; {rig.remains()}, dead {rig.dead_letters()}"] += 1
             rig.spoiled = True
-    rig.redis.client.delete(rig.queue.dead)
+    rig.redis.client.delete(rig.queue.keys.dead)
     return result, tally
 
 

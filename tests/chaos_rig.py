@@ -194,7 +194,7 @@ class Rig:
     def is_whole(self) -> bool:
         """Whether all model servers hold a lease, by Redis's clock."""
         now = self.queue.now(good_for_seconds=1.0)
-        return bool(self.redis.client.zcount(self.queue.leases, now, "+inf") >= self.model_servers)
+        return bool(self.redis.client.zcount(self.queue.keys.leases, now, "+inf") >= self.model_servers)
 
     def computed(self) -> Counter[int]:
         """Number of a request -> how often a model server computed it."""
@@ -211,16 +211,16 @@ class Rig:
         """The keys that should not be in Redis any more; an answer that nobody read may be, for its lifetime."""
         client, found = self.redis.client, []
         lasting = {
-            self.queue.settled_total,
-            self.queue.last_empty_at,
-            self.queue.settled_by_server,
-            self.queue.leases,
-            *(self.queue.serves, self.queue.served_last, self.queue.answered_at),
-            *([self.queue.dead] if dead_letters else []),
+            self.queue.keys.people.settled_total,
+            self.queue.keys.people.last_empty_at,
+            self.queue.keys.people.settled_by_server,
+            self.queue.keys.leases,
+            *(self.queue.keys.serves, self.queue.keys.served_last, self.queue.keys.answered_at),
+            *([self.queue.keys.dead] if dead_letters else []),
         }
         for key in client.keys("*"):
             is_answer = QUEUE.encode() not in key and 0 < client.ttl(key) <= RESULT_TTL_SECONDS
-            is_published = key.decode().startswith(self.queue.labels(""))
+            is_published = key.decode().startswith(self.queue.keys.labels(""))
             if not (is_answer or is_published) and key.decode() not in lasting:
                 found.append(key.decode())
         return found

@@ -311,19 +311,19 @@ def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
         assert Counter(model_server.ends) - before == expected, first
         answers = [json.loads(raw.get(job.id) or "null")[0]["label"] for job in good]
         assert answers == [str(sum(fuzzing.good_pixels(number))) for number in range(20)]
-        letters = raw.lrange(queue.dead, 0, -1)
+        letters = raw.lrange(queue.keys.dead, 0, -1)
         failed = Counter(text for text in bad if end_of(text) == "failed" and not is_of_another_size(text))
         assert Counter(json.loads(letter)["job"].encode("utf-8", "surrogateescape") for letter in letters) == failed
-        raw.delete(queue.dead)
+        raw.delete(queue.keys.dead)
     assert raw.get("precious") == b"untouched"
     assert raw.lrange("precious list", 0, -1) == [b"untouched"]
     assert [foreign.get_message(timeout=0.05) for _ in range(5)] == [None] * 5  # the first two: it has subscribed
     foreign.close()
     ours = {
-        queue.settled_total,
-        queue.last_empty_at,
-        queue.settled_by_server,
-        queue.leases,
+        queue.keys.people.settled_total,
+        queue.keys.people.last_empty_at,
+        queue.keys.people.settled_by_server,
+        queue.keys.leases,
         "precious",
         "precious list",
     }

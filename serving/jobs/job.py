@@ -46,6 +46,13 @@ class Status(StrEnum):
     CANCELED = "canceled"  # nobody waits for it any more
 
 
+class Lane(StrEnum):
+    """The two lists of a queue in which jobs wait, each with what belongs to it (see jobs.keys)."""
+
+    PEOPLE = "people"  # jobs for which requests wait
+    BULK = "bulk"  # asynchronous jobs
+
+
 @dataclass(frozen=True)
 class Job:
     """One job as it travels. Only `id` and `image` are required; with just those it is the tutorial's own job."""

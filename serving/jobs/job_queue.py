@@ -1,23 +1,6 @@
-"""The queue that web servers and model servers share: its keys, its verbs, its clock. `web_side` and `model_side` speak
-through `JobQueue`; `job` defines what travels, `redis_url` and `redis_client` make the connection.
-
-Every key (Q is the queue's name; the braces put all but the answers into one slot of a Redis cluster):
-
-    Q                       LIST    waiting jobs, JSON, oldest at the left         until taken
-    {Q}:processing:<server> LIST    jobs that this model server took               until settled or returned
-    {Q}:workers             ZSET    model server -> when its lease runs out        renewed by progress
-    {Q}:attempts            HASH    job id -> how often the job came back          until settled
-    {Q}:dead                LIST    dead letters, JSON, newest at the right        capped at MOST_DEAD_LETTERS
-    {Q}:settled             HASH    model server -> how many jobs it has settled   until it leaves or its jobs return
-    {Q}:served              STRING  settled_total (an old name): jobs ever settled for ever
-    {Q}:emptied             STRING  last_empty_at: when a take left none waiting   for ever
-    {Q}:serves              HASH    model server -> what it serves, JSON           until it leaves or dies
-    {Q}:labels:<digest>     STRING  labels in the order of their classes, JSON     30 days, renewed
-    {Q}:served_last         STRING  what joined last, as in {Q}:serves             30 days, renewed
-    {Q}:answered_at         STRING  when a web server last had an answer           60 s
-    <job id>                STRING  the answer, JSON                               read once, or its time to live
-    {Q}:about:<job id>      STRING  what travels beside it, JSON, if it warns      the answer's time to live
-    {Q}:answered:…          pub/sub answers just set, JSON: job id -> answer; ABOUT  -
+"""The queue that web servers and model servers share: its verbs, and its clock. `web_side` and `model_side` speak
+through `JobQueue`; `job` defines what travels, `keys` draws every key, `redis_url` and `redis_client` make the
+connection.
 
 Life of a job: submit -> waiting -- take --> processing -- settle --> answered, dead letter, or dropped.
 If its model server's lease runs out, a job goes from processing back to the head of the queue. Each verb is atomic: it
@@ -39,11 +22,11 @@ from typing import Any
 
 from serving.errors import QueueAway
 from serving.jobs.job import Answer
+from serving.jobs.keys import Keys
 from serving.jobs.redis_client import Command, redis_errors_as_ours
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS, check, open_redis
 
 MOST_DEAD_LETTERS = 200
-ABOUT = "about"  # in a message, beside the job ids: what travels beside all its answers
 CLOCK_GOOD_FOR_SECONDS = 60.0
 KEEP_SERVED_SECONDS = 30 * 24 * 3600
 
@@ -63,8 +46,6 @@ class JobQueue:
     With `resend` a command whose connection broke is sent once more. That is for the web server, where a job pushed
     twice is answered once. A model server must not resend: it would never hear of what a lost *take* moved.
 
-    The attributes `leases` to `answered_at` are names of keys.
-
     Raises:
         QueueAway: `url` cannot be understood.
     """
@@ -73,39 +54,10 @@ class JobQueue:
         self, url: str, name: str, *, resend: bool = False, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS
     ) -> None:
         self.name = name
-        self.leases, self.attempts, self.dead = self._keys("workers", "attempts", "dead")
-        self.settled_by_server, self.settled_total, self.last_empty_at = self._keys("settled", "served", "emptied")
-        self.serves, self.served_last, self.answered_at = self._keys("serves", "served_last", "answered_at")
+        self.keys = Keys(name)
         self.redis = open_redis(url, resend=resend, timeout_seconds=timeout_seconds)
         # Redis's clock minus this machine's monotonic clock; and the monotonic time at which that was found. Seconds.
         self._clock_offset, self._clock_heard = 0.0, -math.inf
-
-    def _keys(self, *kinds: str) -> list[str]:
-        return [f"{{{self.name}}}:{kind}" for kind in kinds]
-
-    def processing(self, server: str) -> str:
-        """The key of a model server's processing list."""
-        return f"{{{self.name}}}:processing:{server}"
-
-    def channel(self, web: str = "") -> str:
-        """The channel on which the web process `web` hears of answers, and of what travels beside them.
-
-        With "" how all such channels begin. Web processes of earlier releases listen on channels without `ABOUT`: they
-        would take what travels beside answers for an answer.
-        """
-        return f"{{{self.name}}}:answered:{ABOUT}:{web}"
-
-    def is_channel(self, name: str) -> bool:
-        """Whether a web process of this or an earlier release may listen on the channel `name`."""
-        return name.startswith(f"{{{self.name}}}:answered:")
-
-    def labels(self, digest: str) -> str:
-        """The key of the labels that have this digest."""
-        return f"{{{self.name}}}:labels:{digest}"
-
-    def about(self, job_id: str) -> str:
-        """The key of what travels beside a job's answer."""
-        return f"{{{self.name}}}:about:{job_id}"
 
     def connect(self, patience_seconds: float = 0.0) -> list[str]:
         """Reach Redis, at start-up; while it does not answer, try again for `patience_seconds`.
@@ -150,7 +102,11 @@ class JobQueue:
         Where there is no room for all of them, the first ones are accepted. The same round trip deletes the answers of
         the job ids `delete`, which have been read. Raises QueueAway.
         """
-        script = _command("submit", [self.name, self.settled_total, self.last_empty_at], [len(jobs), most_waiting])
+        script = _command(
+            "submit",
+            [self.name, self.keys.people.settled_total, self.keys.people.last_empty_at],
+            [len(jobs), most_waiting],
+        )
         ahead: list[Command] = [("UNLINK", *delete)] if delete else []
         _, (_, reply) = self._transact([("RPUSH", self.name, *jobs), script], ahead)
         return reply
@@ -167,7 +123,14 @@ class JobQueue:
         if wait_seconds > 0:
             ahead = [("BLMOVE", self.name, processing, "LEFT", "RIGHT", wait_seconds)]
         moves: list[Command] = [("LMOVE", self.name, processing, "LEFT", "RIGHT")] * (most - len(ahead))
-        keys = [self.name, processing, self.leases, self.attempts, self.last_empty_at, self.settled_by_server]
+        keys = [
+            self.name,
+            processing,
+            self.keys.leases,
+            self.keys.attempts,
+            self.keys.people.last_empty_at,
+            self.keys.people.settled_by_server,
+        ]
         first, (*moved, reply) = self._transact([*moves, _command("confirm", keys, confirm)], ahead)
         return [job for job in (*first, *moved) if job is not None], reply  # b"" is a job, too, a bad one
 
@@ -176,19 +139,21 @@ class JobQueue:
 
         None: its name is gone, and what it held went to others. Raises QueueAway.
         """
-        _, (length, settled) = self._transact([("LLEN", processing), ("HGET", self.settled_by_server, server)], [])
+        _, (length, settled) = self._transact(
+            [("LLEN", processing), ("HGET", self.keys.people.settled_by_server, server)], []
+        )
         return int(length), None if settled is None else int(settled)
 
     def cancel(self, job: str) -> None:
         """Take a job, as it travels, out of the queue, unless a model server has it already. Raises QueueAway."""
-        self.run("cancel", [self.name, self.attempts], [job])
+        self.run("cancel", [self.name, self.keys.attempts], [job])
 
     def queue_state(self) -> tuple[float, int, int, float]:
         """Redis's clock, unix seconds; how many jobs wait; how many were ever settled; when none waited, unix seconds.
 
         Raises QueueAway.
         """
-        keys = [self.name, self.settled_total, self.last_empty_at]
+        keys = [self.name, self.keys.people.settled_total, self.keys.people.last_empty_at]
         waiting, settled_total, last_empty_at, clock = self.run("queue_state", keys, [])
         return float(clock), waiting, settled_total, float(last_empty_at)
 
@@ -198,7 +163,7 @@ class JobQueue:
         found = {job_id: str(text, "utf-8") for job_id, text in zip(job_ids, texts, strict=True) if text}
         if not found:
             return {}
-        (about,) = self.exchange(("MGET", *map(self.about, found)))
+        (about,) = self.exchange(("MGET", *map(self.keys.about, found)))
         return {
             job_id: Answer(text, json.loads(beside) if beside else {})
             for (job_id, text), beside in zip(found.items(), about, strict=True)
@@ -225,7 +190,7 @@ class JobQueue:
         """The model servers whose lease ran out, or those whose lease lives. Raises QueueAway."""
         clock = self.now(CLOCK_GOOD_FOR_SECONDS)
         low, high = ("-inf", f"({clock}") if expired else (f"{clock}", "+inf")
-        (names,) = self.exchange(("ZRANGEBYSCORE", self.leases, low, high))
+        (names,) = self.exchange(("ZRANGEBYSCORE", self.keys.leases, low, high))
         return [name.decode(errors="replace") for name in names]
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ def end_leases(queue: JobQueue, process_id: int) -> None:
     """
     for name in queue.model_server_names(expired=False):
         if name.startswith(process_name(process_id)):
-            queue.exchange(("ZADD", queue.leases, queue.now() - 1, name))
+            queue.exchange(("ZADD", queue.keys.leases, queue.now() - 1, name))
 
 
 def process_name(process_id: int | None) -> str:

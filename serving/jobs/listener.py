@@ -7,7 +7,8 @@ import orjson
 
 from serving.errors import QueueAway
 from serving.jobs.job import Answer
-from serving.jobs.job_queue import ABOUT, JobQueue
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.keys import ABOUT
 from serving.jobs.ticket import Tickets
 
 RECONNECT_SECONDS = 0.5

@@ -17,7 +17,8 @@ from typing import Any
 
 from serving.errors import BadJob, LeaseLost, QueueAway, QueueOutOfMemory
 from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Outcome
-from serving.jobs.job_queue import ABOUT, MOST_DEAD_LETTERS, JobQueue
+from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
+from serving.jobs.keys import ABOUT
 from serving.jobs.leases import process_name
 from serving.jobs.model_queue import Taken
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS
@@ -66,7 +67,7 @@ class Membership:
         self.name = f"{process_name(os.getpid())}{uuid.uuid4().hex[:8]}"
         self.is_lost = False  # whether a command found that the lease is lost, and then for good
         self._queue, self._terms, self._about = queue, terms, terms.about()
-        self._processing = self._queue.processing(self.name)
+        self._processing = self._queue.keys.people.processing(self.name)
         self._lease_seconds = terms.lease_seconds
         # Jobs, so far. The thread that takes is the only one to raise the first, the thread that answers the second.
         self._taken = self._settled = 0
@@ -132,10 +133,10 @@ class Membership:
 
     def _take_one_by_one(self, most: int) -> Taken:
         """Take jobs by a script that looks at each, and so finds those that came back."""
-        queue = self._queue
+        queue, keys = self._queue, self._queue.keys
         state, clock, came_back, *jobs = queue.run(
             "take",
-            [queue.name, self._processing, queue.leases, queue.attempts, queue.last_empty_at],
+            [queue.name, self._processing, keys.leases, keys.attempts, keys.people.last_empty_at],
             [self.name, self._lease_seconds, most],
         )
         queue.set_clock(float(clock))
@@ -162,14 +163,14 @@ class Membership:
 
     def _run_answer(self, outcomes: Sequence[Outcome], struck_off: int, dead_letters: Sequence[str]) -> bool:
         """Set the answers, wake their web processes, strike off the `struck_off` oldest jobs in hand."""
-        queue = self._queue
+        queue, keys = self._queue, self._queue.keys
         replies = {outcome.job_id: reply for outcome in outcomes if (reply := outcome.reply()) and outcome.job_id}
         if "warning" in self._about:  # whoever misses the message must read the warning all the same
-            replies |= {queue.about(job_id): json.dumps(self._about) for job_id in replies}
-        keys = [self._processing, queue.leases, queue.attempts, queue.dead, queue.settled_total]
+            replies |= {keys.about(job_id): json.dumps(self._about) for job_id in replies}
+        lane = [keys.people.settled_total, keys.people.settled_by_server]
         holds_lease = queue.run(
             "answer",
-            [*keys, queue.settled_by_server, *replies],
+            [self._processing, keys.leases, keys.attempts, keys.dead, *lane, *replies],
             [
                 self.name,
                 self._lease_seconds,
@@ -192,7 +193,7 @@ class Membership:
 
         Every PUBLISH_EVERY_SECONDS it also publishes again what this model server serves.
         """
-        queue, returned = self._queue, 0
+        queue, keys, returned = self._queue, self._queue.keys, 0
         if self._terms.served is not None and time.monotonic() - self._published_at > PUBLISH_EVERY_SECONDS:
             self._published_at = time.monotonic()
             publish(queue, self.name, self._terms.served, self._terms.labels)
@@ -200,8 +201,8 @@ class Membership:
             count, *given_up = queue.run(
                 "return_jobs",
                 [
-                    *(queue.name, queue.processing(name), queue.leases, queue.attempts, queue.dead),
-                    *(queue.settled_by_server, queue.serves),
+                    *(queue.name, keys.people.processing(name), keys.leases, keys.attempts, keys.dead),
+                    *(keys.people.settled_by_server, keys.serves),
                 ],
                 [
                     *(name, self._terms.max_attempts, MOST_DEAD_LETTERS, MOST_DEAD_LETTER_BYTES),
@@ -218,14 +219,13 @@ class Membership:
 
         With `forget` False others go on looking after this name, because one of its commands may still be under way.
         """
-        queue = self._queue
-        keys = [queue.name, self._processing, queue.leases, queue.settled_by_server, queue.serves]
+        queue, of = self._queue, self._queue.keys
+        keys = [queue.name, self._processing, of.leases, of.people.settled_by_server, of.serves]
         return int(queue.run("leave", keys, [self.name, int(forget)]))
 
     def _given_up(self, text: bytes) -> Outcome:
-        failure = (
-            f"The model server failed {self._terms.max_attempts} times on this image. It is kept as a dead letter."
-        )
+        times = self._terms.max_attempts
+        failure = f"The model server failed {times} times on this image. It is kept as a dead letter."
         try:
             job = Job.from_text(text)
         except BadJob:
@@ -241,7 +241,7 @@ class Membership:
         for outcome in outcomes:
             channel, reply = outcome.reply_to or "", outcome.reply()
             # A job must not make us publish on any channel but our own ones.
-            if outcome.job_id and reply is not None and self._queue.is_channel(channel):
-                beside = about if channel.startswith(self._queue.channel()) else {}
+            if outcome.job_id and reply is not None and self._queue.keys.is_channel(channel):
+                beside = about if channel.startswith(self._queue.keys.channel()) else {}
                 answers.setdefault(channel, dict(beside))[outcome.job_id] = reply
         return [text for channel, replies in answers.items() for text in (channel, json.dumps(replies))]

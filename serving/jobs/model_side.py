@@ -47,11 +47,12 @@ class ModelSide:
             OtherModel: a model server that lives serves something else on this queue.
             QueueAway: Redis does not answer.
         """
-        queue, served, member = self.queue, self._terms.served, Membership(self.queue, self._terms)
+        queue, keys, member = self.queue, self.queue.keys, Membership(self.queue, self._terms)
+        served = self._terms.served
         digest, text = (served.labels_digest, served.to_text()) if served is not None else ("", "")
         clock, *other = queue.run(
             "join",
-            [queue.leases, queue.settled_by_server, queue.serves, queue.served_last, queue.labels(digest)],
+            [keys.leases, keys.people.settled_by_server, keys.serves, keys.served_last, keys.labels(digest)],
             [member.name, self._terms.lease_seconds, text, json.dumps(list(self._terms.labels)), KEEP_SERVED_SECONDS],
         )
         queue.set_clock(float(clock))

@@ -65,7 +65,7 @@ class Letter:
 
 def read_letters(queue: JobQueue) -> list[Letter]:
     """All dead letters, oldest first, as they lie in one moment. Raises QueueAway."""
-    (texts,) = queue.exchange(("LRANGE", queue.dead, 0, -1))
+    (texts,) = queue.exchange(("LRANGE", queue.keys.dead, 0, -1))
     return [Letter.from_text(text) for text in texts]
 
 
@@ -105,10 +105,10 @@ def requeue(queue: JobQueue, letter: Letter) -> bool:
     job = fresh_job(letter)
     # Job.to_text expects an image in base64. This image may be anything else, so it is escaped for JSON.
     text = replace(job, image=json.dumps(job.image)[1:-1]).to_text()
-    keys = [queue.dead, queue.name, queue.attempts, queue.leases]
+    keys = [queue.keys.dead, queue.name, queue.keys.attempts, queue.keys.leases]
     return bool(queue.run("requeue_dead", keys, [letter.text, text]))
 
 
 def drop(queue: JobQueue, letter: Letter) -> bool:
     """Delete a letter and its job; False if the letter has gone already. Raises QueueAway."""
-    return bool(queue.run("drop_dead", [queue.dead], [letter.text]))
+    return bool(queue.run("drop_dead", [queue.keys.dead], [letter.text]))

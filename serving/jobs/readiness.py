@@ -24,11 +24,11 @@ class AnswerNote:
         if time.monotonic() - self._noted_at >= NOTE_EVERY_SECONDS:
             self._noted_at = time.monotonic()
             now = f"{self._queue.now():.6f}"
-            self._queue.exchange(("SET", self._queue.answered_at, now, "EX", ANSWERED_SECONDS))
+            self._queue.exchange(("SET", self._queue.keys.answered_at, now, "EX", ANSWERED_SECONDS))
 
 
 def readiness(queue: JobQueue) -> tuple[int, bool]:
     """How many model servers hold a lease; whether one answered within ANSWERED_SECONDS. Raises QueueAway."""
-    clock = queue.now(CLOCK_GOOD_FOR_SECONDS)
-    alive, answered = queue.exchange(("ZRANGEBYSCORE", queue.leases, clock, "+inf"), ("GET", queue.answered_at))
+    clock, keys = queue.now(CLOCK_GOOD_FOR_SECONDS), queue.keys
+    alive, answered = queue.exchange(("ZRANGEBYSCORE", keys.leases, clock, "+inf"), ("GET", keys.answered_at))
     return len(alive), answered is not None

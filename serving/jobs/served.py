@@ -77,7 +77,7 @@ def publish(queue: JobQueue, server: str, served: Served, labels: Sequence[str])
 
     While Redis is out of memory this does nothing: the model server must go on to answer jobs. Raises QueueAway.
     """
-    keys = [queue.leases, queue.serves, queue.served_last, queue.labels(served.labels_digest)]
+    keys = [queue.keys.leases, queue.keys.serves, queue.keys.served_last, queue.keys.labels(served.labels_digest)]
     with contextlib.suppress(QueueOutOfMemory):
         queue.run("publish", keys, [server, served.to_text(), json.dumps(list(labels)), KEEP_SERVED_SECONDS])
 
@@ -159,7 +159,7 @@ class ServedNow:
     def look(self) -> None:
         """Ask Redis what is served. Raises QueueAway."""
         queue = self._queue
-        texts = queue.run("served", [queue.leases, queue.serves, queue.served_last], [])
+        texts = queue.run("served", [queue.keys.leases, queue.keys.serves, queue.keys.served_last], [])
         alive, last = (Served.from_text(text) for text in texts)
         with self._lock:
             self._looked_at = time.monotonic()

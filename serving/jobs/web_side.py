@@ -47,7 +47,7 @@ class WebSide:
         own_size: tuple[int, int] | None = None,
         own_name: str | None = None,
     ) -> None:
-        self.channel = queue.channel(uuid.uuid4().hex)
+        self.channel = queue.keys.channel(uuid.uuid4().hex)
         self.tickets = Tickets()
         self._queue = queue
         self._admission = Admission(max_queue_length, timeout_seconds)

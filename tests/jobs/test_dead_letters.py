@@ -175,7 +175,9 @@ def test_a_requeued_job_is_a_new_one_at_the_end_of_the_queue(
 ) -> None:
     dead, other = jobs(2, dtype="uint8", shape=(1, 1, 3))
     # A deadline that is still to come goes as well: it may have passed before a model server takes the job.
-    give_up(raw, new_member, *texts(replace(dead, deadline=time.time() + 9, reply_to=queue.channel("its web process"))))
+    give_up(
+        raw, new_member, *texts(replace(dead, deadline=time.time() + 9, reply_to=queue.keys.channel("its web process")))
+    )
     raw.delete(dead.id)  # the error that its client read
     raw.rpush("image_queue", *texts(other))
     raw.hset("{image_queue}:attempts", dead.id, 2)

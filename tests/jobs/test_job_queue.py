@@ -120,7 +120,7 @@ def test_a_web_process_hears_of_a_whole_batch_in_one_message(
     raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
     with raw.pubsub(ignore_subscribe_messages=True) as pubsub:
-        channels = [queue.channel("one"), queue.channel("two")]
+        channels = [queue.keys.channel("one"), queue.keys.channel("two")]
         pubsub.subscribe(*channels)
         wait_for(lambda: pubsub.get_message(timeout=0.1) is None and raw.pubsub_numsub(channels[1])[0][1] == 1)
         jobs = push(raw, 2, reply_to=channels[0]) + push(raw, 1, reply_to=channels[1]) + push(raw, 1)
@@ -571,18 +571,18 @@ def test_any_finite_number_is_a_deadline(text: str, deadline: float) -> None:
 
 def test_a_job_that_came_back_leaves_no_attempts_behind_when_it_is_cancelled(raw: redis.Redis, queue: JobQueue) -> None:
     (job,) = push(raw, 1)
-    raw.hset(queue.attempts, job.id, 1)
-    assert queue.run("cancel", [queue.name, queue.attempts], [job.to_text()]) == 1
+    raw.hset(queue.keys.attempts, job.id, 1)
+    assert queue.run("cancel", [queue.name, queue.keys.attempts], [job.to_text()]) == 1
     assert keys(raw) == set()
 
 
 def test_a_job_that_was_taken_cannot_be_cancelled(raw: redis.Redis, queue: JobQueue, new_member: NewMember) -> None:
     (job,) = push(raw, 1)
-    raw.hset(queue.attempts, job.id, 1)
+    raw.hset(queue.keys.attempts, job.id, 1)
     member = new_member()
     (text,) = member.take(1).jobs
-    assert queue.run("cancel", [queue.name, queue.attempts], [text]) == 0
-    assert raw.hget(queue.attempts, job.id) == b"1"
+    assert queue.run("cancel", [queue.name, queue.keys.attempts], [text]) == 0
+    assert raw.hget(queue.keys.attempts, job.id) == b"1"
 
 
 def test_a_redis_that_is_away_says_so(raw: redis.Redis) -> None:
@@ -677,4 +677,4 @@ def test_jobs_taken_before_redis_ran_out_of_memory_are_handed_out(
         taken = member.take(6)
     assert taken.jobs == [job.to_text().encode() for job in jobs[: len(taken.jobs)]]
     assert 0 < len(taken.jobs) < 6
-    assert member.in_hand == len(taken.jobs) == raw.llen(queue.processing(member.name))
+    assert member.in_hand == len(taken.jobs) == raw.llen(queue.keys.people.processing(member.name))

@@ -323,7 +323,7 @@ class Protocol(RuleBasedStateMachine):
         """The job leaves the queue, unless a model server has it, or it has ended."""
         queue, text = self.queue, self.texts[job]
         self.clients.remove(job)
-        self.real = bool(queue.run("cancel", [queue.name, queue.attempts], [text]))
+        self.real = bool(queue.run("cancel", [queue.name, queue.keys.attempts], [text]))
         # A job that an operator requeued runs even when the client, which was told of a failure, hangs up only now.
         self.expected = job not in self.rewritten and self.model.cancel(job)
         if self.expected:
@@ -518,7 +518,7 @@ class Protocol(RuleBasedStateMachine):
         if not self.agreed or not hasattr(self, "model"):
             return
         for server in self.servers:
-            if self.redis.zscore(self.queue.leases, server.member.name) is not None:
+            if self.redis.zscore(self.queue.keys.leases, server.member.name) is not None:
                 self.set_lease(server, next(self.run_out_at))
         self.join()
         member = self.servers[-1].member
@@ -534,7 +534,7 @@ class Protocol(RuleBasedStateMachine):
             if server.label in state["leases"]:
                 self.set_lease(server, 1.0)
         member.return_expired()
-        assert self.redis.exists(self.queue.leases) == 0
+        assert self.redis.exists(self.queue.keys.leases) == 0
 
     # What the rules are made of
 
@@ -564,7 +564,9 @@ class Protocol(RuleBasedStateMachine):
 
     def move(self, server: Server) -> bytes:
         """Does what BLMOVE does when it need not block."""
-        text: Any = self.redis.lmove(self.queue.name, self.queue.processing(server.member.name), "LEFT", "RIGHT")
+        text: Any = self.redis.lmove(
+            self.queue.name, self.queue.keys.people.processing(server.member.name), "LEFT", "RIGHT"
+        )
         self.model.blmove(server.label)
         return text
 
@@ -590,7 +592,7 @@ class Protocol(RuleBasedStateMachine):
         self.join()
 
     def set_lease(self, server: Server, seconds: float) -> None:
-        self.redis.zadd(self.queue.leases, {server.member.name: seconds}, xx=True)
+        self.redis.zadd(self.queue.keys.leases, {server.member.name: seconds}, xx=True)
         self.model.leases[server.label] = seconds
 
     def run_out(self, server: Server) -> None:
@@ -607,19 +609,19 @@ class Protocol(RuleBasedStateMachine):
 
     def state(self) -> dict[str, Any]:
         """All keys of Redis, in the model's terms; an unknown key is an error."""
-        queue, processing, now = self.queue, self.queue.processing(""), time.time()
+        queue, processing, now = self.queue, self.queue.keys.people.processing(""), time.time()
         found = {key.decode(): (seconds, value) for key, seconds, value in self.redis.eval(LOOK, 0)}
         expire = {key for key, (seconds, _) in found.items() if seconds > 0}
 
         def take_out(key: str, default: Any = ()) -> Any:
             return found.pop(key, (0, default))[1]
 
-        leases = dict(pairs(take_out(queue.leases)))
+        leases = dict(pairs(take_out(queue.keys.leases)))
         self.lease_ends = {self.labels[name.decode()]: float(end) for name, end in leases.items()}
-        letters = [json.loads(text) for text in take_out(queue.dead)]
-        take_out(queue.last_empty_at, 0)  # a time, which only admission reads
-        take_out(queue.answered_at, 0)  # a time, which only /readyz reads
-        assert bool(take_out(queue.labels("labels"))) == (queue.served_last in found)
+        letters = [json.loads(text) for text in take_out(queue.keys.dead)]
+        take_out(queue.keys.people.last_empty_at, 0)  # a time, which only admission reads
+        take_out(queue.keys.answered_at, 0)  # a time, which only /readyz reads
+        assert bool(take_out(queue.keys.labels("labels"))) == (queue.keys.served_last in found)
         state = {
             "waiting": self.jobs(take_out(queue.name)),
             "in_hand": {
@@ -628,18 +630,19 @@ class Protocol(RuleBasedStateMachine):
                 if key.startswith(processing)
             },
             "leases": {member: LIVES if end > now else end for member, end in self.lease_ends.items()},
-            "attempts": {self.labels[job.decode()]: int(times) for job, times in pairs(take_out(queue.attempts))},
+            "attempts": {self.labels[job.decode()]: int(times) for job, times in pairs(take_out(queue.keys.attempts))},
             "dead": [(self.labels[job_id(letter["job"].encode())], letter["attempts"]) for letter in letters],
-            "served": int(take_out(queue.settled_total, 0)),
+            "served": int(take_out(queue.keys.people.settled_total, 0)),
             "settled": {
-                self.labels[name.decode()]: int(count) for name, count in pairs(take_out(queue.settled_by_server))
+                self.labels[name.decode()]: int(count)
+                for name, count in pairs(take_out(queue.keys.people.settled_by_server))
             },
-            "serves": {self.labels[name.decode()]: which(text) for name, text in pairs(take_out(queue.serves))},
-            "served_last": which(take_out(queue.served_last, b"")),
+            "serves": {self.labels[name.decode()]: which(text) for name, text in pairs(take_out(queue.keys.serves))},
+            "served_last": which(take_out(queue.keys.served_last, b"")),
         }
         answers = {key: self.short(answer) for key, (_, answer) in found.items()}
-        published = {queue.serves, queue.served_last, queue.labels("labels"), queue.answered_at}
-        assert expire - {queue.attempts} - published == set(answers)
+        published = {queue.keys.serves, queue.keys.served_last, queue.keys.labels("labels"), queue.keys.answered_at}
+        assert expire - {queue.keys.attempts} - published == set(answers)
         return {**state, "answers": {self.labels[key]: answer for key, answer in answers.items()}}
 
     def jobs(self, texts: list[bytes]) -> list[str]:

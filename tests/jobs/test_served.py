@@ -144,7 +144,7 @@ def test_what_a_newer_release_publishes_is_read_and_garbage_is_not() -> None:
 
 def test_what_is_published_lasts_as_long_as_somebody_serves_it(join: Join, queue: JobQueue, raw: redis.Redis) -> None:
     member = join(RESNET)
-    published = [queue.serves, queue.served_last, queue.labels(RESNET.labels_digest)]
+    published = [queue.keys.serves, queue.keys.served_last, queue.keys.labels(RESNET.labels_digest)]
     assert json.loads(raw.get(published[2])) == ["cat", "dog"]
     for key in published:
         raw.expire(key, 5)
@@ -156,7 +156,7 @@ def test_what_is_published_lasts_as_long_as_somebody_serves_it(join: Join, queue
     member.return_expired()
     assert json.loads(raw.hget(published[0], member.name)) == json.loads(RESNET.to_text())
     assert raw.exists(*published) == 3
-    raw.zadd(queue.leases, {member.name: queue.now() - 1})
+    raw.zadd(queue.keys.leases, {member.name: queue.now() - 1})
     raw.delete(*published)
     publish(queue, member.name, RESNET, ["cat", "dog"])
     assert raw.exists(*published) == 0  # nobody who may be dead
