@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import QueueAway
-from serving.jobs.job import Answer
+from serving.jobs.job import Answer, Lane
 from serving.jobs.keys import Keys
 from serving.jobs.redis_client import Command, redis_errors_as_ours
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS, check, open_redis
@@ -96,19 +96,18 @@ class JobQueue:
         """Run a script of serving/jobs/lua in one round trip. Raises QueueAway."""
         return self.exchange(_command(script, keys, args))[0]
 
-    def submit(self, jobs: Sequence[str], most_waiting: int, delete: Sequence[str] = ()) -> Any:
-        """Put jobs, as they travel, at the end of the queue, all in one round trip; return what submit.lua returns.
+    def submit(
+        self, jobs: Sequence[str], most_waiting: int, delete: Sequence[str] = (), *, lane: Lane = Lane.PEOPLE
+    ) -> Any:
+        """Put jobs, as they travel, at the end of a lane, all in one round trip; return what submit.lua returns.
 
         Where there is no room for all of them, the first ones are accepted. The same round trip deletes the answers of
         the job ids `delete`, which have been read. Raises QueueAway.
         """
-        script = _command(
-            "submit",
-            [self.name, self.keys.people.settled_total, self.keys.people.last_empty_at],
-            [len(jobs), most_waiting],
-        )
+        keys = self.keys.lane(lane)
+        script = _command("submit", [keys.waiting, keys.settled_total, keys.last_empty_at], [len(jobs), most_waiting])
         ahead: list[Command] = [("UNLINK", *delete)] if delete else []
-        _, (_, reply) = self._transact([("RPUSH", self.name, *jobs), script], ahead)
+        _, (_, reply) = self._transact([("RPUSH", keys.waiting, *jobs), script], ahead)
         return reply
 
     def move(
@@ -144,17 +143,19 @@ class JobQueue:
         )
         return int(length), None if settled is None else int(settled)
 
-    def cancel(self, job: str) -> None:
-        """Take a job, as it travels, out of the queue, unless a model server has it already. Raises QueueAway."""
-        self.run("cancel", [self.name, self.keys.attempts], [job])
+    def cancel(self, job: str, *, lane: Lane = Lane.PEOPLE) -> bool:
+        """Take a job, as it travels, out of its lane; False: it waits no more. Raises QueueAway."""
+        return bool(self.run("cancel", [self.keys.lane(lane).waiting, self.keys.attempts], [job]))
 
-    def queue_state(self) -> tuple[float, int, int, float]:
-        """Redis's clock, unix seconds; how many jobs wait; how many were ever settled; when none waited, unix seconds.
+    def queue_state(self, *, lane: Lane = Lane.PEOPLE) -> tuple[float, int, int, float]:
+        """Redis's clock, unix seconds; of a lane: jobs that wait, jobs ever settled, when none waited (unix seconds).
 
         Raises QueueAway.
         """
-        keys = [self.name, self.keys.people.settled_total, self.keys.people.last_empty_at]
-        waiting, settled_total, last_empty_at, clock = self.run("queue_state", keys, [])
+        keys = self.keys.lane(lane)
+        waiting, settled_total, last_empty_at, clock = self.run(
+            "queue_state", [keys.waiting, keys.settled_total, keys.last_empty_at], []
+        )
         return float(clock), waiting, settled_total, float(last_empty_at)
 
     def find_answers(self, job_ids: Sequence[str]) -> dict[str, Answer]:
@@ -182,9 +183,9 @@ class JobQueue:
         with redis_errors_as_ours(), self.redis.subscribed(channel) as messages:
             yield messages
 
-    def waiting(self) -> int:
-        """How many jobs wait. Raises QueueAway."""
-        return int(self.exchange(("LLEN", self.name))[0])
+    def waiting(self, *, lane: Lane = Lane.PEOPLE) -> int:
+        """How many jobs wait in a lane. Raises QueueAway."""
+        return int(self.exchange(("LLEN", self.keys.lane(lane).waiting))[0])
 
     def model_server_names(self, *, expired: bool) -> list[str]:
         """The model servers whose lease ran out, or those whose lease lives. Raises QueueAway."""

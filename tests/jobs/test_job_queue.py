@@ -16,7 +16,7 @@ from conftest import RedisServer, answered, keys, new_job, new_web_side, push, w
 from serving.errors import BadJob, LeaseLost, QueueAway, QueueOutOfMemory
 from serving.jobs import job as job_module
 from serving.jobs import membership
-from serving.jobs.job import Job, Outcome
+from serving.jobs.job import Job, Lane, Outcome
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.leases import end_leases, has_lease
 from serving.jobs.membership import Membership
@@ -572,7 +572,7 @@ def test_any_finite_number_is_a_deadline(text: str, deadline: float) -> None:
 def test_a_job_that_came_back_leaves_no_attempts_behind_when_it_is_cancelled(raw: redis.Redis, queue: JobQueue) -> None:
     (job,) = push(raw, 1)
     raw.hset(queue.keys.attempts, job.id, 1)
-    assert queue.run("cancel", [queue.name, queue.keys.attempts], [job.to_text()]) == 1
+    assert queue.cancel(job.to_text())
     assert keys(raw) == set()
 
 
@@ -581,8 +581,23 @@ def test_a_job_that_was_taken_cannot_be_cancelled(raw: redis.Redis, queue: JobQu
     raw.hset(queue.keys.attempts, job.id, 1)
     member = new_member()
     (text,) = member.take(1).jobs
-    assert queue.run("cancel", [queue.name, queue.keys.attempts], [text]) == 0
+    assert not queue.cancel(text.decode())
     assert raw.hget(queue.keys.attempts, job.id) == b"1"
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_each_lane_has_its_own_list_bound_and_state(raw: redis.Redis, queue: JobQueue, lane: Lane) -> None:
+    other = Lane.BULK if lane is Lane.PEOPLE else Lane.PEOPLE
+    first, second = new_job().to_text(), new_job().to_text()
+    assert queue.submit([first, second], 1, lane=lane)[:2] == [1, 0]  # accepted, ahead
+    assert queue.submit([second], 1, lane=lane)[:2] == [0, 1]
+    raw.set(queue.keys.lane(lane).settled_total, 7)
+    _, waiting, settled_total, _ = queue.queue_state(lane=lane)
+    assert (waiting, settled_total, queue.waiting(lane=lane)) == (1, 7, 1)
+    assert queue.queue_state(lane=other)[1:] == (0, 0, 0.0)
+    assert not queue.cancel(first, lane=other)
+    assert queue.cancel(first, lane=lane)
+    assert keys(raw) == {queue.keys.lane(lane).settled_total}
 
 
 def test_a_redis_that_is_away_says_so(raw: redis.Redis) -> None:
