@@ -28,7 +28,18 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.web_side import WebSide
 from serving.local import web_address
 from serving.telemetry.metrics import WebMetrics
-from serving.web import access, heap, openapi, pages, predict, problems, request_ids, server, uploads
+from serving.web import (
+    access,
+    heap,
+    openapi,
+    pages,
+    predict,
+    predict_schema,
+    problems,
+    request_ids,
+    server,
+    uploads,
+)
 from serving.web.classify import ImageOptions, Pool, PredictionService
 
 # No command of the web server blocks in Redis, so a command that takes this long has failed.
@@ -96,7 +107,13 @@ def upload_limits(config: settings.Settings) -> uploads.Limits:
 def describe(config: settings.Settings) -> dict[str, object]:
     """The API's description, for /openapi.json."""
     asks_for_key = bool(config.api_keys())
-    return openapi.describe(max_upload_bytes=config.max_upload_bytes, formats=FORMATS, asks_for_key=asks_for_key)
+    doors = [
+        predict_schema.describe(
+            max_upload_bytes=config.max_upload_bytes, max_images=config.max_images, formats=FORMATS
+        ),
+        pages.describe(asks_for_key=asks_for_key),
+    ]
+    return openapi.describe(doors, asks_for_key=asks_for_key)
 
 
 def main() -> int:

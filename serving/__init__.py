@@ -68,7 +68,8 @@ Beside the way
     web/problems            errors -> JSON
     web/refusal_log         which limits refuse requests -> the log, without flooding it
     web/pages               pages for people and machines
-    web/openapi             the service's description
+    web/openapi             the service's description, merged from what each front door says of itself
+    web/predict_schema      what POST /predict says of itself
     jobs/operator           dead letters
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted

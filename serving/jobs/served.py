@@ -127,7 +127,7 @@ class ServedNow:
             self.look_if_due(FRESH_SECONDS)
             served = self.served()
         if served is not None and served.labels_digest != self._labels_of:
-            (text,) = self._queue.exchange(("GET", self._queue.labels(served.labels_digest)))
+            (text,) = self._queue.exchange(("GET", self._queue.keys.labels(served.labels_digest)))
             self._labels, self._labels_of = (json.loads(text), served.labels_digest) if text else (None, "")
         return self._labels
 

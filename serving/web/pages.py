@@ -10,6 +10,7 @@ from serving.errors import QueueAway, Unavailable
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.readiness import readiness
 from serving.web import access
+from serving.web.openapi import COUNT, NO_KEY, Description, answer, error, errors, object_of, operation
 
 PAGE = (Path(__file__).parent / "page" / "index.html").read_text(encoding="utf-8")
 PAGE_POLICY = (
@@ -34,6 +35,29 @@ def add_to(app: Flask, queue: JobQueue, counts: "WebMetrics", description: dict[
     """
     app.extensions["queue"], app.extensions["counts"], app.extensions["description"] = queue, counts, description
     app.register_blueprint(blueprint)
+
+
+def describe(*, asks_for_key: bool) -> Description:
+    """What these pages answer, for /openapi.json; `asks_for_key`: whether the service has API keys."""
+    alive = answer("The web process is alive", "Alive", {"alive": True})
+    ready = answer("Images sent now are answered", "Ready", {"ready": True, "model_servers": 2})
+    unready = error(503, "Redis is away, or no model server is ready.")
+    text = {"schema": {"type": "string"}, "example": 'web_requests_total{status="200"} 700.0\n'}
+    counts = {"200": {"description": "Prometheus's text format", "content": {"text/plain": text}}}
+    refused = {} if asks_for_key else errors(403)
+    says_alive, says_ready = "Whether this web process is alive", "Whether the service is ready"
+    says_counts = "The service's counts and durations, for Prometheus"
+    return Description(
+        {
+            "/healthz": {"get": operation("healthz", says_alive, {"200": alive}, security=NO_KEY)},
+            "/readyz": {"get": operation("readyz", says_ready, {"200": ready, "503": unready}, security=NO_KEY)},
+            "/metrics": {"get": operation("metrics", says_counts, counts | refused)},
+        },
+        {
+            "Alive": object_of(alive={"const": True}),
+            "Ready": object_of(ready={"const": True}, model_servers=COUNT),
+        },
+    )
 
 
 @blueprint.get("/")

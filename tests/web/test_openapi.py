@@ -9,12 +9,13 @@ from conftest import Answering, Processes, RedisServer, as_bytes, free_port, htt
 from openapi_spec_validator import validate
 from PIL import Image
 
-from serving.web.openapi import describe
+from run_web_server import describe
+from settings import Settings
 
 
 @pytest.mark.parametrize("asks_for_key", [False, True])
 def test_the_document_is_valid(asks_for_key: bool) -> None:
-    document = describe(max_upload_bytes=1000, formats=("PNG",), asks_for_key=asks_for_key)
+    document = describe(Settings(api_key="sesame" if asks_for_key else None))
     validate(document)
     assert ("401" in document["paths"]["/predict"]["post"]["responses"]) == asks_for_key
     assert "403" not in document["paths"]["/predict"]["post"]["responses"]
@@ -26,6 +27,9 @@ def check(document: dict[str, Any], method: str, path: str, answer: Any) -> None
     assert str(answer.status) in responses, (path, answer.status)
     for name, header in responses[str(answer.status)].get("headers", {}).items():
         told = answer.headers[name]
+        if told is None:
+            assert not header["required"], (path, name)
+            continue
         jsonschema.validate(int(told) if told.isdigit() else told, header["schema"])
     schema = responses[str(answer.status)]["content"]["application/json"]["schema"]
     jsonschema.validate(answer.json, schema | {"components": document["components"]})

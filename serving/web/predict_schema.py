@@ -1,0 +1,92 @@
+"""What POST /predict answers, for /openapi.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from serving.web.openapi import (
+    NUMBER,
+    TEXT,
+    Description,
+    answer,
+    errors,
+    header,
+    list_of,
+    object_of,
+    operation,
+    reference,
+)
+
+PREDICTIONS = [{"label": "beagle", "probability": 0.539209}, {"label": "Walker_hound", "probability": 0.247834}]
+ONE = {"success": True, "predictions": PREDICTIONS}
+REFUSED = {
+    "success": False,
+    "error": "The format is not read: this is a PDF. Accepted are JPEG, PNG, WebP, GIF, BMP, TIFF.",
+    "status": 415,
+}
+
+
+def describe(*, max_upload_bytes: int, max_images: int, formats: Sequence[str]) -> Description:
+    """What POST /predict answers.
+
+    Args:
+        max_upload_bytes: of one image, at most.
+        max_images: of one request, at most.
+        formats: names of the image formats that the service reads.
+    """
+    binary = {"schema": {"type": "string", "format": "binary", "maxLength": max_upload_bytes}}
+    form = object_of(image=list_of({"type": "string", "format": "binary"}) | {"minItems": 1, "maxItems": max_images})
+    body = {
+        "required": True,
+        "description": f"Images: {', '.join(formats)}, at most {max_upload_bytes:,} bytes each; in a form the field "
+        f"`image` may be repeated up to {max_images} times",
+        "content": {
+            "multipart/form-data": {"schema": form},
+            **{f"image/{name.lower()}": binary for name in formats},
+        },
+    }
+    answers = {"200": _answer(), **errors(400, 413, 415, 422, 500, 503, 504)}
+    predict = operation("predict", "Classify images", answers, parameters=[_TOP], requestBody=body)
+    return Description({"/predict": {"post": predict}}, _SCHEMAS)
+
+
+def _answer() -> dict[str, Any]:
+    schema = "Answer"
+    made = answer("The most likely labels, most likely first; of several images a result each", schema, ONE, _HEADERS)
+    content = made["content"]["application/json"]
+    del content["example"]
+    content["examples"] = {
+        "one image": {"value": ONE},
+        "several images": {"value": {"success": True, "results": [ONE, REFUSED]}},
+    }
+    return made
+
+
+_TOP = {
+    "name": "top",
+    "in": "query",
+    "description": "how many predictions, at most as many as the model has labels; by default as many as TOP says",
+    "schema": {"type": "integer", "minimum": 1},
+    "example": 3,
+}
+_HEADERS = {
+    "Server-Timing": header(
+        TEXT,
+        "milliseconds: `decode;dur=1.2, queue;dur=3.4, model;dur=22.1, total;dur=27.0`; queue and model are left out "
+        "where the model server does not tell",
+    ),
+    "X-Model-Version": header(TEXT, "the version of the model, where the model server tells it", required=False),
+}
+_PREDICTION = object_of(label=TEXT, probability=NUMBER | {"maximum": 1})
+_SCHEMAS = {
+    "Answer": {"anyOf": [reference("Predictions"), reference("Results")]},
+    "Predictions": object_of(
+        optional={"warning": TEXT | {"description": "only if the model has random weights"}},
+        success={"const": True},
+        predictions=list_of(_PREDICTION),
+    ),
+    "Refusal": object_of(success={"const": False}, error=TEXT, status={"type": "integer", "minimum": 400}),
+    "Results": object_of(
+        success={"const": True},
+        results=list_of({"anyOf": [reference("Predictions"), reference("Refusal")]}) | {"minItems": 1},
+    ),
+}
