@@ -1,30 +1,28 @@
 """Gives each request an id, which its answer, its error and both processes' logs name."""
 
 import re
-import uuid
+import secrets
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, request
 
 HEADER = "X-Request-ID"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_KEPT = "service.request_id"  # in the request's environment
 
 
 def add_to(app: Flask) -> None:
-    """Have every answer of `app` name its request: by the client's own id if it is one, else by a new one."""
-    app.before_request(_name)
+    """Have every answer of `app` name its request."""
     app.after_request(_tell)
 
 
 def request_id() -> str:
-    """The id of the request that is being answered."""
-    if "request_id" not in g:  # an error came before `_name`
-        _name()
-    return str(g.request_id)
-
-
-def _name() -> None:
-    given = request.environ.get("HTTP_X_REQUEST_ID", "")
-    g.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+    """The id of the request that is being answered: the client's own if it is one, else a new one."""
+    environ = request.environ
+    kept: str | None = environ.get(_KEPT)
+    if kept is None:
+        given = environ.get("HTTP_X_REQUEST_ID", "")
+        kept = environ[_KEPT] = given if _ID.fullmatch(given) else secrets.token_hex(16)
+    return kept
 
 
 def _tell(response: Response) -> Response:
