@@ -40,6 +40,7 @@ The queue
 The model server (run_model_server.py)
     jobs/model_side         join the queue, unless others serve another model there
     jobs/membership         take jobs under a lease, answer them, return those of the dead
+    jobs/hand               what a membership holds of one lane
     jobs/leases             which processes of this host hold one
     batching/fetcher        take jobs, decode them, put them into the inbox
     batching/inbox          the jobs that wait for the model, their images side by side

@@ -27,7 +27,7 @@ from conftest import Processes, RedisServer, free_port, output, wait_for
 from faults import CuttingProxy, Network
 
 import helpers
-from serving.jobs.job import Job
+from serving.jobs.job import Job, Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.operator import read_letters
 
@@ -210,10 +210,9 @@ class Rig:
     def remains(self, *, dead_letters: bool = False) -> list[str]:
         """The keys that should not be in Redis any more; an answer that nobody read may be, for its lifetime."""
         client, found = self.redis.client, []
+        of_lanes = [self.queue.keys.lane(lane) for lane in Lane]
         lasting = {
-            self.queue.keys.people.settled_total,
-            self.queue.keys.people.last_empty_at,
-            self.queue.keys.people.settled_by_server,
+            *(key for of in of_lanes for key in (of.settled_total, of.last_empty_at, of.settled_by_server)),
             self.queue.keys.leases,
             *(self.queue.keys.serves, self.queue.keys.served_last, self.queue.keys.answered_at),
             *([self.queue.keys.dead] if dead_letters else []),

@@ -31,6 +31,8 @@ MOST_REASON_CHARACTERS = 500
 # Longer than a job of 2896×2896 pixels. In JSON a byte may become six, and Redis would refuse more than 85 MB of them.
 MOST_DEAD_LETTER_BYTES = 32 * 1024 * 1024
 
+EXPIRED = "The job expired: no model server came to it before its deadline. Send it again."
+
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _IMAGE = b', "image": "'
@@ -51,6 +53,11 @@ class Lane(StrEnum):
 
     PEOPLE = "people"  # jobs for which requests wait
     BULK = "bulk"  # asynchronous jobs
+
+    @property
+    def other(self) -> "Lane":
+        """The other lane."""
+        return Lane.BULK if self is Lane.PEOPLE else Lane.PEOPLE
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,14 @@ class Job:
             raise BadJob(f"the job has a wrong field: {error}") from error
 
 
+def read_id(text: bytes) -> str | None:
+    """The id of a job as it travels; None if the text is no job."""
+    try:
+        return Job.from_text(text).id
+    except BadJob:
+        return None
+
+
 def _read_ours(text: bytes) -> Any:
     """The fields of a job as `to_text` writes it; None for any other text, whether it is a job or not.
 
@@ -185,6 +200,7 @@ class Outcome:
     attempts: int = 0
     status: int | None = None  # the HTTP status that goes with the failure; None: 500
     model_ms: float | None = None  # how long the model had the batch; None: the model did not run the job
+    lane: Lane = Lane.PEOPLE  # from which the job was taken
 
     @property
     def is_dead_letter(self) -> bool:
@@ -198,11 +214,21 @@ class Outcome:
         status = {} if self.status is None else {"status": self.status}
         return json.dumps({"error": self._reason(), **status})
 
+    def status_and_error(self) -> tuple[Status, str]:
+        """The status with which an asynchronous job ends, and what is wrong with it, a sentence ("": nothing).
+
+        A job that is dropped has expired. (One that was canceled ended with that; Redis leaves its status alone.)
+        """
+        if self.failure is None and self.answer is not None:
+            return Status.SUCCEEDED, ""
+        return Status.FAILED, EXPIRED if self.failure is None else self._reason()
+
     def to_dead_letter(self, clock: float) -> str:
-        """The dead letter, JSON, of a job that failed at `clock`, unix seconds."""
+        """The dead letter, JSON, of a job that failed at `clock`, unix seconds; without a lane it is people's."""
         job = self.text[:MOST_DEAD_LETTER_BYTES].decode("utf-8", "surrogateescape")
+        lane = {"lane": self.lane} if self.lane is not Lane.PEOPLE else {}
         return json.dumps(
-            {"id": self.job_id, "at": clock, "attempts": self.attempts, "reason": self._reason(), "job": job}
+            {"id": self.job_id, "at": clock, "attempts": self.attempts, "reason": self._reason(), "job": job, **lane}
         )
 
     def _reason(self) -> str:

@@ -31,13 +31,16 @@ CLOCK_GOOD_FOR_SECONDS = 60.0
 KEEP_SERVED_SECONDS = 30 * 24 * 3600
 
 _LUA = Path(__file__).with_name("lua")
-_COMMON = (_LUA / "common.lua").read_text()
-# Without comments: Redis reads the whole text each time.
-_SCRIPTS = {
-    path.stem: re.sub(r"^ *--.*\n|^\n", "", _COMMON + path.read_text(), flags=re.MULTILINE)
-    for path in _LUA.glob("*.lua")
-    if path.stem != "common"
-}
+_COMMON, _STATUS = ((_LUA / name).read_text() for name in ("common.lua", "status.lua"))
+
+
+def _whole(text: str) -> str:
+    """A script with the functions that it uses. Without comments: Redis reads the whole text each time."""
+    whole = _COMMON + (_STATUS if "set_status" in text else "") + text
+    return re.sub(r"^ *--.*\n|^\n", "", whole, flags=re.MULTILINE)
+
+
+_SCRIPTS = {path.stem: _whole(path.read_text()) for path in _LUA.glob("*.lua") if path.stem not in ("common", "status")}
 
 
 class JobQueue:
@@ -96,6 +99,13 @@ class JobQueue:
         """Run a script of serving/jobs/lua in one round trip. Raises QueueAway."""
         return self.exchange(_command(script, keys, args))[0]
 
+    def run_in_turn(self, scripts: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Run scripts (name, keys, arguments), one after the other, in one round trip. Raises QueueAway.
+
+        There is no transaction around them: Redis refuses one while it is out of memory.
+        """
+        return self.exchange(*[_command(*script) for script in scripts])
+
     def submit(
         self, jobs: Sequence[str], most_waiting: int, delete: Sequence[str] = (), *, lane: Lane = Lane.PEOPLE
     ) -> Any:
@@ -111,36 +121,32 @@ class JobQueue:
         return reply
 
     def move(
-        self, processing: str, most: int, confirm: Sequence[Any], wait_seconds: float = 0.0
+        self, lane: Lane, server: str, most: int, confirm: Sequence[Any], wait_seconds: float = 0.0
     ) -> tuple[list[bytes], list[Any]]:
-        """Move up to `most` jobs to the end of a processing list; with `wait_seconds`, wait for a first one.
+        """Move up to `most` jobs to a model server's processing list; with `wait_seconds`, wait for a first one.
 
         The moves share a transaction with confirm.lua, which may put the jobs back. Returns the jobs that were moved,
         and what confirm.lua, run with the arguments `confirm`, returns. Raises QueueAway.
         """
+        keys, other = self.keys.lane(lane), self.keys.lane(lane.other)
+        waiting, processing = keys.waiting, keys.processing(server)
         ahead: list[Command] = []
         if wait_seconds > 0:
-            ahead = [("BLMOVE", self.name, processing, "LEFT", "RIGHT", wait_seconds)]
-        moves: list[Command] = [("LMOVE", self.name, processing, "LEFT", "RIGHT")] * (most - len(ahead))
-        keys = [
-            self.name,
-            processing,
-            self.keys.leases,
-            self.keys.attempts,
-            self.keys.people.last_empty_at,
-            self.keys.people.settled_by_server,
-        ]
-        first, (*moved, reply) = self._transact([*moves, _command("confirm", keys, confirm)], ahead)
+            ahead = [("BLMOVE", waiting, processing, "LEFT", "RIGHT", wait_seconds)]
+        moves: list[Command] = [("LMOVE", waiting, processing, "LEFT", "RIGHT")] * (most - len(ahead))
+        shared = [self.keys.leases, self.keys.attempts, keys.last_empty_at, keys.settled_by_server]
+        script = _command("confirm", [waiting, processing, *shared, other.waiting, other.processing(server)], confirm)
+        first, (*moved, reply) = self._transact([*moves, script], ahead)
         return [job for job in (*first, *moved) if job is not None], reply  # b"" is a job, too, a bad one
 
-    def held(self, processing: str, server: str) -> tuple[int, int | None]:
+    def held(self, lane: Lane, server: str) -> tuple[int, int | None]:
         """How many jobs a model server's processing list holds, and how many it has settled, in one moment.
 
         None: its name is gone, and what it held went to others. Raises QueueAway.
         """
-        _, (length, settled) = self._transact(
-            [("LLEN", processing), ("HGET", self.keys.people.settled_by_server, server)], []
-        )
+        keys = self.keys.lane(lane)
+        look: list[Command] = [("LLEN", keys.processing(server)), ("HGET", keys.settled_by_server, server)]
+        _, (length, settled) = self._transact(look, [])
         return int(length), None if settled is None else int(settled)
 
     def cancel(self, job: str, *, lane: Lane = Lane.PEOPLE) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from serving.jobs.job import Outcome
+from serving.jobs.job import Lane, Outcome
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,9 @@ class Taken:
     attempts: int = 0
     all_that_waited: bool = False  # no other job waited, as far as the model server knows
     runs_alone: bool = False  # a job that came back is next, or in hand: answer what is in hand, then take again
+    lane: Lane = Lane.PEOPLE
+    other_waits: bool = False  # jobs waited in the other lane
+    ended: frozenset[int] = frozenset()  # places in `jobs` of those that nobody wants any more
 
 
 class Member(Protocol):
@@ -40,21 +43,23 @@ class Member(Protocol):
     def is_lost(self) -> bool:
         """Whether a command found that the lease is lost; then it is lost for good."""
 
-    def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
-        """Take up to `most` jobs; with `wait_seconds`, which only empty hands may, wait for a first one.
+    def take(self, most: int, wait_seconds: float = 0.0, *, lane: Lane = Lane.PEOPLE) -> Taken:
+        """Take up to `most` jobs of a lane; with `wait_seconds`, wait for a first one.
+
+        Only empty hands may wait, and only for people's jobs.
 
         Raises:
             LeaseLost: others took this name for dead, and get its jobs.
         """
 
     def answer(self, outcomes: Sequence[Outcome]) -> bool:
-        """End the oldest jobs in hand, in their order; False if the lease was lost meanwhile.
+        """End the oldest jobs in hand of each lane, in their order; False if the lease was lost meanwhile.
 
         The same outcomes may be sent again when QueueAway left open whether they arrived.
         """
 
     def return_expired(self) -> int:
-        """Return the jobs of every model server whose lease ran out to the head of the queue; return how many."""
+        """Return the jobs of every model server whose lease ran out to the heads of their lanes; return how many."""
 
     def leave(self, *, forget: bool = True) -> int:
         """Give back the jobs in hand, with no attempt counted, and end the lease; return how many jobs went back.

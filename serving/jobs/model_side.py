@@ -52,7 +52,10 @@ class ModelSide:
         digest, text = (served.labels_digest, served.to_text()) if served is not None else ("", "")
         clock, *other = queue.run(
             "join",
-            [keys.leases, keys.people.settled_by_server, keys.serves, keys.served_last, keys.labels(digest)],
+            [
+                *(keys.leases, keys.people.settled_by_server, keys.bulk.settled_by_server),
+                *(keys.serves, keys.served_last, keys.labels(digest)),
+            ],
             [member.name, self._terms.lease_seconds, text, json.dumps(list(self._terms.labels)), KEEP_SERVED_SECONDS],
         )
         queue.set_clock(float(clock))

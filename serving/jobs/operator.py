@@ -1,6 +1,6 @@
 """The operator's side of the queue: look at the dead letters, put their jobs back, drop them.
 
-    {Q}:dead -- read_letters --> letters -- requeue --> the end of the queue, as jobs that are new
+    {Q}:dead -- read_letters --> letters -- requeue --> the end of their lane, as jobs that are new
                                          -- drop -----> nowhere
 
 A letter's name is its job's id, or, where that is missing or cannot be typed, a digest of its text. A command that acts
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from serving.jobs.job import Job
+from serving.jobs.job import Job, Lane
 from serving.jobs.job_queue import JobQueue
 
 SHORT_NAME_CHARACTERS = 8
@@ -34,6 +34,7 @@ class Letter:
     attempts: int
     reason: str
     job: bytes
+    lane: Lane = Lane.PEOPLE  # from which it was taken, and to which it goes back
 
     @cached_property
     def digest(self) -> str:
@@ -58,6 +59,7 @@ class Letter:
                 attempts=int(fields["attempts"]),
                 reason=str(fields["reason"]),
                 job=fields["job"].encode("utf-8", "surrogateescape"),
+                lane=Lane.BULK if fields.get("lane") == Lane.BULK else Lane.PEOPLE,
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return cls(text, None, math.nan, 0, "This is no dead letter of this service.", text)
@@ -96,7 +98,7 @@ def fresh_job(letter: Letter) -> Job:
 
 
 def requeue(queue: JobQueue, letter: Letter) -> bool:
-    """Put a letter's job back at the end of the queue, however full that is; False if the letter has gone.
+    """Put a letter's job back at the end of its lane, however full that is; False if the letter has gone.
 
     Raises:
         BadJob: the letter holds no job.
@@ -105,8 +107,10 @@ def requeue(queue: JobQueue, letter: Letter) -> bool:
     job = fresh_job(letter)
     # Job.to_text expects an image in base64. This image may be anything else, so it is escaped for JSON.
     text = replace(job, image=json.dumps(job.image)[1:-1]).to_text()
-    keys = [queue.keys.dead, queue.name, queue.keys.attempts, queue.keys.leases]
-    return bool(queue.run("requeue_dead", keys, [letter.text, text]))
+    keys = queue.keys
+    of_job = [keys.job(job.id), job.id, keys.about(job.id)]
+    lists = [keys.dead, keys.lane(letter.lane).waiting, keys.attempts, keys.leases]
+    return bool(queue.run("requeue_dead", [*lists, *of_job], [letter.text, text]))
 
 
 def drop(queue: JobQueue, letter: Letter) -> bool:

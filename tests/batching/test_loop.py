@@ -147,9 +147,9 @@ def test_each_job_gets_as_many_predictions_as_it_asks_for(raw: redis.Redis, star
 def test_the_message_tells_how_long_the_model_had_the_batch(
     raw: redis.Redis, start: Callable[..., Running], queue: JobQueue
 ) -> None:
-    with queue.messages(queue.channel("web")) as messages:
+    with queue.messages(queue.keys.channel("web")) as messages:
         start()
-        jobs = push(raw, [1], reply_to=queue.channel("web")) + push(raw, [2])
+        jobs = push(raw, [1], reply_to=queue.keys.channel("web")) + push(raw, [2])
         told = json.loads(next(messages))
         assert told[jobs[0].id] == "[1]"
         assert 0 < told["about"]["model_ms"] < 60_000

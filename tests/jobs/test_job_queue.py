@@ -399,7 +399,7 @@ def test_an_answer_sent_again_after_a_lost_reply_strikes_off_nobody_elses(
     taken = member.take(4).jobs
     outcomes = [Outcome(taken[0], Job.from_text(taken[0]).id, failure="bad"), answered(taken[1])]
     for _ in range(3):
-        member._settled = 0  # it had no reply when it sent this before
+        member._hands[Lane.PEOPLE].settled = 0  # it had no reply when it sent this before
         assert member.answer(outcomes)
     assert raw.lrange(f"{{image_queue}}:processing:{member.name}", 0, -1) == taken[2:]
     assert raw.llen("{image_queue}:dead") == 1

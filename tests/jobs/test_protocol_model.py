@@ -40,7 +40,7 @@ from hypothesis.stateful import (
 
 from serving.errors import LeaseLost, OtherModel
 from serving.jobs import job_queue, operator
-from serving.jobs.job import Job, Outcome
+from serving.jobs.job import Job, Lane, Outcome, Status
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import FORGET_NAME_SECONDS, Membership
 from serving.jobs.model_queue import Taken
@@ -53,7 +53,7 @@ EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
 STEPS = 50
 TIMEOUT_SECONDS = 3600 if EXAMPLES else 600  # Hypothesis first shortens a failure, which takes up to five minutes
 LEASE_SECONDS = 1000.0  # no lease runs out unless a rule says so
-RESULT_TTL_SECONDS = 60
+RESULT_TTL_SECONDS, HASH_SECONDS = 60, 7200
 MOST_WAITING = 6
 MOST_RUNNING = 3
 
@@ -80,19 +80,26 @@ LOST, RUNS_ALONE = "lease lost", "runs alone"
 GIVEN_UP = "failed too often"
 
 
+PEOPLE, BULK = Lane
+ENDED = {Status.SUCCEEDED, Status.FAILED, Status.CANCELED}
+
+
 class Model:
     """Does what each verb does, on plain lists and dicts. Jobs are named j1, j2, …, garbage g3, members m1, m2, …"""
 
     def __init__(self, max_attempts: int) -> None:
         self.max_attempts = max_attempts
-        self.waiting: list[str] = []
-        self.in_hand: dict[str, list[str]] = {}  # by member, dead ones too
+        self.waiting: dict[Lane, list[str]] = {lane: [] for lane in Lane}
+        self.in_hand: dict[tuple[str, Lane], list[str]] = {}  # by member, dead ones too
         self.leases: dict[str, float] = {}  # when they ran out, or LIVES
         self.attempts: dict[str, int] = {}
         self.dead: list[tuple[str, int]] = []  # with their attempts
         self.answers: dict[str, str] = {}
-        self.served = 0
-        self.settled: dict[str, int] = {}  # by member, until it leaves or its jobs went to others
+        self.status: dict[str, Status] = {}  # of asynchronous jobs, as long as their hash lives
+        self.canceled: set[str] = set()  # asynchronous jobs for which a web process asked for it
+        self.served = dict.fromkeys(Lane, 0)
+        # By member, until it leaves or its jobs went to others
+        self.settled: dict[tuple[str, Lane], int] = {}
         self.serves: dict[str, str] = {}  # member -> which of MODELS, until it leaves or is known to be dead
         self.served_last: str | None = None
         self.renewed: set[str] = set()  # members whose lease the last step renewed: progress does
@@ -103,18 +110,32 @@ class Model:
     def ran_out(self) -> dict[str, float]:
         return {member: end for member, end in self.leases.items() if end != LIVES}
 
-    def submit(self, job: str) -> bool:
-        if len(self.waiting) >= MOST_WAITING:
+    def submit(self, job: str, lane: Lane, *, has_hash: bool) -> bool:
+        if len(self.waiting[lane]) >= MOST_WAITING:
             return False
-        self.waiting.append(job)
+        self.waiting[lane].append(job)
+        if has_hash:
+            self.status[job] = Status.QUEUED
         return True
 
     def cancel(self, job: str) -> bool:
-        if job not in self.waiting:
+        if job not in self.waiting[PEOPLE]:
             return False
-        self.waiting.remove(job)
+        self.waiting[PEOPLE].remove(job)
         self.attempts.pop(job, None)
         return True
+
+    def set_status(self, job: str, status: Status) -> bool:
+        """Whether the job has no hash, or has this status now and had it not before."""
+        if job not in self.status:
+            return True
+        if self.status[job] in ENDED:
+            return False
+        self.status[job] = Status.CANCELED if job in self.canceled else status
+        return self.status[job] == status
+
+    def holds(self, member: str) -> list[str]:
+        return [job for lane in Lane for job in self.in_hand[member, lane]]
 
     def may_join(self, serves: str) -> bool:
         return all(model[0] == serves[0] for member, model in self.serves.items() if self.lives(member))
@@ -122,82 +143,111 @@ class Model:
     def join(self, member: str, serves: str | None = None) -> None:
         if serves is not None:
             self.serves[member] = self.served_last = serves
-        self.leases[member], self.in_hand[member], self.settled[member] = LIVES, [], 0
+        self.leases[member] = LIVES
+        for lane in Lane:
+            self.in_hand[member, lane], self.settled[member, lane] = [], 0
         self.renewed.add(member)
 
     def blmove(self, member: str) -> None:
-        self.in_hand[member].append(self.waiting.pop(0))
+        self.in_hand[member, PEOPLE].append(self.waiting[PEOPLE].pop(0))
 
-    def take(self, member: str, most: int, moved: list[str]) -> tuple[list[str], int] | str:
-        """The jobs taken, and how often a lone one came back. `moved`: jobs that BLMOVE has just put into the list."""
-        hand = self.in_hand[member]
+    def take(self, member: str, most: int, lane: Lane, moved: list[str]) -> tuple[list[str], int, list[str]] | str:
+        """The jobs taken, how often a lone one came back, and which of them have ended.
+
+        `moved`: jobs that BLMOVE has just put into the list.
+        """
+        hand, waiting = self.in_hand[member, lane], self.waiting[lane]
         held = hand[:-1] if moved and hand else hand
-        batch = [*moved, *self.waiting][:most]
-        alone = [job for job in [*held[:1], *batch[:1]] if job in self.attempts]
-        if not self.lives(member) or (held and alone):
+        others = self.in_hand[member, lane.other]
+        batch = [*moved, *waiting][:most]
+        alone = [job for job in [*held[:1], *others[:1], *batch[:1]] if job in self.attempts]
+        if not self.lives(member) or ((held or others) and alone):
             if moved and hand:  # a sweep may have been faster
-                self.waiting.insert(0, hand.pop())
+                waiting.insert(0, hand.pop())
             return RUNS_ALONE if self.lives(member) else LOST
-        if not held:
+        if not held and not others:
             self.renewed.add(member)
         # A job that came back is taken alone, when its turn comes.
         until = next((place for place, job in enumerate(batch) if job in self.attempts), most)
         batch = batch[: max(until, 1)]
         for job in batch[len(moved) :]:
             hand.append(job)
-            self.waiting.remove(job)
-        return batch, self.attempts.get(batch[0], 0) if batch else 0
+            waiting.remove(job)
+        ended = [job for job in batch if lane is BULK and not self.set_status(job, Status.PROCESSING)]
+        return batch, self.attempts.get(batch[0], 0) if batch else 0, ended
 
-    def answer(self, member: str, ends: list["End"], settled: int) -> bool:
-        """`settled`: how many jobs the member had settled before."""
-        self.answers |= {end.job: end.reply for end in ends if end.reply}
-        jobs, hand = [end.job for end in ends], self.in_hand[member]
-        if self.lives(member) and self.settled[member] == settled:  # else it was done already
-            assert hand[: len(jobs)] == jobs
-            self.settled[member] += len(jobs)
-            del hand[: len(jobs)]
-            self.dead += [(end.job, end.attempts) for end in ends if end.failed]
-            self.attempts = {job: times for job, times in self.attempts.items() if job not in jobs}
-            self.served += len(jobs)
-            self.renewed.add(member)
+    def answer(self, member: str, ends: list["End"], settled: dict[Lane, int]) -> bool:
+        """`settled`: how many jobs of each lane the member had settled before."""
+        for end in ends:
+            status = Status.SUCCEEDED if end.reply and not end.failed else Status.FAILED
+            if (end.lane is PEOPLE or self.set_status(end.job, status)) and end.reply:
+                self.answers[end.job] = end.reply
+        for lane in Lane:
+            of_lane, hand = [end for end in ends if end.lane is lane], self.in_hand[member, lane]
+            if (
+                of_lane and self.lives(member) and self.settled[member, lane] == settled[lane]
+            ):  # else it was done already
+                jobs = [end.job for end in of_lane]
+                assert hand[: len(jobs)] == jobs
+                self.settled[member, lane] += len(jobs)
+                del hand[: len(jobs)]
+                self.dead += [(end.job, end.attempts) for end in of_lane if end.failed]
+                self.attempts = {job: times for job, times in self.attempts.items() if job not in jobs}
+                self.served[lane] += len(jobs)
+                self.renewed.add(member)
         return self.lives(member)
 
-    def leave(self, member: str, forget: bool) -> int:
-        hand, self.in_hand[member] = self.in_hand[member], []
-        self.waiting[:0] = hand
-        self.settled.pop(member, None)
+    def forget_hands(self, member: str) -> Iterator[tuple[Lane, list[str]]]:
         self.serves.pop(member, None)
+        for lane in Lane:
+            self.settled.pop((member, lane), None)
+            hand, self.in_hand[member, lane] = self.in_hand[member, lane], []
+            yield lane, hand
+
+    def leave(self, member: str, forget: bool) -> int:
+        returned = 0
+        for lane, hand in self.forget_hands(member):
+            self.waiting[lane][:0] = hand
+            returned += len(hand)
+            for job in hand:
+                self.set_status(job, Status.QUEUED)
         self.leases[member] = time.time()
         if forget:
             del self.leases[member]
-        return len(hand)
+        return returned
 
     def return_expired(self, forgotten_before: float) -> int:
         returned = 0
         for member, ended in sorted(self.ran_out().items(), key=lambda lease: lease[1]):
-            hand, self.in_hand[member] = self.in_hand[member], []
-            self.settled.pop(member, None)
-            self.serves.pop(member, None)
-            if not hand and ended < forgotten_before:
+            if not self.holds(member) and ended < forgotten_before:
                 del self.leases[member]
-            for job in reversed(hand):
-                attempts = self.attempts.pop(job, 0) + 1
-                if attempts < self.max_attempts:
-                    self.attempts[job] = attempts
-                    self.waiting.insert(0, job)
-                    returned += 1
-                else:
-                    self.dead.append((job, attempts))
-                    if not job.startswith("g"):
-                        self.answers[job] = GIVEN_UP
+            for lane, hand in self.forget_hands(member):
+                for job in reversed(hand):
+                    attempts = self.attempts.pop(job, 0) + 1
+                    if attempts < self.max_attempts:
+                        self.attempts[job] = attempts
+                        self.waiting[lane].insert(0, job)
+                        self.set_status(job, Status.QUEUED)
+                        returned += 1
+                    else:
+                        self.dead.append((job, attempts))
+                        if not job.startswith("g") and self.set_status(job, Status.FAILED):
+                            self.answers[job] = GIVEN_UP
         return returned
 
-    def requeue(self, place: int) -> None:
-        self.waiting.append(self.dead.pop(place)[0])
+    def requeue(self, place: int, lane: Lane) -> None:
+        job, _ = self.dead.pop(place)
+        self.waiting[lane].append(job)
+        if self.status.get(job) is Status.FAILED:
+            self.status[job] = Status.QUEUED
+            self.answers.pop(job, None)
 
     def state(self) -> dict[str, object]:
-        in_hand = {member: hand for member, hand in self.in_hand.items() if hand}
-        names = ("waiting", "leases", "attempts", "dead", "answers", "served", "settled", "serves", "served_last")
+        in_hand = {key: hand for key, hand in self.in_hand.items() if hand}
+        names = (
+            *("waiting", "leases", "attempts", "dead", "answers", "status", "served", "settled"),
+            *("serves", "served_last"),
+        )
         return {"in_hand": in_hand, **{name: getattr(self, name) for name in names}}
 
 
@@ -209,6 +259,7 @@ class End:
     reply: str
     failed: bool
     attempts: int
+    lane: Lane
 
 
 class Server:
@@ -216,12 +267,22 @@ class Server:
 
     def __init__(self, label: str, member: Membership) -> None:
         self.label, self.member = label, member
-        self.in_hand: list[tuple[bytes, int]] = []  # taken and not answered, with their attempts
+        self.in_hand: list[tuple[bytes, int, Lane]] = []  # taken and not answered, with their attempts
         self.moved: list[bytes] = []  # by a BLMOVE; the transaction that follows it has not run yet
-        self.answered: tuple[list[Outcome], list[End], int] | None = None  # what it sent last, having settled so many
+        # What it sent last, having settled so many jobs of each lane.
+        self.answered: tuple[list[Outcome], list[End], dict[Lane, int]] | None = None
         self.runs = True  # else it has crashed or left, or knows that its lease is lost
         self.crashed = False  # then it sends nothing any more
         self.late_blmove = False  # … except this, cut off from its sender
+
+    @property
+    def settled(self) -> dict[Lane, int]:
+        return {lane: hand.settled for lane, hand in self.member._hands.items()}
+
+    @settled.setter
+    def settled(self, counts: dict[Lane, int]) -> None:
+        for lane, count in counts.items():
+            self.member._hands[lane].settled = count
 
     @property
     def hands_are_empty(self) -> bool:
@@ -255,6 +316,7 @@ class Protocol(RuleBasedStateMachine):
         self.labels: dict[str, str] = {}  # a member's name, a job's id or digest -> how the model calls it
         self.texts: dict[str, str] = {}  # what travels, of jobs with a client
         self.ids: dict[str, str] = {}  # the other way round, jobs that have one
+        self.lanes: dict[str, Lane] = {}
         self.accepted: set[str] = set()
         self.ended: set[str] = set()  # by a member that held them, or as a dead letter
         self.clients: set[str] = set()  # jobs whose client waits
@@ -277,22 +339,30 @@ class Protocol(RuleBasedStateMachine):
 
     # Clients
 
-    @precondition(lambda self: len(self.model.waiting) < MOST_WAITING or self.refused < 2)
-    @rule(count=st.integers(1, 4))
-    def submit(self, count: int) -> None:
-        jobs = [self.new_job(str(uuid.UUID(int=len(self.labels) + 1))) for _ in range(count)]
+    @precondition(lambda self: self.has_room(MOST_WAITING) or self.refused < 2)
+    @rule(count=st.integers(1, 4), lane=st.sampled_from([PEOPLE, BULK]), has_hash=st.integers(0, 3).map(bool))
+    def submit(self, count: int, lane: Lane, has_hash: bool) -> None:
+        jobs = [self.new_job(str(uuid.UUID(int=len(self.labels) + 1)), lane) for _ in range(count)]
+        channel = "nobody" if lane is PEOPLE else None  # which an operator's requeue leaves out
         for job in jobs:
-            # With a channel, as a web server's have it, which an operator's requeue leaves out.
-            self.texts[job] = Job(self.ids[job], "AAAA", reply_to="nobody").to_text()
-        self.real = self.client.sender.submit_texts([self.texts[job] for job in jobs])
-        self.accepted.update(jobs[: self.real])
-        self.clients.update(jobs[: self.real])
-        self.refused += count - self.real
-        self.expected = sum([self.model.submit(job) for job in jobs])
+            self.texts[job] = Job(self.ids[job], "AAAA", reply_to=channel).to_text()
+            if lane is BULK and has_hash:
+                self.write_hash(job)
+        texts = [self.texts[job] for job in jobs]
+        if lane is PEOPLE:
+            accepted = self.client.sender.submit_texts(texts)
+            self.clients.update(jobs[:accepted])
+        else:
+            accepted = self.queue.submit(texts, MOST_WAITING, lane=lane)[0]
+            self.redis.delete(*(self.queue.keys.job(self.ids[job]) for job in jobs[accepted:]), "nothing")
+        self.real = accepted
+        self.accepted.update(jobs[:accepted])
+        self.refused += count - accepted
+        self.expected = sum([self.model.submit(job, lane, has_hash=lane is BULK and has_hash) for job in jobs])
 
-    @precondition(lambda self: len(self.model.waiting) < MOST_WAITING + 2)
-    @rule(garbage=st.booleans())
-    def somebody_else_pushes(self, garbage: bool) -> None:
+    @precondition(lambda self: self.has_room(MOST_WAITING + 2))
+    @rule(garbage=st.booleans(), lane=st.sampled_from([PEOPLE, BULK]))
+    def somebody_else_pushes(self, garbage: bool, lane: Lane) -> None:
         """A job comes past the limit, with its id where the scripts' pattern does not find it, or with none."""
         number = len(self.labels) + 1
         text = f"garbage {number}"
@@ -300,13 +370,27 @@ class Protocol(RuleBasedStateMachine):
         if not (garbage and self.garbage):
             job_id = str(uuid.UUID(int=number))
             text = json.dumps({"image": "AAAA", "id": job_id})
-        job = self.new_job(job_id)
-        self.redis.rpush(self.queue.name, text)
-        self.model.waiting.append(job)
+        job = self.new_job(job_id, lane)
+        self.redis.rpush(self.queue.keys.lane(lane).waiting, text)
+        self.model.waiting[lane].append(job)
         self.accepted.add(job)
         if job in self.ids:
             self.texts[job] = text
-            self.clients.add(job)
+            if lane is PEOPLE:
+                self.clients.add(job)
+
+    @precondition(lambda self: self.not_ended())
+    @rule(
+        job=st.runner().flatmap(lambda self: st.sampled_from(self.not_ended())),
+        writes_status=st.booleans(),
+    )
+    def client_cancels_an_asynchronous_job(self, job: str, writes_status: bool) -> None:
+        """A web process notes it; the job stays where it is until a model server comes to it."""
+        self.redis.hset(self.queue.keys.job(self.ids[job]), "canceled", "1")
+        self.model.canceled.add(job)
+        if writes_status:
+            self.redis.hset(self.queue.keys.job(self.ids[job]), "status", "canceled")
+            self.model.status[job] = Status.CANCELED
 
     @precondition(lambda self: self.clients & set(self.model.answers))
     @rule(job=st.runner().flatmap(lambda self: st.sampled_from(sorted(self.clients & set(self.model.answers)))))
@@ -321,9 +405,8 @@ class Protocol(RuleBasedStateMachine):
     @rule(job=st.runner().flatmap(lambda self: st.sampled_from(sorted(self.clients))))
     def client_hangs_up(self, job: str) -> None:
         """The job leaves the queue, unless a model server has it, or it has ended."""
-        queue, text = self.queue, self.texts[job]
         self.clients.remove(job)
-        self.real = bool(queue.run("cancel", [queue.name, queue.keys.attempts], [text]))
+        self.real = self.queue.cancel(self.texts[job])
         # A job that an operator requeued runs even when the client, which was told of a failure, hangs up only now.
         self.expected = job not in self.rewritten and self.model.cancel(job)
         if self.expected:
@@ -362,25 +445,35 @@ class Protocol(RuleBasedStateMachine):
     def blmove(self, server: Server) -> None:
         server.moved = [self.move(server)]
 
-    @rule_for(lambda self, server: self.has_to_take(server) and 1 + 3 * bool(server.in_hand), most=st.integers(1, 4))
-    def take(self, server: Server, most: int) -> None:
+    @rule_for(
+        lambda self, server: self.has_to_take(server) and 1 + 3 * bool(server.in_hand),
+        most=st.integers(1, 4),
+        lane=st.sampled_from([PEOPLE, BULK]),
+    )
+    def take(self, server: Server, most: int, lane: Lane) -> None:
         """A take with empty hands or not; or the transaction that Membership.take sends together with its BLMOVE."""
-        self.take_up_to(most, server)
+        self.take_up_to(most, server, PEOPLE if server.moved else lane)
 
-    @rule_for(lambda self, server: server.runs and server.hands_are_empty and bool(self.model.waiting))
-    def take_a_batch(self, server: Server) -> None:
-        self.take_up_to(4, server)
+    @rule_for(
+        lambda self, server: server.runs and server.hands_are_empty and any(self.model.waiting.values()),
+        lane=st.sampled_from([PEOPLE, BULK]),
+    )
+    def take_a_batch(self, server: Server, lane: Lane) -> None:
+        self.take_up_to(4, server, lane)
 
-    def take_up_to(self, most: int, server: Server) -> None:
+    def take_up_to(self, most: int, server: Server, lane: Lane) -> None:
         moved, server.moved = server.moved, []
         try:
-            taken = self.after_blmove(server.member, most, moved[0]) if moved else server.member.take(most)
-            self.real = RUNS_ALONE if taken.runs_alone else (self.jobs(taken.jobs), taken.attempts)
-            server.in_hand += [(text, taken.attempts) for text in taken.jobs]
+            member = server.member
+            taken = self.after_blmove(member, most, moved[0]) if moved else member.take(most, lane=lane)
+            jobs = self.jobs(taken.jobs)
+            ended = [jobs[place] for place in sorted(taken.ended)]
+            self.real = RUNS_ALONE if taken.runs_alone else (jobs, taken.attempts, ended)
+            server.in_hand += [(text, taken.attempts, lane) for text in taken.jobs]
         except LeaseLost:
             self.real = LOST
             self.start_afresh(server)
-        self.expected = self.model.take(server.label, most, self.jobs(moved))
+        self.expected = self.model.take(server.label, most, lane, self.jobs(moved))
 
     @rule_for(
         lambda self, server: bool(server.in_hand) and not server.crashed,
@@ -396,7 +489,7 @@ class Protocol(RuleBasedStateMachine):
 
     def end_jobs(self, server: Server, ways: list[str]) -> None:
         outcomes, ends = [], []
-        for way, (text, attempts) in zip(ways, server.in_hand, strict=False):
+        for way, (text, attempts, lane) in zip(ways, server.in_hand, strict=False):
             job, number = self.labels[job_id(text)], next(self.numbers)
             reply = "" if way == "dropped" or job not in self.ids else f"{way} {number}"
             outcomes.append(
@@ -406,20 +499,21 @@ class Protocol(RuleBasedStateMachine):
                     answer=json.dumps(reply) if way == "answered" and reply else None,
                     failure=f"{way} {number}" if way == "failed" else None,
                     attempts=attempts,
+                    lane=lane,
                 )
             )
-            ends.append(End(job, reply, way == "failed", attempts))
+            ends.append(End(job, reply, way == "failed", attempts, lane))
         del server.in_hand[: len(ends)]
-        server.answered = outcomes, ends, server.member._settled
+        server.answered = outcomes, ends, server.settled
         if self.send_answer(server):
             self.ended |= {end.job for end in ends}
 
     @rule_for(lambda self, server: bool(server.answered) and not server.crashed)
     def answer_arrives_twice(self, server: Server) -> None:
         """An answer arrives again: its reply was lost; or the first sending was held up, and comes only now."""
-        settled = server.member._settled
+        settled = server.settled
         self.send_answer(server)
-        server.member._settled = settled
+        server.settled = settled
 
     @rule_for(lambda self, server: server.runs and bool(self.model.ran_out()), clock_is_ahead=st.booleans())
     def return_expired(self, server: Server, clock_is_ahead: bool) -> None:
@@ -460,20 +554,24 @@ class Protocol(RuleBasedStateMachine):
 
     # Time, and an operator
 
-    @rule_for(lambda self, server: self.model.lives(server.label) and 1 + 4 * bool(self.model.in_hand[server.label]))
+    @rule_for(lambda self, server: self.model.lives(server.label) and 1 + 4 * bool(self.model.holds(server.label)))
     def lease_runs_out(self, server: Server) -> None:
         self.run_out(server)
 
     @precondition(lambda self: self.model.answers or any(end > self.lately for end in self.model.ran_out().values()))
-    @rule()
-    def time_passes(self) -> None:
-        """Time passes until names may be forgotten, and answers that nobody read expire."""
+    @rule(hashes_too=st.booleans())
+    def time_passes(self, hashes_too: bool) -> None:
+        """Time passes until names may be forgotten, and answers that nobody read expire, and asynchronous jobs too."""
         for server in self.servers:
             if server.label in self.model.ran_out():
                 self.set_lease(server, self.model.leases[server.label] - 2 * FORGET_NAME_SECONDS)
-        if self.model.answers:
-            self.redis.delete(*(self.ids[job] for job in self.model.answers))
-            self.model.answers = {}
+        for job in list(self.model.answers):
+            if hashes_too or job not in self.model.status:
+                self.redis.delete(self.ids[job], self.queue.keys.about(self.ids[job]))
+                del self.model.answers[job]
+        if hashes_too:
+            self.redis.delete(*(self.queue.keys.job(self.ids[job]) for job in self.model.status), "nothing")
+            self.model.status = {}
 
     @precondition(lambda self: self.model.dead)
     @rule(place=st.runner().flatmap(lambda self: st.integers(0, len(self.model.dead) - 1)))
@@ -482,7 +580,7 @@ class Protocol(RuleBasedStateMachine):
         if job in self.ids:  # garbage is refused
             self.real = operator.requeue(self.queue, operator.read_letters(self.queue)[place])
             self.expected = True
-            self.model.requeue(place)
+            self.model.requeue(place, self.lanes[job])
             self.ended.remove(job)
             self.rewritten.add(job)
 
@@ -500,17 +598,24 @@ class Protocol(RuleBasedStateMachine):
         later = {member for member, end in self.lease_ends.items() if end > before.get(member, 0)}
         assert {member for member in later if self.model.lives(member)} == self.model.renewed
         self.model.renewed = set()
-        places = [*state["waiting"], *itertools.chain(*state["in_hand"].values())]
+        places = list(itertools.chain(*state["waiting"].values(), *state["in_hand"].values()))
         self.ended |= {job for job, _ in state["dead"]}
         assert sorted(places) == sorted(self.accepted - self.ended)  # no job is lost, and none is there twice
         for job, attempts in state["attempts"].items():
             assert 0 < attempts < self.model.max_attempts
             assert job in places  # no attempts are kept of jobs that have ended
-            assert all(hand == [job] for hand in state["in_hand"].values() if job in hand)  # held alone
+            for (member, lane), hand in state["in_hand"].items():
+                if job in hand:  # held alone
+                    assert hand == [job]
+                    assert (member, lane.other) not in state["in_hand"]
         for server in self.servers:
             if server.runs and self.model.lives(server.label):  # nobody touches what a living member holds
-                texts = [text for text, _ in server.in_hand] + server.moved
-                assert state["in_hand"].get(server.label, []) == self.jobs(texts)
+                for lane in Lane:
+                    texts = [text for text, _, of in server.in_hand if of is lane]
+                    texts += server.moved if lane is PEOPLE else []
+                    assert state["in_hand"].get((server.label, lane), []) == self.jobs(texts)
+        for lane, jobs in [*state["waiting"].items(), *((lane, jobs) for (_, lane), jobs in state["in_hand"].items())]:
+            assert all(self.lanes[job] is lane for job in jobs)  # a job stays in its lane
         self.agreed = True
 
     def teardown(self) -> None:
@@ -523,11 +628,13 @@ class Protocol(RuleBasedStateMachine):
         self.join()
         member = self.servers[-1].member
         member.return_expired()
-        while texts := member.take(4).jobs:
-            assert member.answer([Outcome(text) for text in texts])
+        for lane in Lane:
+            while texts := member.take(4, lane=lane).jobs:
+                assert member.answer([Outcome(text, lane=lane) for text in texts])
         member.leave()
         state = self.state()
-        assert (state["waiting"], state["in_hand"], state["attempts"], state["settled"]) == ([], {}, {}, {})
+        assert not any(state["waiting"].values())
+        assert (state["in_hand"], state["attempts"], state["settled"]) == ({}, {}, {})
         assert set(state["leases"].values()).isdisjoint({LIVES})
         # What else there is: dead letters, answers that nobody read, the count; and the names of the dead, until …
         for server in self.servers:
@@ -538,10 +645,23 @@ class Protocol(RuleBasedStateMachine):
 
     # What the rules are made of
 
-    def new_job(self, job: str) -> str:
+    def has_room(self, most: int) -> bool:
+        return any(len(jobs) < most for jobs in self.model.waiting.values())
+
+    def not_ended(self) -> list[str]:
+        """Asynchronous jobs that a client may still cancel."""
+        return sorted(job for job, status in self.model.status.items() if status not in ENDED)
+
+    def write_hash(self, job: str) -> None:
+        """Does what a web process does ahead of the submit."""
+        key = self.queue.keys.job(self.ids[job])
+        self.redis.hset(key, "status", Status.QUEUED)
+        self.redis.expire(key, HASH_SECONDS)
+
+    def new_job(self, job: str, lane: Lane) -> str:
         is_garbage = "-" not in job  # a digest, and no UUID
         label = f"{'g' if is_garbage else 'j'}{len(self.labels) + 1}"
-        self.labels[job] = label
+        self.labels[job], self.lanes[label] = label, lane
         if not is_garbage:
             self.ids[label] = job
         return label
@@ -557,10 +677,11 @@ class Protocol(RuleBasedStateMachine):
         return answer.text if answer is not None else None
 
     def has_to_take(self, server: Server) -> bool:
-        return server.runs and bool(self.model.waiting or server.moved or not self.model.lives(server.label))
+        waits = any(self.model.waiting.values())
+        return server.runs and bool(waits or server.moved or not self.model.lives(server.label))
 
     def may_blmove(self, server: Server) -> bool:
-        return bool(self.model.waiting) and server.label in self.model.leases
+        return bool(self.model.waiting[PEOPLE]) and server.label in self.model.leases
 
     def move(self, server: Server) -> bytes:
         """Does what BLMOVE does when it need not block."""
@@ -572,8 +693,8 @@ class Protocol(RuleBasedStateMachine):
 
     def send_answer(self, server: Server) -> bool:
         assert server.answered
-        outcomes, ends, server.member._settled = server.answered
-        self.expected = self.model.answer(server.label, ends, server.member._settled)
+        outcomes, ends, server.settled = server.answered
+        self.expected = self.model.answer(server.label, ends, server.settled)
         settled = self.real = server.member.answer(outcomes)
         if server.runs and not settled:
             self.start_afresh(server)
@@ -583,7 +704,7 @@ class Protocol(RuleBasedStateMachine):
         """Does what `take` does after its BLMOVE, which Redis ran a while before the transaction."""
         transact, self.redis.transact = self.redis.transact, lambda commands, _: ([moved], transact(commands)[1])
         try:
-            return member._move(most, wait_seconds=1)
+            return member._hands[PEOPLE]._move(most, wait_seconds=1)
         finally:
             self.redis.transact = transact
 
@@ -609,40 +730,50 @@ class Protocol(RuleBasedStateMachine):
 
     def state(self) -> dict[str, Any]:
         """All keys of Redis, in the model's terms; an unknown key is an error."""
-        queue, processing, now = self.queue, self.queue.keys.people.processing(""), time.time()
+        keys, now = self.queue.keys, time.time()
         found = {key.decode(): (seconds, value) for key, seconds, value in self.redis.eval(LOOK, 0)}
-        expire = {key for key, (seconds, _) in found.items() if seconds > 0}
 
         def take_out(key: str, default: Any = ()) -> Any:
             return found.pop(key, (0, default))[1]
 
-        leases = dict(pairs(take_out(queue.keys.leases)))
+        leases = dict(pairs(take_out(keys.leases)))
         self.lease_ends = {self.labels[name.decode()]: float(end) for name, end in leases.items()}
-        letters = [json.loads(text) for text in take_out(queue.keys.dead)]
-        take_out(queue.keys.people.last_empty_at, 0)  # a time, which only admission reads
-        take_out(queue.keys.answered_at, 0)  # a time, which only /readyz reads
-        assert bool(take_out(queue.keys.labels("labels"))) == (queue.keys.served_last in found)
-        state = {
-            "waiting": self.jobs(take_out(queue.name)),
-            "in_hand": {
-                self.labels[key.removeprefix(processing)]: self.jobs(take_out(key))
-                for key in list(found)
-                if key.startswith(processing)
-            },
+        letters = [json.loads(text) for text in take_out(keys.dead)]
+        take_out(keys.answered_at, 0)  # a time, which only /readyz reads
+        assert bool(take_out(keys.labels("labels"))) == (keys.served_last in found)
+        state: dict[str, Any] = {"waiting": {}, "served": {}, "in_hand": {}, "settled": {}}
+        for lane in Lane:
+            of = keys.lane(lane)
+            take_out(of.last_empty_at, 0)  # a time, which only admission reads
+            state["waiting"][lane] = self.jobs(take_out(of.waiting))
+            state["served"][lane] = int(take_out(of.settled_total, 0))
+            for name, count in pairs(take_out(of.settled_by_server)):
+                state["settled"][self.labels[name.decode()], lane] = int(count)
+            for key in [key for key in found if key.startswith(of.all_processing)]:
+                member = self.labels[key.removeprefix(of.all_processing)]
+                state["in_hand"][member, lane] = self.jobs(take_out(key))
+        state |= {
             "leases": {member: LIVES if end > now else end for member, end in self.lease_ends.items()},
-            "attempts": {self.labels[job.decode()]: int(times) for job, times in pairs(take_out(queue.keys.attempts))},
+            "attempts": {self.labels[job.decode()]: int(times) for job, times in pairs(take_out(keys.attempts))},
             "dead": [(self.labels[job_id(letter["job"].encode())], letter["attempts"]) for letter in letters],
-            "served": int(take_out(queue.keys.people.settled_total, 0)),
-            "settled": {
-                self.labels[name.decode()]: int(count)
-                for name, count in pairs(take_out(queue.keys.people.settled_by_server))
-            },
-            "serves": {self.labels[name.decode()]: which(text) for name, text in pairs(take_out(queue.keys.serves))},
-            "served_last": which(take_out(queue.keys.served_last, b"")),
+            "status": {},
+            "serves": {self.labels[name.decode()]: which(text) for name, text in pairs(take_out(keys.serves))},
+            "served_last": which(take_out(keys.served_last, b"")),
         }
+        for key in [key for key in found if key.startswith(keys.all_jobs)]:
+            seconds, fields = found.pop(key)
+            job, told = self.labels[key.removeprefix(keys.all_jobs)], dict(pairs(fields))
+            assert HASH_SECONDS - TIMEOUT_SECONDS < seconds <= HASH_SECONDS
+            state["status"][job] = Status(told[b"status"].decode())
+            assert (b"error" in told) == (state["status"][job] is Status.FAILED)
+        beside = {key.removeprefix(keys.about("")): found.pop(key)[0] for key in list(found) if keys.about("") in key}
         answers = {key: self.short(answer) for key, (_, answer) in found.items()}
-        published = {queue.keys.serves, queue.keys.served_last, queue.keys.labels("labels"), queue.keys.answered_at}
-        assert expire - {queue.keys.attempts} - published == set(answers)
+        for key, (seconds, _) in found.items():
+            if self.labels[key] in state["status"]:  # the answer lives as long as the asynchronous job
+                assert HASH_SECONDS - TIMEOUT_SECONDS < seconds <= HASH_SECONDS
+            assert seconds > 0
+        assert set(beside) == {key for key in answers if self.lanes[self.labels[key]] is BULK}
+        assert all(beside[key] == found[key][0] for key in beside)
         return {**state, "answers": {self.labels[key]: answer for key, answer in answers.items()}}
 
     def jobs(self, texts: list[bytes]) -> list[str]:
@@ -716,7 +847,11 @@ def test_the_same_on_a_redis_in_python() -> None:
 
 # A script, a part of its text, and what breaks the protocol in its place.
 BROKEN = {
-    "answer ignores the lease": ("answer", "if lost(KEYS[1], KEYS[2], ARGV[1], clock) then return LEASE_LOST end", ""),
+    "answer ignores the lease": (
+        "answer",
+        "if lost(KEYS[2], ARGV[1], clock, KEYS[1], KEYS[7]) then return LEASE_LOST end",
+        "",
+    ),
     "answer forgets to clear attempts": ("answer", "if redis.call('HLEN', KEYS[3]) > 0", "if false"),
     "answer strikes off the newest": ("answer", "KEYS[1], count, -1)", "KEYS[1], 0, -1 - count)"),
     "answer strikes off again what is sent again": (
@@ -726,7 +861,7 @@ BROKEN = {
     ),
     "answer does not count": ("answer", "redis.call('HINCRBY', KEYS[6], ARGV[1], count)", ""),
     "answer does not renew the lease": ("answer", "redis.call('ZADD', KEYS[2], clock + ARGV[2], ARGV[1])", ""),
-    "return_jobs does not count": ("return_jobs", "redis.call('HINCRBY', KEYS[4], id, 1)", "1"),
+    "return_jobs does not count": ("return_jobs", "redis.call('HINCRBY', KEYS[2], id, 1)", "1"),
     "return_jobs ignores the lease": ("return_jobs", "or ran_out > clock", ""),
     "return_jobs puts them at the tail": ("return_jobs", "'RIGHT', 'LEFT'", "'LEFT', 'RIGHT'"),
     "return_jobs gives up one too late": (
@@ -734,9 +869,9 @@ BROKEN = {
         "attempts < tonumber(ARGV[2])",
         "attempts <= tonumber(ARGV[2])",
     ),
-    "return_jobs keeps the attempts of the dead": ("return_jobs", "redis.call('HDEL', KEYS[4], id)", ""),
+    "return_jobs keeps the attempts of the dead": ("return_jobs", "redis.call('HDEL', KEYS[2], id)", ""),
     "return_jobs forgets names at once": ("return_jobs", "and ran_out <= clock - ARGV[5]", ""),
-    "return_jobs keeps the count of the dead": ("return_jobs", "redis.call('HDEL', KEYS[6], ARGV[1])", ""),
+    "return_jobs keeps the count of the dead": ("return_jobs", "redis.call('HDEL', settled_by_server, ARGV[1])", ""),
     "confirm does not let jobs run alone": ("confirm", "redis.call('HLEN', KEYS[4]) > 0", "false"),
     "confirm ignores the lease": ("confirm", "if lease_end(KEYS[3], ARGV[1]) <= clock", "if false"),
     "confirm keeps what came for a lost lease": (
@@ -760,7 +895,8 @@ BROKEN = {
         "ARGV[3] - (settled_by_server or 0)",
     ),
     "confirm puts them at the tail": ("confirm", "'RIGHT', 'LEFT'", "'LEFT', 'RIGHT'"),
-    "confirm renews the lease of full hands": ("confirm", "if held == 0", "if true"),
+    "confirm renews the lease of full hands": ("confirm", "held == 0 and", ""),
+    "confirm renews the lease of hands full of bulk": ("confirm", "redis.call('LLEN', KEYS[8]) == 0", "true"),
     "take does not let jobs run alone": ("take", "if times > 0 then", "if false then"),
     "take adds to a job that runs alone": ("take", "if holds and", "if false and"),
     "take goes on to a job that came back": (
@@ -768,11 +904,30 @@ BROKEN = {
         "if attempts(came_back > 0 and redis.call('LINDEX', KEYS[1], 0)) > 0 then break end",
         "",
     ),
-    "take ignores the lease": ("take", "if lost(KEYS[2], KEYS[3], ARGV[1], clock)", "if false"),
+    "take ignores the lease": ("take", "if lost(KEYS[3], ARGV[1], clock, KEYS[2], KEYS[7])", "if false"),
     "take renews the lease of full hands": ("take", "if not holds", "if true"),
-    "leave keeps the count": ("leave", "redis.call('HDEL', KEYS[4], ARGV[1])", ""),
-    "leave goes on serving": ("leave", "redis.call('HDEL', KEYS[5], ARGV[1])", ""),
-    "return_jobs lets the dead go on serving": ("return_jobs", "redis.call('HDEL', KEYS[7], ARGV[1])", ""),
+    "take looks at one hand": ("take", "+ redis.call('LLEN', KEYS[7])", ""),
+    "take adds to a job that runs alone in the other lane": (
+        "take",
+        "+ attempts(redis.call('LINDEX', KEYS[7], 0))",
+        "",
+    ),
+    "leave keeps the count": ("leave", "redis.call('HDEL', KEYS[lane + 2], ARGV[1])", ""),
+    "leave goes on serving": ("leave", "redis.call('HDEL', KEYS[2], ARGV[1])", ""),
+    "leave leaves bulk behind": ("leave", "for lane = 3, 6, 3", "for lane = 3, 3, 3"),
+    "leave puts bulk among people": ("leave", "KEYS[lane], 'RIGHT'", "KEYS[3], 'RIGHT'"),
+    "leave lets jobs seem in work": ("leave", "if lane == 6", "if false"),
+    "return_jobs lets the dead go on serving": ("return_jobs", "redis.call('HDEL', KEYS[4], ARGV[1])", ""),
+    "return_jobs leaves bulk behind": ("return_jobs", "return_lane('bulk', KEYS[8], KEYS[9], KEYS[10])", ""),
+    "return_jobs puts bulk among people": ("return_jobs", "('bulk', KEYS[8]", "('bulk', KEYS[5]"),
+    "return_jobs lets jobs seem in work": ("return_jobs", "if lane == 'bulk' then", "if false then"),
+    "return_jobs writes letters without a lane": ("return_jobs", "lane == 'bulk' and lane or nil", "nil"),
+    "begin tells nothing of those that ended": ("begin", "and 1 or 0", "and 0 or 0"),
+    "results overrule a cancel": ("results", "if redis.call('HGET', job, 'canceled') == '1'", "if false"),
+    "results change how a job ended": ("results", "if ENDED[before] then", "if false then"),
+    "results answer what is canceled": ("results", "(not found or is_new and found == status)", "(true)"),
+    "results end before their job": ("results", "or milliseconds <= 0", "or true"),
+    "results are for jobs with a hash alone": ("results", "(not found or ", "("),
     "join lets another model in": ("join", "and differ(serves, other)", "and false"),
     "join is refused by the dead": ("join", "'(%.17g', clock)", "'(%.17g', 0)"),
     "join takes another version for another model": ("join", "{'name',", "{'version',"),
@@ -787,6 +942,7 @@ BROKEN = {
     ),
     "cancel keeps the attempts": ("cancel", "if removed == 1", "if false"),
     "cancel clears the attempts of what was taken": ("cancel", "if removed == 1", "if true"),
+    "requeue lets a job seem failed": ("requeue_dead", "'status', 'queued'", "'status', 'failed'"),
     "requeue puts it at the head": ("requeue_dead", "RPUSH', KEYS[2]", "LPUSH', KEYS[2]"),
 }
 

@@ -1,6 +1,8 @@
--- Answer jobs, wake their web servers, and strike the jobs off the model server's processing list; they are its oldest.
+-- Answer jobs of one lane, wake their web servers, and strike the jobs off the model server's processing list; they are
+-- its oldest.
 -- Sent again after a reply was lost, the script does nothing that it has done already.
--- KEYS: 1 processing list  2 leases  3 attempts  4 dead  5 settled_total  6 settled_by_server  7… job ids to answer
+-- KEYS: 1 processing list  2 leases  3 attempts  4 dead  5 settled_total  6 settled_by_server
+--       7 processing list of the other lane  8… job ids to answer
 -- ARGV: 1 model server  2 lease in seconds  3 how many jobs to strike off  4 how many it had settled before
 --       5 time to live of the answers in seconds  6 most dead letters  7 how many dead letters follow
 --       8… the dead letters, an answer for each job id, then channel, message, …
@@ -10,7 +12,7 @@
 local DONE, LEASE_LOST = 1, 0
 allow_out_of_memory(KEYS[2])
 local next_arg = 8 + tonumber(ARGV[7])
-for i = 7, #KEYS do
+for i = 8, #KEYS do
   redis.call('SET', KEYS[i], ARGV[next_arg], 'EX', ARGV[5])
   next_arg = next_arg + 1
 end
@@ -19,7 +21,7 @@ for i = next_arg, #ARGV, 2 do
 end
 
 local clock = now()
-if lost(KEYS[1], KEYS[2], ARGV[1], clock) then return LEASE_LOST end
+if lost(KEYS[2], ARGV[1], clock, KEYS[1], KEYS[7]) then return LEASE_LOST end
 local count = tonumber(ARGV[3])
 if count == 0 or redis.call('HGET', KEYS[6], ARGV[1]) ~= ARGV[4] then return DONE end
 

@@ -24,11 +24,14 @@ local function publish(serves, served_last, labels_key, server, text, labels, se
   redis.call('SET', labels_key, labels, 'EX', seconds)
 end
 
--- Whether a model server's lease ran out. When even its name is not known (somebody deleted the set), but it holds
--- jobs, this makes the name known again with a lease that ran out. Otherwise nobody would return those jobs.
-local function lost(processing, leases, server, clock)
+-- Whether a model server's lease ran out. When even its name is not known (somebody deleted the set), but one of its
+-- two processing lists has jobs, this makes the name known again with a lease that ran out. Otherwise nobody would
+-- return those jobs.
+local function lost(leases, server, clock, processing, processing_of_other_lane)
   local ends = lease_end(leases, server)
-  if ends == 0 and redis.call('LLEN', processing) > 0 then redis.call('ZADD', leases, clock, server) end
+  if ends == 0 and redis.call('LLEN', processing) + redis.call('LLEN', processing_of_other_lane) > 0 then
+    redis.call('ZADD', leases, clock, server)
+  end
   return ends <= clock
 end
 

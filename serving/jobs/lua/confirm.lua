@@ -1,8 +1,10 @@
 -- Let a model server keep the jobs that plain LMOVEs of the same transaction have just moved to its processing list, or
 -- put the jobs back. A model server with empty hands renews its lease by this.
--- KEYS: 1 queue  2 processing list  3 leases  4 attempts  5 last_empty_at  6 settled_by_server
+-- KEYS: 1 waiting jobs  2 processing list  3 leases  4 attempts  5 last_empty_at  6 settled_by_server
+--       and of the other lane: 7 waiting jobs  8 processing list
 -- ARGV: 1 model server  2 lease in seconds  3 how many jobs it had taken before
--- Returns {state, Redis's clock in unix seconds, as text, jobs that still wait}; the state is
+-- Returns {state, Redis's clock in unix seconds, as text, jobs that still wait, those of the other lane};
+-- the state is
 --    0  KEPT: the model server keeps the jobs
 --   -2  LEASE_LOST: the jobs went back
 --   -3  ONE_BY_ONE: some job came back and has not ended, so that these went back: ask take.lua, which looks at each
@@ -24,12 +26,13 @@ elseif redis.call('HLEN', KEYS[4]) > 0 then
 end
 if state ~= KEPT then
   for _ = 1, moved do redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') end
-  lost(KEYS[2], KEYS[3], ARGV[1], clock)  -- makes the name known again if its list still has jobs
-  return {state, stamp, 0}
+  lost(KEYS[3], ARGV[1], clock, KEYS[2], KEYS[8])  -- makes the name known again if its list still has jobs
+  return {state, stamp, 0, 0}
 end
 
-if held == 0 then redis.call('ZADD', KEYS[3], clock + ARGV[2], ARGV[1]) end
+local hands_are_empty = held == 0 and redis.call('LLEN', KEYS[8]) == 0
+if hands_are_empty then redis.call('ZADD', KEYS[3], clock + ARGV[2], ARGV[1]) end
 local waiting = redis.call('LLEN', KEYS[1])
 -- Whoever reads this key knows that the model servers kept up with the jobs that came.
 if moved > 0 and waiting == 0 then redis.call('SET', KEYS[5], stamp) end
-return {KEPT, stamp, waiting}
+return {KEPT, stamp, waiting, redis.call('LLEN', KEYS[7])}

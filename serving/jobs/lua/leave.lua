@@ -1,18 +1,24 @@
--- Give a model server's jobs back to the head of the queue, in their order and with no attempt counted, and end its
+-- Give a model server's jobs back to the heads of their lanes, in their order and with no attempt counted, and end its
 -- lease.
--- KEYS: 1 queue  2 processing list  3 leases  4 settled_by_server  5 serves
+-- KEYS: 1 leases  2 serves, and of each lane: 3, 6 waiting jobs  4, 7 processing list  5, 8 settled_by_server
 -- ARGV: 1 model server  2 whether to forget its name: 1, or 0 when one of its commands may still be under way
+--       3 how the keys of asynchronous jobs begin
 -- Returns how many jobs went back
-allow_out_of_memory(KEYS[3])
+allow_out_of_memory(KEYS[1])
 local returned = 0
-while redis.call('LMOVE', KEYS[2], KEYS[1], 'RIGHT', 'LEFT') do
-  returned = returned + 1
+for lane = 3, 6, 3 do
+  local text = redis.call('LMOVE', KEYS[lane + 1], KEYS[lane], 'RIGHT', 'LEFT')
+  while text do
+    returned = returned + 1
+    if lane == 6 then set_status(ARGV[3] .. job_id(text), 'queued') end
+    text = redis.call('LMOVE', KEYS[lane + 1], KEYS[lane], 'RIGHT', 'LEFT')
+  end
+  redis.call('HDEL', KEYS[lane + 2], ARGV[1])
 end
-redis.call('HDEL', KEYS[4], ARGV[1])
-redis.call('HDEL', KEYS[5], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
 if ARGV[2] == '1' then
-  redis.call('ZREM', KEYS[3], ARGV[1])
+  redis.call('ZREM', KEYS[1], ARGV[1])
 else
-  redis.call('ZADD', KEYS[3], now(), ARGV[1])
+  redis.call('ZADD', KEYS[1], now(), ARGV[1])
 end
 return returned

@@ -1,6 +1,6 @@
 -- Accept jobs that the same transaction has just put at the end of the queue. When the queue has no room for all of
 -- them, take the last ones out again.
--- KEYS: 1 queue  2 settled_total  3 last_empty_at
+-- KEYS: 1 waiting jobs  2 settled_total  3 last_empty_at
 -- ARGV: 1 how many jobs were put there  2 most jobs that may wait
 -- Returns {how many are accepted, jobs that waited before, jobs settled so far, and in seconds, as text: when the queue
 -- was last empty, Redis's clock}

@@ -1,10 +1,11 @@
 -- Move waiting jobs to a model server's processing list, one by one. This is for the time in which some job that came
 -- back has not ended, or Redis is out of memory; otherwise plain LMOVEs and confirm.lua cost less. A model server with
 -- empty hands renews its lease by this.
--- KEYS: 1 queue  2 processing list  3 leases  4 attempts  5 last_empty_at
+-- KEYS: 1 waiting jobs  2 processing list  3 leases  4 attempts  5 last_empty_at
+--       and of the other lane: 6 waiting jobs  7 processing list
 -- ARGV: 1 model server  2 lease in seconds  3 most jobs to take
--- Returns {state, Redis's clock in unix seconds, as text, how many jobs came back and have not ended, job, …}; the
--- state is
+-- Returns {state, Redis's clock in unix seconds, as text, how many jobs came back and have not ended, jobs that wait in
+-- the other lane, job, …}; the state is
 --   0  TOGETHER: these jobs run together, none of them came back
 --   n  this one job came back n times, and runs alone
 --  -1  ALONE_LATER: the next job runs alone, or the one in hand does: come back with empty hands
@@ -14,9 +15,10 @@ allow_out_of_memory(KEYS[3])
 local clock = now()
 local stamp = string.format('%.6f', clock)
 local came_back = redis.call('HLEN', KEYS[4])
-if lost(KEYS[2], KEYS[3], ARGV[1], clock) then return {LEASE_LOST, stamp, came_back} end
+if lost(KEYS[3], ARGV[1], clock, KEYS[2], KEYS[7]) then return {LEASE_LOST, stamp, came_back, 0} end
 
-local holds = redis.call('LLEN', KEYS[2]) > 0
+local of_other_lane = redis.call('LLEN', KEYS[6])
+local holds = redis.call('LLEN', KEYS[2]) + redis.call('LLEN', KEYS[7]) > 0
 if not holds then redis.call('ZADD', KEYS[3], clock + ARGV[2], ARGV[1]) end
 
 local function attempts(text)
@@ -26,10 +28,11 @@ end
 
 if came_back > 0 then
   local times = attempts(redis.call('LINDEX', KEYS[1], 0))
-  if holds and (times > 0 or attempts(redis.call('LINDEX', KEYS[2], 0)) > 0) then
-    return {ALONE_LATER, stamp, came_back}
+  local in_hand = attempts(redis.call('LINDEX', KEYS[2], 0)) + attempts(redis.call('LINDEX', KEYS[7], 0))
+  if holds and times + in_hand > 0 then return {ALONE_LATER, stamp, came_back, of_other_lane} end
+  if times > 0 then
+    return {times, stamp, came_back, of_other_lane, redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')}
   end
-  if times > 0 then return {times, stamp, came_back, redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT')} end
 end
 
 local taken = {}
@@ -41,4 +44,4 @@ while #taken < tonumber(ARGV[3]) do
 end
 -- Whoever reads this key knows that the model servers kept up with the jobs that came.
 if #taken > 0 and redis.call('LLEN', KEYS[1]) == 0 then redis.call('SET', KEYS[5], stamp) end
-return {TOGETHER, stamp, came_back, unpack(taken)}
+return {TOGETHER, stamp, came_back, of_other_lane, unpack(taken)}
