@@ -154,7 +154,7 @@ def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: 
         labels=classifier.labels,
     )
     state, inbox, handover = LoopState(config.lease_seconds), Inbox(config.batch_size, shape), Handover()
-    fetcher = Fetcher(queue_side, inbox, state, shape, wait_seconds=config.server_sleep)
+    fetcher = Fetcher(queue_side, inbox, state, shape, wait_seconds=config.server_sleep, bulk_every=config.bulk_every)
     predictor = Predictor(queue_side, inbox, classifier, handover, state, metrics)
     answerer = Answerer(handover, classifier, inbox, state, metrics)
     loop = BatchLoop(fetcher, predictor, handover, answerer, state)

@@ -114,10 +114,17 @@ class Settings(BaseSettings):
         "seconds",
     )
     server_sleep: float = Field(
-        1.0,
+        0.05,  # Redis ends such a wait at the next of its ticks, of which it has ten a second: within 0.1 s
         gt=0,
         le=60,
-        description="longest wait of a model server on an empty queue, seconds; at most 5, and a third of the lease",
+        description="longest wait of a model server on an empty queue, before it looks at the asynchronous jobs, "
+        "seconds; at most 5, and a third of the lease. Redis may end a wait up to 0.1 s later",
+    )
+    bulk_every: int = Field(
+        8,
+        ge=2,
+        le=1000,
+        description="while people's jobs wait, a model server takes asynchronous ones at least every so manieth batch",
     )
     request_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="a request that has no answer after this time gets 504, seconds"

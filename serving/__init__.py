@@ -43,6 +43,7 @@ The model server (run_model_server.py)
     jobs/hand               what a membership holds of one lane
     jobs/leases             which processes of this host hold one
     batching/fetcher        take jobs, decode them, put them into the inbox
+    batching/lanes          whose turn it is: people's jobs, or asynchronous ones
     batching/inbox          the jobs that wait for the model, their images side by side
     batching/predictor      a batch through the model; halves find the guilty job
     model/classifier        pixels -> probabilities -> labels

@@ -178,7 +178,7 @@ def wired(side: ModelSide, model: Model, counts: Counts, inbox: Inbox, lease_sec
     """The threads of a model server, as run_model_server.py wires them, with a model that a test can hold up."""
     state, handover = LoopState(lease_seconds), Handover()
     return BatchLoop(
-        Fetcher(side, inbox, state, inbox.shape, wait_seconds=0.2),
+        Fetcher(side, inbox, state, inbox.shape, wait_seconds=0.2, bulk_every=8),
         Predictor(side, inbox, model, handover, state, counts),  # type: ignore[arg-type]
         handover,
         Answerer(handover, model, inbox, state, counts),  # type: ignore[arg-type]

@@ -52,6 +52,7 @@ from serving.batching.fetcher import read_job
 from serving.batching.inbox import Inbox
 from serving.errors import NoImage
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.model_queue import Taken
 from serving.jobs.model_side import ModelSide
 from serving.web.uploads import read_form_file
 
@@ -221,7 +222,7 @@ def send(port: int, request: bytes) -> int | None:
 
 
 def read(text: bytes) -> tuple[Item, np.ndarray | None]:
-    return read_job(text, 0, fuzzing.JOB_SHAPE, NOW)
+    return read_job(text, Taken([text]), fuzzing.JOB_SHAPE, NOW)
 
 
 def end_of(text: bytes) -> str:
@@ -284,7 +285,7 @@ def model_server(queue: JobQueue) -> Iterator[Counts]:
 
 def is_of_another_size(text: bytes) -> bool:
     """Whether a job is good but for the size of its image: then its client is told to come again."""
-    item, _ = read_job(text, 0, fuzzing.JOB_SHAPE, 0.0)
+    item, _ = read_job(text, Taken([text]), fuzzing.JOB_SHAPE, 0.0)
     return item.status == 503
 
 
@@ -323,6 +324,7 @@ def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
         queue.keys.people.settled_total,
         queue.keys.people.last_empty_at,
         queue.keys.people.settled_by_server,
+        queue.keys.bulk.settled_by_server,
         queue.keys.leases,
         "precious",
         "precious list",

@@ -343,3 +343,25 @@ def test_the_default_labels_are_read_from_keras_home(processes: Processes, raw: 
     process = processes.start("run_model_server.py", "--fetch-only", **weights, KERAS_HOME=str(tmp_path))
     assert process.wait(timeout=60) == 0, output(process)
     assert os.listdir(tmp_path / "models") == [source.name]
+
+
+def test_two_full_lanes_share_a_model_server(raw: redis.Redis, start: Callable[..., object]) -> None:
+    """People's jobs go first, and one batch in eight is of asynchronous jobs. BATCH_SIZE is 8."""
+    people = [colour_job("red") for _ in range(800)]
+    asynchronous = [colour_job("blue") for _ in range(800)]
+    push(raw, *people)
+    raw.rpush("{image_queue}:bulk", *[job.to_text() for job in asynchronous])
+    start()
+    settled: list[tuple[int, int]] = []
+    while not settled or settled[-1] != (800, 800):
+        told = raw.mget("{image_queue}:served", "{image_queue}:bulk:served")
+        settled.append((int(told[0] or 0), int(told[1] or 0)))
+        assert len(settled) < 20_000
+        time.sleep(0.001)
+    under_load = [(of_people, of_bulk) for of_people, of_bulk in settled if of_people < 800]
+    in_hand = 8 * 6  # batches at the model, before and behind it
+    assert all(of_bulk <= of_people / 7 + in_hand for of_people, of_bulk in under_load)
+    assert all(of_bulk >= of_people / 7 - in_hand for of_people, of_bulk in under_load)
+    assert [label(raw, job) for job in (people[0], people[-1], asynchronous[0], asynchronous[-1])] == [
+        *("red", "red", "blue", "blue")
+    ]

@@ -3,14 +3,14 @@
     fetcher -- Item, pixels --> inbox -- Batch --> predictor -- Predicted --> answerer -- Outcome --> the queue
 
 The order of the items is the order in which the queue gave them. Every step keeps it, since `Member.answer` strikes off
-the oldest jobs in hand.
+the oldest jobs in hand of each lane.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from serving.jobs.job import Outcome
+from serving.jobs.job import Lane, Outcome
 from serving.jobs.model_queue import Member
 
 
@@ -32,6 +32,7 @@ class Item:
     top: int | None = None  # how many predictions the client wants; None: as many as the settings say
     index: bool = False  # whether it wants the index of each class
     request_id: str | None = None
+    lane: Lane = Lane.PEOPLE  # from which the job was taken
 
     def __str__(self) -> str:
         return f"{self.job_id}" + (f" of request {self.request_id}" if self.request_id else "")
@@ -42,7 +43,8 @@ class Item:
         `model_ms`: how long the model had the batch, milliseconds; None: the model did not run the job.
         """
         return Outcome(
-            self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts, self.status, model_ms
+            *(self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts, self.status, model_ms),
+            lane=self.lane,
         )
 
 

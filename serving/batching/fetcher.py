@@ -1,9 +1,10 @@
 """Takes jobs from the queue, decodes them, and puts them into the inbox, so that the model never waits for Redis.
 
-queue -- take, under a lease --> jobs as they travel -- read_job --> Item, pixels -- put --> inbox
+queue -- take from a lane, under a lease --> jobs as they travel -- read_job --> Item, pixels -- put --> inbox
 """
 
 import logging
+import math
 import time
 from dataclasses import replace
 
@@ -12,10 +13,11 @@ import numpy as np
 import helpers
 from serving.batching.batch import Item
 from serving.batching.inbox import Inbox
+from serving.batching.lanes import Turns
 from serving.batching.state import LoopState
 from serving.errors import BadJob, LeaseLost, OtherModel, QueueAway, Unavailable
-from serving.jobs.job import Job
-from serving.jobs.model_queue import Member, ModelQueue
+from serving.jobs.job import Job, Lane
+from serving.jobs.model_queue import Member, ModelQueue, Taken
 
 # While the model is busy the fetcher looks at the queue after these pauses, which double as long as nothing comes: on a
 # CPU each look takes time from the model. The fetcher does not block in Redis meanwhile: it would take jobs away from
@@ -36,14 +38,22 @@ class Fetcher:
         inbox: where the jobs wait for the model.
         state: what the threads know of each other.
         shape: of the model's input, (height, width, 3).
-        wait_seconds: the longest wait on an empty queue.
+        wait_seconds: the longest wait on an empty queue; for so long an asynchronous job may go unseen.
+        bulk_every: at least every so manieth batch is of asynchronous jobs, if some wait.
     """
 
     def __init__(
-        self, queue: ModelQueue, inbox: Inbox, state: LoopState, shape: tuple[int, int, int], *, wait_seconds: float
+        self,
+        queue: ModelQueue,
+        inbox: Inbox,
+        state: LoopState,
+        shape: tuple[int, int, int],
+        *,
+        wait_seconds: float,
+        bulk_every: int,
     ) -> None:
         self._queue, self._inbox, self._state, self._shape = queue, inbox, state, shape
-        self._wait_seconds = wait_seconds
+        self._wait_seconds, self._turns = wait_seconds, Turns(bulk_every)
         self._member: Member | None = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._expired_checked = 0.0  # monotonic seconds
@@ -107,19 +117,38 @@ class Fetcher:
 
     def _top_up(self, member: Member, room: int) -> None:
         """Take up to `room` jobs; then pause, unless it is known that more wait."""
-        hands_are_empty = member.in_hand == 0
-        taken = member.take(room, self._wait_seconds if hands_are_empty else 0.0)
+        wait_seconds = self._wait_seconds if member.in_hand == 0 and not self._turns.bulk_waits else 0.0
+        taken = self._take(member, room, wait_seconds)
         now = self._queue.now()
-        jobs = [read_job(text, taken.attempts, self._shape, now) for text in taken.jobs]
+        jobs = [
+            read_job(text, taken, self._shape, math.inf if place in taken.ended else now)
+            for place, text in enumerate(taken.jobs)
+        ]
         self._tell_of_other_sizes([item for item, _ in jobs if item.status is not None])
         self._inbox.put(jobs)
         if taken.jobs:
             self._pause_seconds = FIRST_PAUSE_SECONDS
-        has_waited = hands_are_empty and not taken.jobs and not taken.runs_alone
+        has_waited = wait_seconds > 0 and not taken.jobs and not taken.runs_alone
         more_wait = bool(taken.jobs) and not taken.all_that_waited
         if not has_waited and not more_wait:
             self._inbox.wait_until_wanted(self._pause_seconds)
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+
+    def _take(self, member: Member, room: int, wait_seconds: float) -> Taken:
+        """Take up to `room` jobs from the lane whose turn it is; with `wait_seconds`, wait for one of people's."""
+        turns = self._turns
+        if turns.is_bulks(self._inbox.batch_size):
+            taken = member.take(room, lane=Lane.BULK)
+            turns.note(taken)
+            if taken.jobs or taken.runs_alone:
+                return taken
+        taken = member.take(room, wait_seconds)
+        turns.note(taken)
+        model_waits = member.in_hand == 0 or self._inbox.model_waits()
+        if turns.may_take_bulk(taken, model_waits=model_waits, last_batch_seconds=self._state.last_batch_seconds):
+            taken = member.take(room, lane=Lane.BULK)
+            turns.note(taken)
+        return taken
 
     def _tell_of_other_sizes(self, items: list[Item]) -> None:
         if items and time.monotonic() - self._told_of_sizes >= TELL_AGAIN_SECONDS:
@@ -152,8 +181,8 @@ class Fetcher:
                 continue
 
 
-def read_job(text: bytes, attempts: int, shape: tuple[int, int, int], now: float) -> tuple[Item, np.ndarray | None]:
-    """Read a job as it travels: the item, and its pixels, `shape` (height, width, 3) uint8 0..255.
+def read_job(text: bytes, taken: Taken, shape: tuple[int, int, int], now: float) -> tuple[Item, np.ndarray | None]:
+    """Read a job of `taken` as it travels: the item, and its pixels, `shape` (height, width, 3) uint8 0..255.
 
     The pixels are None where the item ends without the model: the item's failure says what is wrong with the job, or
     the job is past its deadline by `now` (unix seconds, Redis's clock), so that nobody waits for its answer.
@@ -161,13 +190,14 @@ def read_job(text: bytes, attempts: int, shape: tuple[int, int, int], now: float
     try:
         job = Job.from_text(text)
     except BadJob as error:
-        return Item(text, failure=str(error), attempts=attempts), None
+        return Item(text, failure=str(error), attempts=taken.attempts, lane=taken.lane), None
     item = Item(
         text,
         job.id,
         job.reply_to,
         job.deadline,
-        attempts=attempts,
+        attempts=taken.attempts,
+        lane=taken.lane,
         top=job.top,
         index=job.index,
         request_id=job.request_id,

@@ -85,6 +85,11 @@ class Inbox:
             if not self._wants_jobs():
                 self._is_wanted.wait(seconds)
 
+    def model_waits(self) -> bool:
+        """Whether the predictor waits for a job, and none is here."""
+        with self._is_wanted:
+            return self._model_waits and not self._items
+
     # The predictor's side.
 
     def take(self) -> Batch | None:

@@ -98,6 +98,7 @@ class Predictor:
             return
         seconds = time.monotonic() - started
         if to_predict:
+            self._state.last_batch_seconds = seconds
             self._metrics.predicted(len(to_predict), seconds)
         by_row = {item.row: row for item, row in zip(to_predict, probabilities, strict=True)}
         yield Predicted(batch.member, batch.items, [by_row.get(item.row) for item in batch.items], 1000 * seconds)
