@@ -12,6 +12,7 @@ from serving.jobs.job import Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_queue import Taken
 
+SLEEP_WHEN_FULL_SECONDS = 0.1  # Redis, out of memory, does not block a model server then
 FIRST_LOOK = 4  # jobs to ask for while the model server does not know how many wait
 
 
@@ -59,7 +60,7 @@ class Hand:
         except QueueOutOfMemory:  # Redis refuses plain moves then, while a script may still take jobs
             taken = self._take_one_by_one(most)
             if not taken.jobs:
-                time.sleep(max(0.0, wait_seconds / 10))
+                time.sleep(min(wait_seconds, SLEEP_WHEN_FULL_SECONDS))
             return taken
 
     def _move(self, most: int, wait_seconds: float) -> Taken:

@@ -265,6 +265,28 @@ def test_asynchronous_jobs_end_while_redis_is_out_of_memory(
         raw.config_set("maxmemory", 0)
 
 
+@pytest.mark.parametrize("lane", Lane)
+def test_a_model_server_whose_last_answer_redis_forgot_starts_afresh(
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, lane: Lane
+) -> None:
+    """A failover may lose it. Otherwise what it has answered would stay in its list, before all that it takes later."""
+    jobs = [new_job() for _ in range(3)]
+    queue.submit([job.to_text() for job in jobs], 100, lane=lane)
+    member = new_member()
+    outcomes = [
+        Outcome(text, job.id, answer="[]", lane=lane)
+        for text, job in zip(member.take(3, lane=lane).jobs, jobs, strict=True)
+    ]
+    assert member.answer(outcomes[:1])
+    processing = queue.keys.lane(lane).processing(member.name)
+    raw.lpush(processing, jobs[0].to_text())
+    raw.hset(queue.keys.lane(lane).settled_by_server, member.name, 0)
+    assert not member.answer(outcomes[1:])
+    assert member.is_lost
+    assert new_member().return_expired() == 3
+    assert queue.waiting(lane=lane) == 3
+
+
 def test_only_what_has_a_lifetime_or_a_purpose_remains(
     raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:

@@ -23,7 +23,13 @@ end
 local clock = now()
 if lost(KEYS[2], ARGV[1], clock, KEYS[1], KEYS[7]) then return LEASE_LOST end
 local count = tonumber(ARGV[3])
-if count == 0 or redis.call('HGET', KEYS[6], ARGV[1]) ~= ARGV[4] then return DONE end
+local settled = redis.call('HGET', KEYS[6], ARGV[1])
+if settled and tonumber(settled) < tonumber(ARGV[4]) then
+  -- Redis forgot its last writes: nobody knows which jobs the list begins with, so they must go to others.
+  redis.call('ZADD', KEYS[2], clock, ARGV[1])
+  return LEASE_LOST
+end
+if count == 0 or settled ~= ARGV[4] then return DONE end
 
 if redis.call('HLEN', KEYS[3]) > 0 then
   for _, text in ipairs(redis.call('LRANGE', KEYS[1], 0, count - 1)) do
