@@ -209,7 +209,7 @@ def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_lett
     for _ in range(2):  # the second time it comes back once, and runs alone
         dead = member_of(as_user, max_attempts=2)
         assert dead.take(2).jobs
-        as_user.redis.zadd(as_user.leases, {dead.name: as_user.now() - 1})
+        as_user.redis.zadd(as_user.keys.leases, {dead.name: as_user.now() - 1})
         member.return_expired()
     (letter,) = operator.read_letters(as_user)
     assert operator.requeue(as_user, letter)
