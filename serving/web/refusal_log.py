@@ -12,12 +12,14 @@ log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 10.0
 _NUMBER = re.compile(r"\b[0-9]+\b")
+_JOB = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 
 class RefusalLog:
     """The refusals of one process; threads may share it. Those that are not told yet are told as the process ends.
 
-    Refusals are of one kind if they have the same page, status, sentence and cause, but for the numbers in them.
+    Refusals are of one kind if they have the same page, status, sentence and cause, but for the numbers and the jobs'
+    ids in them.
 
     Args:
         every_seconds: from one line about a kind to the next.
@@ -36,7 +38,7 @@ class RefusalLog:
         # Not the repr of the cause: that of Redis's errors tells only their class.
         because = f" ({type(cause).__name__}: {cause})" if cause is not None else ""
         line = f"{page}: {status}: {sentence}{because}"
-        kind = f"{page}: {status}: {_NUMBER.sub('…', sentence + because)}"
+        kind = f"{_JOB.sub('…', page)}: {status}: {_NUMBER.sub('…', _JOB.sub('…', sentence + because))}"
         with self._lock:
             is_new = kind not in self._untold
             self._untold[kind] = 0 if is_new else self._untold[kind] + 1

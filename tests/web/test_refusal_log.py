@@ -3,6 +3,7 @@
 import logging
 import re
 import signal
+import uuid
 
 import pytest
 import redis
@@ -68,6 +69,20 @@ def test_many_refusals_of_a_kind_are_a_line_at_once_and_a_sum_later(caplog: pyte
         assert caplog.messages[2] == (
             "99 more requests in the last 0.2 s: POST /predict: 503: Too many images wait already. Try again in … s."
         )
+
+
+def test_refusals_that_name_different_jobs_are_of_one_kind(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = RefusalLog()
+    with caplog.at_level(logging.WARNING):
+        for job_id in (str(uuid.uuid4()) for _ in range(3)):
+            refusals.note(f"GET /jobs/{job_id}", 503, "The queue cannot be reached.")
+            refusals.note("POST /predict", 504, f"No answer came within 2 s: ask for it at /jobs/{job_id}.")
+        assert len(caplog.messages) == 2
+        refusals.tell_all()
+    assert [message.partition(": ")[2] for message in caplog.messages[2:]] == [
+        "GET /jobs/…: 503: The queue cannot be reached.",
+        "POST /predict: 504: No answer came within … s: ask for it at /jobs/….",
+    ]
 
 
 def test_what_has_not_happened_for_a_while_is_told_at_once_again(caplog: pytest.LogCaptureFixture) -> None:
