@@ -24,13 +24,17 @@ from flask.json.provider import DefaultJSONProvider
 import settings
 from serving import errors
 from serving.images.kinds import FORMATS
+from serving.jobs.async_jobs import AsyncJobs
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.watch import Watch
 from serving.jobs.web_side import WebSide
 from serving.local import web_address
 from serving.telemetry.metrics import WebMetrics
 from serving.web import (
     access,
     heap,
+    jobs,
+    jobs_schema,
     openapi,
     pages,
     predict,
@@ -61,6 +65,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     request_ids.add_to(app)
     predict.add_to(app, service, counts, limits)
+    jobs.add_to(app, open_jobs_door(config, queue, web_side, service))
     pages.add_to(app, queue, counts, describe(config))
     problems.add_to(app)
     return app
@@ -70,6 +75,7 @@ def start_app(config: settings.Settings, counts: WebMetrics) -> Flask:
     """The application that a web process serves: `create_app`, with the web side's threads started."""
     app = create_app(config, server.decoding_pool(), counts)
     app.extensions["web side"].start()
+    app.extensions["jobs door"].watch.start()
     return app
 
 
@@ -82,6 +88,27 @@ def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
         poll_seconds=config.client_sleep,
         own_size=config.input_size(),
         own_name=config.model_name,
+    )
+
+
+def open_jobs_door(
+    config: settings.Settings, queue: JobQueue, web_side: WebSide, service: PredictionService
+) -> jobs.JobsDoor:
+    """What asynchronous jobs need."""
+    async_jobs = AsyncJobs(
+        queue,
+        web_side.served,
+        most_waiting=config.max_bulk_length,
+        timeout_seconds=config.job_timeout_seconds,
+        result_ttl_seconds=config.job_result_ttl_seconds,
+    )
+    return jobs.JobsDoor(
+        async_jobs,
+        Watch(async_jobs),
+        service,
+        model=config.model_name,
+        timeout_seconds=config.request_timeout_seconds,
+        poll_seconds=config.client_sleep,
     )
 
 
@@ -111,6 +138,7 @@ def describe(config: settings.Settings) -> dict[str, object]:
         predict_schema.describe(
             max_upload_bytes=config.max_upload_bytes, max_images=config.max_images, formats=FORMATS
         ),
+        jobs_schema.describe(),
         pages.describe(asks_for_key=asks_for_key),
     ]
     return openapi.describe(doors, asks_for_key=asks_for_key)

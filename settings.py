@@ -146,6 +146,19 @@ class Settings(BaseSettings):
         le=10_000_000,
         description="most jobs that may wait, fewer where they could not be answered in time; more requests get 503",
     )
+    max_bulk_length: int = Field(
+        1000, ge=1, le=10_000_000, description="most asynchronous jobs that may wait; more requests for one get 503"
+    )
+    job_timeout_seconds: float = Field(
+        3600.0, gt=0, le=604_800, description="an asynchronous job that has no answer after this time fails, seconds"
+    )
+    job_result_ttl_seconds: int = Field(
+        3600,
+        ge=1,
+        le=604_800,
+        description="an asynchronous job and its answer can be read for this time after its JOB_TIMEOUT_SECONDS are "
+        "over, seconds",
+    )
     max_upload_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest upload, bytes")
     max_images: int = Field(16, ge=1, le=100, description="most images in one request")
     max_request_bytes: int = Field(

@@ -11,6 +11,8 @@ The web process (run_web_server.py)
     web/predict             POST /predict: the front door
     web/access              who may ask; the headers that every answer carries
     web/request_ids         an id for each request
+    web/jobs                asynchronous jobs: POST /predict with Prefer, /jobs/<id>
+    web/preferences         the header Prefer
     web/uploads             a request -> the bytes of its images
     web/classify            the one path: upload -> gates -> decode -> job -> ticket -> answer
     web/answers             a model server's answer -> a body, and headers
@@ -27,6 +29,8 @@ The web process (run_web_server.py)
     jobs/admission          whether one more job may wait
     jobs/sender             submits the jobs of all requests together; looks for lost answers
     jobs/listener           the messages that carry answers
+    jobs/async_jobs         asynchronous jobs: submit, look, cancel
+    jobs/watch              tells requests that wait when such jobs are over
     jobs/readiness          whether the queue is served at all
 The queue
     jobs/job                what travels: jobs, how they end, their states
@@ -71,6 +75,7 @@ Beside the way
     web/refusal_log         which limits refuse requests -> the log, without flooding it
     web/pages               pages for people and machines
     web/openapi             the service's description, merged from what each front door says of itself
+    web/jobs_schema         what /jobs/<id> says of itself
     web/predict_schema      what POST /predict says of itself
     jobs/operator           dead letters
     telemetry/metrics       what is counted

@@ -5,9 +5,13 @@
     │   └── NoImage                  … because there is nothing to classify in it
     ├── Unauthorized            401  the API key is missing or wrong
     ├── Forbidden               403  not for this client
+    ├── UnknownJob              404  no asynchronous job has this id, or it has expired
+    ├── JobCanceled             409  the job that stands for the request was canceled
     ├── TooLarge                413  more bytes, pixels or work than the service accepts
     ├── UnsupportedFormat       415  not an image format that the service reads
-    ├── UndecodableImage        422  an image, but truncated or corrupt
+    ├── Unprocessable           422  understood, and still not to be done
+    │   ├── UndecodableImage         … because the image is truncated or corrupt
+    │   └── KeyReused                … because its Idempotency-Key stands for another request
     ├── ClientGone              499  nobody waits for the answer; only the metrics see this status, which is nginx's
     ├── ModelFailed             500  the model failed on this very image
     │   └── OutOfMemory              … because the batch did not fit; half of the batch may
@@ -69,6 +73,18 @@ class Forbidden(RequestError):
     advice = "Set `API_KEY` for the service, and send that key."
 
 
+class UnknownJob(RequestError):
+    status = 404
+    when = "Only at `/jobs/<id>`: no asynchronous job has this id, or it has expired."
+    advice = "Take the path from the header `Location` of the 202, and read the job before its `expires_at`."
+
+
+class JobCanceled(RequestError):
+    status = 409
+    when = "The request brings the `Idempotency-Key` of a job that was canceled."
+    advice = "Send the request with another `Idempotency-Key`."
+
+
 class TooLarge(RequestError):
     status = 413
     when = (
@@ -84,10 +100,23 @@ class UnsupportedFormat(RequestError):
     advice = "Convert the image to JPEG or PNG, and send it with a `Content-Type` of the kinds above."
 
 
-class UndecodableImage(RequestError):
+class Unprocessable(RequestError):
     status = 422
-    when = "The image cannot be decoded, because it is truncated or corrupt."
-    advice = "Send the image again; if that fails too, save it anew."
+    when = (
+        "The image cannot be decoded, because it is truncated or corrupt; or the `Idempotency-Key` came with another "
+        "request before."
+    )
+    advice = (
+        "Send the image again; if that fails too, save it anew. Send each request with an `Idempotency-Key` of its own."
+    )
+
+
+class UndecodableImage(Unprocessable):
+    pass
+
+
+class KeyReused(Unprocessable):
+    pass
 
 
 class ClientGone(RequestError):

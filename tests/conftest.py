@@ -32,7 +32,7 @@ from serving.batching.inbox import Inbox
 from serving.batching.loop import BatchLoop
 from serving.batching.predictor import Predictor
 from serving.batching.state import LoopState
-from serving.jobs.job import Job, Outcome
+from serving.jobs.job import Job, Lane, Outcome
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
@@ -263,6 +263,7 @@ class Answering:
 
     def __init__(self, url: str) -> None:
         self.reply: Callable[[Job], str | None] = lambda job: json.dumps(PREDICTIONS)
+        self.failure: str | None = None  # of each job, in the place of an answer
         self.jobs: list[Job] = []
         self.going = True
         self.queue = JobQueue(url, "image_queue")
@@ -272,16 +273,17 @@ class Answering:
     def run(self) -> None:
         member = ModelSide(self.queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60).join()
         while self.going:
-            texts = member.take(8, wait_seconds=0.1).jobs
-            jobs = [Job.from_text(text) for text in texts]
-            self.jobs += jobs
-            if jobs:
-                member.answer(
-                    [
-                        Outcome(text, job.id, job.reply_to, self.reply(job))
-                        for text, job in zip(texts, jobs, strict=True)
-                    ]
-                )
+            for lane, wait_seconds in ((Lane.PEOPLE, 0.1), (Lane.BULK, 0.0)):
+                texts = member.take(8, wait_seconds, lane=lane).jobs
+                jobs = [Job.from_text(text) for text in texts]
+                self.jobs += jobs
+                if jobs:
+                    member.answer(
+                        [
+                            Outcome(text, job.id, job.reply_to, self.reply(job), self.failure, lane=lane)
+                            for text, job in zip(texts, jobs, strict=True)
+                        ]
+                    )
         member.leave()
 
     def stop(self) -> None:

@@ -106,6 +106,11 @@ class JobQueue:
         """
         return self.exchange(*[_command(*script) for script in scripts])
 
+    @staticmethod
+    def script(name: str, keys: Sequence[str], args: Sequence[Any]) -> Command:
+        """The command that runs a script of serving/jobs/lua, for `exchange`."""
+        return _command(name, keys, args)
+
     def submit(
         self, jobs: Sequence[str], most_waiting: int, delete: Sequence[str] = (), *, lane: Lane = Lane.PEOPLE
     ) -> Any:
@@ -118,6 +123,16 @@ class JobQueue:
         script = _command("submit", [keys.waiting, keys.settled_total, keys.last_empty_at], [len(jobs), most_waiting])
         ahead: list[Command] = [("UNLINK", *delete)] if delete else []
         _, (_, reply) = self._transact([("RPUSH", keys.waiting, *jobs), script], ahead)
+        return reply
+
+    def submit_async(self, job: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Put an asynchronous job, as it travels, at the end of its lane, unless submit_async.lua refuses it.
+
+        Sent again after its reply was lost, the command makes no second job. Returns what the script returns. Raises
+        QueueAway.
+        """
+        lane = self.keys.bulk.waiting
+        _, (_, reply) = self._transact([("RPUSH", lane, job), _command("submit_async", [lane, *keys], args)], [])
         return reply
 
     def move(

@@ -24,8 +24,10 @@ Both lanes share
 
 An asynchronous job has besides, set by the web server that submits it,
 
-    {Q}:job:<job id>        HASH    status (job.Status), submitted_at and deadline its deadline, and then
-                                    (unix seconds), canceled ("1"), error          JOB_RESULT_TTL_SECONDS
+    {Q}:job:<job id>        HASH    status (job.Status), submitted_at, deadline    expires_at: its deadline, and
+                                    and expires_at (unix seconds), canceled ("1"), JOB_RESULT_TTL_SECONDS more
+                                    error
+    {Q}:idem:<digest>       STRING  job id, a space, fingerprint of the request    the job's
 
 No release renames a key, because two releases may share a queue.
 """
@@ -96,3 +98,7 @@ class Keys:
     def job(self, job_id: str) -> str:
         """The key of an asynchronous job."""
         return self.all_jobs + job_id
+
+    def idempotency(self, digest: str) -> str:
+        """The key of an Idempotency-Key, by the digest of it and of the API key that came with it."""
+        return f"{self._start}idem:{digest}"

@@ -54,6 +54,13 @@ def check_key() -> None:
         raise Unauthorized("This service asks for a key: send the header Authorization: Bearer <key>.")
 
 
+def given_key() -> str:
+    """The API key of a request that `check_key` let through; "" where none is asked for."""
+    if not current_app.config["API_KEYS"]:
+        return ""
+    return request.headers.get("Authorization", "").partition(" ")[2].strip()
+
+
 def check_reader() -> None:
     """Check a client that wants to know about the service: it needs a key, or, where API_KEYS is empty, to be local.
 

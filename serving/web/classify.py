@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -148,6 +149,10 @@ class PredictionService:
             job = replace(job, deadline=deadline, submitted_at=submitted_at, reply_to=self._web_side.channel)
             with self._web_side.submit(job) as ticket:  # 503: the queue filled up just now
                 yield Admitted(ticket, decode_ms)
+
+    def hold_place(self) -> AbstractContextManager[None]:
+        """Hold a place for as long as a `with` block lasts. Raises Unavailable when none is free."""
+        return self._places.hold()
 
     def wait(self, admitted: Admitted, until: float, connection: socket.socket | None = None) -> Reply:
         """Wait for the answer until `until`, monotonic seconds.

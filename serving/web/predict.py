@@ -10,7 +10,7 @@ from flask import Blueprint, Flask, Response, current_app, g, request
 
 from serving.errors import BadRequest, RequestError
 from serving.telemetry.metrics import WebMetrics
-from serving.web import access, answers, uploads
+from serving.web import access, answers, jobs, uploads
 from serving.web.classify import PredictionService, Reply, Wanted
 from serving.web.request_ids import request_id
 
@@ -32,6 +32,8 @@ def predict() -> Response:
     wanted = read_wanted(service)
     connection = request.environ.get("service.connection")
     images = uploads.read_images(request, current_app.extensions["upload limits"])
+    if jobs.is_wanted():
+        return jobs.submit(images, wanted)
     if len(images) == 1:
         with uploads.hint_of_curl(request):
             # The image has no name here, so that its memory is free while the request waits.

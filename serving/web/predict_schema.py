@@ -24,6 +24,15 @@ REFUSED = {
     "status": 415,
 }
 
+JOB = {"id": "0f5c2d34-7d0e-4b55-9f0a-2c8d3e1f6a7b", "status": "queued", "expires_at": "2026-11-30T10:50:13Z"}
+PREDICTION = object_of(label=TEXT, probability=NUMBER | {"maximum": 1})
+PREFERENCE_APPLIED = {
+    "Preference-Applied": header(TEXT, "what of the header Prefer was followed", required=False),
+}
+RETRY_AFTER = {
+    "Retry-After": header({"type": "integer", "minimum": 1}, "seconds, while the job is not over", required=False),
+}
+
 
 def describe(*, max_upload_bytes: int, max_images: int, formats: Sequence[str]) -> Description:
     """What POST /predict answers.
@@ -44,8 +53,10 @@ def describe(*, max_upload_bytes: int, max_images: int, formats: Sequence[str]) 
             **{f"image/{name.lower()}": binary for name in formats},
         },
     }
-    answers = {"200": _answer(), **errors(400, 413, 415, 422, 500, 503, 504)}
-    predict = operation("predict", "Classify images", answers, parameters=[_TOP], requestBody=body)
+    answers = {"200": _answer(), "202": _accepted(), **errors(400, 409, 413, 415, 422, 500, 503, 504)}
+    predict = operation(
+        "predict", "Classify images", answers, parameters=[_TOP, _PREFER, _IDEMPOTENCY_KEY], requestBody=body
+    )
     return Description({"/predict": {"post": predict}}, _SCHEMAS)
 
 
@@ -61,6 +72,11 @@ def _answer() -> dict[str, Any]:
     return made
 
 
+def _accepted() -> dict[str, Any]:
+    location = {"Location": header(TEXT, "the path of the job")}
+    return answer("With `Prefer: respond-async`: the job", "Job", JOB, location | PREFERENCE_APPLIED | RETRY_AFTER)
+
+
 _TOP = {
     "name": "top",
     "in": "query",
@@ -68,7 +84,20 @@ _TOP = {
     "schema": {"type": "integer", "minimum": 1},
     "example": 3,
 }
-_HEADERS = {
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`respond-async`: make an asynchronous job; with `wait=5` if the answer does not come within 5 s",
+    "schema": TEXT,
+    "example": "respond-async",
+}
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "with the same key and image the request stands for the same asynchronous job",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+_HEADERS = PREFERENCE_APPLIED | {
     "Server-Timing": header(
         TEXT,
         "milliseconds: `decode;dur=1.2, queue;dur=3.4, model;dur=22.1, total;dur=27.0`; queue and model are left out "
@@ -76,13 +105,12 @@ _HEADERS = {
     ),
     "X-Model-Version": header(TEXT, "the version of the model, where the model server tells it", required=False),
 }
-_PREDICTION = object_of(label=TEXT, probability=NUMBER | {"maximum": 1})
 _SCHEMAS = {
     "Answer": {"anyOf": [reference("Predictions"), reference("Results")]},
     "Predictions": object_of(
         optional={"warning": TEXT | {"description": "only if the model has random weights"}},
         success={"const": True},
-        predictions=list_of(_PREDICTION),
+        predictions=list_of(PREDICTION),
     ),
     "Refusal": object_of(success={"const": False}, error=TEXT, status={"type": "integer", "minimum": 400}),
     "Results": object_of(

@@ -27,13 +27,15 @@ from conftest import (
     wait_for,
 )
 
-from serving.errors import QueueAway
+from serving.errors import QueueAway, QueueFull
 from serving.jobs import operator
-from serving.jobs.job import Job, Outcome
+from serving.jobs.async_jobs import AsyncJobs, Idempotency
+from serving.jobs.job import Job, Outcome, Status
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import end_leases
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
+from serving.jobs.served import ServedNow
 from serving.local import redis_server as local_redis
 
 PASSWORD = "a-secret-of-redis"
@@ -218,6 +220,21 @@ def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_lett
     assert operator.drop(as_user, *operator.read_letters(as_user))
     end_leases(as_user, 1)
     assert member.leave() == 0
+
+
+def test_the_documented_rights_are_enough_for_asynchronous_jobs(as_user: JobQueue) -> None:
+    jobs = AsyncJobs(as_user, ServedNow(as_user), most_waiting=1, timeout_seconds=60, result_ttl_seconds=60)
+    job_id = jobs.submit(new_job(), Idempotency("d", "f")).id
+    assert jobs.find(Idempotency("d", "f")) == job_id
+    assert jobs.submit(new_job(), Idempotency("d", "f")).status == Status.QUEUED
+    with pytest.raises(QueueFull):
+        jobs.submit(new_job())
+    as_user.redis.hset(as_user.keys.job(job_id), "deadline", 1)
+    assert jobs.over([job_id]) == {job_id}
+    assert jobs.look(job_id).status == Status.FAILED
+    assert jobs.cancel(job_id).status == Status.FAILED
+    as_user.redis.rpop(as_user.keys.bulk.waiting)
+    assert jobs.cancel(jobs.submit(new_job()).id).status == Status.CANCELED
 
 
 def test_the_documented_rights_name_every_command_of_the_scripts() -> None:

@@ -12,7 +12,7 @@ redis.call('LREM', KEYS[1], 1, ARGV[1])
 redis.call('HDEL', KEYS[3], job_id(ARGV[2]))
 if redis.call('HGET', KEYS[5], 'status') == 'failed' then  -- the one way back from a status that is final
   redis.call('HSET', KEYS[5], 'status', 'queued')
-  redis.call('HDEL', KEYS[5], 'error')
+  redis.call('HDEL', KEYS[5], 'error', 'deadline')  -- the job has lost its deadline
   redis.call('UNLINK', KEYS[6], KEYS[7])
 end
 return 1

@@ -1,0 +1,215 @@
+"""Asynchronous jobs over HTTP: POST /predict with Prefer: respond-async or an Idempotency-Key, and /jobs/<id>.
+
+    POST /predict -- make_job --> AsyncJobs.submit --> 202, Location: /jobs/<id>
+                                                   --> wait until it is over: 200, as without these headers
+    GET /jobs/<id> -- look, or wait for its end --> 200, the job           DELETE /jobs/<id> -- cancel --> 200, the job
+
+A job belongs to nobody: whoever has an API key and its id, a random UUID, may read and cancel it.
+"""
+
+import hashlib
+import json
+import re
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, g, request
+
+from serving.errors import BadRequest, ClientGone, JobCanceled, RequestError, TimedOut, UnknownJob
+from serving.jobs.async_jobs import AsyncJobs, Idempotency, JobState
+from serving.jobs.job import Status
+from serving.jobs.watch import Watch
+from serving.web import access, answers, uploads
+from serving.web.classify import PredictionService, Reply, Wanted, has_hung_up
+from serving.web.preferences import preferences, wait_seconds
+
+ASK_AGAIN_SECONDS = 1
+MOST_KEY_CHARACTERS = 255
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_KEY = re.compile(rf"[!-~]{{1,{MOST_KEY_CHARACTERS}}}")
+
+blueprint = Blueprint("jobs", __name__)
+
+
+@dataclass(frozen=True)
+class JobsDoor:
+    """What this front door works with."""
+
+    jobs: AsyncJobs
+    watch: Watch
+    service: PredictionService  # makes jobs
+    model: str | None  # of which answers are wanted; None: of any
+    timeout_seconds: float  # for which a request waits that brings an Idempotency-Key, and does not say how long
+    poll_seconds: float  # between two looks whether the client has hung up
+
+
+def add_to(app: Flask, door: JobsDoor) -> None:
+    """Have `app` answer /jobs/<id>, and `submit` work."""
+    app.extensions["jobs door"] = door
+    app.register_blueprint(blueprint)
+
+
+def is_wanted() -> bool:
+    """Whether this POST /predict asks for an asynchronous job."""
+    headers = request.environ
+    if "HTTP_IDEMPOTENCY_KEY" in headers:
+        return True
+    return "HTTP_PREFER" in headers and "respond-async" in preferences(request)
+
+
+def submit(images: list[bytes | RequestError], wanted: Wanted) -> Response:
+    """Answer POST /predict by an asynchronous job: the 202 that names it, or the 200 with its predictions.
+
+    Raises RequestError, in any of its kinds.
+    """
+    if len(images) != 1:
+        raise BadRequest(
+            f"The request has {len(images)} images, and an asynchronous job has one. Send a request for each."
+        )
+    wishes = preferences(request)
+    seconds, is_async = wait_seconds(wishes), "respond-async" in wishes
+    state, decode_ms = _submit(images, wanted)
+    if is_async and not seconds:
+        return _accepted(state)
+    door = _door()
+    until = g.came + (seconds if is_async and seconds is not None else door.timeout_seconds)
+    state = _wait(state, until)
+    if state.is_over:
+        response = _finished(state, wanted, decode_ms)
+        if is_async:
+            response.headers["Preference-Applied"] = f"wait={seconds}"
+        return response
+    if is_async:
+        return _accepted(state)
+    raise TimedOut(
+        f"No answer came within {door.timeout_seconds:g} s, and the job goes on: ask for it at /jobs/{state.id}, or "
+        "send the request again with the same Idempotency-Key."
+    )
+
+
+@blueprint.get("/jobs/<job_id>")
+def show(job_id: str) -> Response:
+    """GET /jobs/<id>: the job; with `Prefer: wait=10` once it is over, or after 10 s. Raises RequestError."""
+    access.check_key()
+    came = time.monotonic()
+    state = _door().jobs.look(_checked(job_id))
+    seconds = wait_seconds(preferences(request))
+    if seconds and not state.is_over:
+        state = _wait(state, came + seconds)
+    response = _response(state, 200)
+    if seconds is not None:
+        response.headers["Preference-Applied"] = f"wait={seconds}"
+    return response
+
+
+@blueprint.delete("/jobs/<job_id>")
+def cancel(job_id: str) -> Response:
+    """DELETE /jobs/<id>: cancel the job unless it is over; answers with the job as it is then. Raises RequestError."""
+    access.check_key()
+    return _response(_door().jobs.cancel(_checked(job_id)), 200)
+
+
+def _door() -> JobsDoor:
+    door: JobsDoor = current_app.extensions["jobs door"]
+    return door
+
+
+def _checked(job_id: str) -> str:
+    """The id as a job has it. Raises UnknownJob: no job has such an id."""
+    if not _UUID.fullmatch(job_id.lower()):
+        raise UnknownJob("No job has such an id: take the path from the header Location of the 202.")
+    return job_id.lower()
+
+
+def _submit(images: list[bytes | RequestError], wanted: Wanted) -> tuple[JobState, float]:
+    """The job that stands for this request, and for how many milliseconds its image was decoded."""
+    door, picture = _door(), uploads.pop_only(images)
+    idempotency = _idempotency(picture, wanted)
+    earlier = door.jobs.find(idempotency)
+    if earlier is not None:
+        return door.jobs.look(earlier), 0.0
+    with door.service.hold_place():
+        began = time.monotonic()
+        with uploads.hint_of_curl(request):
+            job = door.service.make_job(picture, wanted)
+        del picture
+        decode_ms = 1000 * (time.monotonic() - began)
+        return door.jobs.submit(job, idempotency), decode_ms
+
+
+def _idempotency(picture: bytes, wanted: Wanted) -> Idempotency | None:
+    """The request's Idempotency-Key; None without one. Raises BadRequest: it is none."""
+    key = request.environ.get("HTTP_IDEMPOTENCY_KEY")
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise BadRequest(
+            f"The Idempotency-Key must have 1 to {MOST_KEY_CHARACTERS} visible ASCII characters, such as a UUID."
+        )
+    # Not the body as it came: a form's boundary is another one each time.
+    asks = [hashlib.sha256(picture).hexdigest(), wanted.top, _door().model]
+    return Idempotency(_digest([access.given_key(), key]), _digest(asks))
+
+
+def _digest(of: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(of).encode()).hexdigest()
+
+
+def _wait(state: JobState, until: float) -> JobState:
+    """The job once it is over, or as it is at `until`, monotonic seconds. Raises ClientGone, and what `look` raises."""
+    door, connection = _door(), request.environ.get("service.connection")
+    if state.is_over:
+        return state
+    with door.watch.watching(state.id) as over:
+        while not over.wait(max(0.0, min(until - time.monotonic(), door.poll_seconds))):
+            if connection is not None and has_hung_up(connection):
+                raise ClientGone("The client hung up.")
+            if time.monotonic() >= until:
+                break
+    return door.jobs.look(state.id)
+
+
+def _finished(state: JobState, wanted: Wanted, decode_ms: float) -> Response:
+    """The answer to POST /predict whose job is over. Raises ModelFailed, Unavailable, TimedOut, JobCanceled."""
+    if state.status == Status.CANCELED:
+        raise JobCanceled(f"The job {state.id}, for which this request stands, was canceled. Use another key.")
+    if state.answer is None:
+        raise TimedOut(state.error or f"Nothing is known of what became of the job {state.id}.")
+    body = answers.predictions(state.answer, wanted.top)
+    total_ms = 1000 * (time.monotonic() - g.came)
+    headers = answers.headers([Reply(state.answer, decode_ms, total_ms - decode_ms)], total_ms)
+    return Response(body + "\n", mimetype="application/json", headers=headers)
+
+
+def _accepted(state: JobState) -> Response:
+    response = _response(state, 202)
+    response.headers["Location"] = f"/jobs/{state.id}"
+    response.headers["Preference-Applied"] = "respond-async"
+    return response
+
+
+def _response(state: JobState, status: int) -> Response:
+    """A job as JSON."""
+    expires_at = datetime.fromtimestamp(int(state.expires_at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    told = {"id": state.id, "status": state.status, **_end(state), "expires_at": expires_at}
+    response = Response(json.dumps(told, ensure_ascii=False) + "\n", status, mimetype="application/json")
+    if not state.is_over:
+        response.headers["Retry-After"] = str(ASK_AGAIN_SECONDS)
+    return response
+
+
+def _end(state: JobState) -> dict[str, Any]:
+    """How a job ended: its predictions, and a warning if there is one; or its error."""
+    if state.status not in (Status.SUCCEEDED, Status.FAILED):
+        return {}
+    if state.answer is None:
+        return {"error": state.error or "Nothing is known of the reason."}
+    try:
+        end: dict[str, Any] = json.loads(answers.predictions(state.answer))
+    except RequestError as error:
+        return {"error": str(error)}
+    del end["success"]
+    return end
