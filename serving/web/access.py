@@ -21,7 +21,7 @@ ALWAYS = {
     "Cache-Control": "no-store",
 }
 # Not /metrics: without a key, programs on this machine may read it, so any page in a browser here could.
-SHARED_PATHS = ("/predict", "/healthz", "/readyz", "/openapi.json")
+SHARED_PATHS = ("/predict", "/jobs/<id>", "/healthz", "/readyz", "/openapi.json")
 PREFLIGHT_GOOD_FOR_SECONDS = 600
 # A proxy on this machine passes on requests from anywhere; these headers give it away.
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "via", "x-real-ip")
@@ -94,11 +94,11 @@ def allow_cross_origin(app: Flask, *, allowed_origins: Sequence[str]) -> None:
     if allowed_origins:
         CORS(
             app,
-            resources={path: {} for path in SHARED_PATHS},
+            resources={path.replace("<id>", ".*"): {} for path in SHARED_PATHS},
             origins=list(allowed_origins),
-            methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After"],
+            methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Prefer", "Idempotency-Key", "X-Request-ID"],
+            expose_headers=["Location", "Retry-After", "X-Request-ID", "Server-Timing", "X-Model-Version"],
             # A page sends the key in a header that it sets itself, so no browser need add a cookie.
             supports_credentials=False,
             send_wildcard=True,
