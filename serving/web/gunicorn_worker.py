@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -33,6 +34,7 @@ SERVER_FAILED = "The web server failed on this request; its log says why."
 
 _heads: dict[gevent.Greenlet, ArrivingHead] = {}  # of each connection of this process; a greenlet serves it
 _ended: list[Any] = []  # the worker of this process, once gunicorn has ended it
+_is_stopping = threading.Event()  # this process was told to stop
 _stock_headers = wsgi.Response.default_headers
 
 
@@ -59,7 +61,10 @@ def note_request(_worker: Any, request: Any) -> None:
 
 
 class BodiesInTime:
-    """A WSGI application whose requests' bodies arrive in time; `environ["service.connection"]` is the client's socket.
+    """A WSGI application whose requests' bodies arrive in time.
+
+    `environ["service.connection"]` is the client's socket, `environ["service.is_stopping"]` an event that is set once
+    the process was told to stop.
 
     Args:
         application: answers the requests.
@@ -70,7 +75,7 @@ class BodiesInTime:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         head = _heads[gevent.getcurrent()]
-        environ["service.connection"] = head.connection
+        environ["service.connection"], environ["service.is_stopping"] = head.connection, _is_stopping
         environ.pop("HTTP_UPGRADE", None)  # to a websocket, say: Flask would refuse instead of going on with HTTP
         length = environ.get("CONTENT_LENGTH")
         if not length and "HTTP_TRANSFER_ENCODING" not in environ:
@@ -179,6 +184,7 @@ def stop_at_sigterm(worker: Any) -> None:
 
 
 def _stop(worker: Any, main: gevent.greenlet) -> None:
+    _is_stopping.set()
     gevent.sleep(STOP_ACCEPT_SECONDS)  # until the worker has accepted what the system has accepted for it
     worker.alive = False  # within a second it accepts no more; its answers meanwhile say `Connection: close`
     gevent.sleep(STOP_LOOK_SECONDS)

@@ -76,7 +76,7 @@ def submit(images: list[bytes | RequestError], wanted: Wanted) -> Response:
         return _accepted(state)
     door = _door()
     until = g.came + (seconds if is_async and seconds is not None else door.timeout_seconds)
-    state = _wait(state, until)
+    state = _wait(state, until, also_while_stopping=not is_async)
     if state.is_over:
         response = _finished(state, wanted, decode_ms)
         if is_async:
@@ -98,7 +98,7 @@ def show(job_id: str) -> Response:
     state = _door().jobs.look(_checked(job_id))
     seconds = wait_seconds(preferences(request))
     if seconds and not state.is_over:
-        state = _wait(state, came + seconds)
+        state = _wait(state, came + seconds, also_while_stopping=False)
     response = _response(state, 200)
     if seconds is not None:
         response.headers["Preference-Applied"] = f"wait={seconds}"
@@ -158,16 +158,20 @@ def _digest(of: list[Any]) -> str:
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
 
-def _wait(state: JobState, until: float) -> JobState:
-    """The job once it is over, or as it is at `until`, monotonic seconds. Raises ClientGone, and what `look` raises."""
+def _wait(state: JobState, until: float, *, also_while_stopping: bool) -> JobState:
+    """The job once it is over, or as it is at `until`, monotonic seconds, or when the process is told to stop.
+
+    Raises ClientGone, UnknownJob, QueueAway.
+    """
     door, connection = _door(), request.environ.get("service.connection")
+    is_stopping = request.environ.get("service.is_stopping")
     if state.is_over:
         return state
     with door.watch.watching(state.id) as over:
         while not over.wait(max(0.0, min(until - time.monotonic(), door.poll_seconds))):
             if connection is not None and has_hung_up(connection):
                 raise ClientGone("The client hung up.")
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or (is_stopping and is_stopping.is_set() and not also_while_stopping):
                 break
     return door.jobs.look(state.id)
 

@@ -308,6 +308,24 @@ def test_a_wait_ends_with_its_seconds_and_when_the_client_hangs_up(url: str, raw
     wait_for(lambda: established(int(port)) == 0, seconds=20)
 
 
+def test_a_web_server_that_is_told_to_stop_answers_who_waits_for_a_job(processes: Processes, raw: redis.Redis) -> None:
+    port = str(free_port())
+    server = processes.start("run_web_server.py", **SETTINGS | {"WEB_PORT": port, "REQUEST_TIMEOUT_SECONDS": "60"})
+    url = f"http://127.0.0.1:{port}"
+    wait_for(lambda: is_up(f"{url}/healthz"))
+    path = submit(url).headers["Location"]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waiting = [
+            pool.submit(ask, "GET", url + path, Prefer="wait=60"),
+            pool.submit(post, url, OTHER_PHOTO, Prefer="respond-async, wait=60"),
+        ]
+        wait_for(lambda: raw.llen(BULK) == 2)
+        server.send_signal(signal.SIGTERM)
+        told = [one.result(timeout=20) for one in waiting]
+    assert [(one.status, one.json["status"]) for one in told] == [(200, "queued"), (202, "queued")]
+    assert server.wait(timeout=20) == 0
+
+
 def established(port: int) -> int:
     """How many connections of that local port are not closed by the server yet (CLOSE_WAIT)."""
     with Path("/proc/net/tcp").open() as table:
