@@ -74,7 +74,9 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
 def test_every_file_that_a_page_names_exists(page: str) -> None:
-    pattern = r"`((?:serving|tests|docs|benchmarks|deploy)/[\w./]+|run_\w+\.py|stress_test\.py|dead_letters\.py)`"
+    pattern = (
+        r"`((?:serving|tests|docs|benchmarks|deploy)/[\w./]+|run_\w+\.py|(?:stress_test|dead_letters|client)\.py)`"
+    )
     for name in re.findall(pattern, (ROOT / page).read_text()):
         assert (ROOT / name).exists(), name
 
@@ -183,7 +185,7 @@ def commands(text: str) -> list[str]:
 
 
 def test_the_versions_of_requirements_are_pinned() -> None:
-    for name in ("requirements.txt", "constraints.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "constraints.txt", "requirements-client.txt", "requirements-dev.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r", "-c")):
                 assert re.match(r"[\w\[\],.-]+==[\w.]+(;.*)?( *#.*)?$", line), line

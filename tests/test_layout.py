@@ -10,7 +10,7 @@ from conftest import ROOT
 
 STORIES = ["run_web_server.py", "run_model_server.py", "run_service.py", "dead_letters.py"]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "serving").rglob("*.py"))
-OURS = {"settings", "helpers", "serving", *(Path(name).stem for name in STORIES)}
+OURS = {"settings", "helpers", "serving", "client", "stress_test", *(Path(name).stem for name in STORIES)}
 
 # What each wing may import besides itself and errors: a wing, or one module of it.
 MAY_IMPORT = {
@@ -71,6 +71,11 @@ def ours(name: str) -> set[str]:
 @pytest.mark.parametrize("name", ["settings.py", "helpers.py", "serving/errors.py"])
 def test_the_lowest_modules_import_nothing_of_ours(name: str) -> None:
     assert ours(name) == set()
+
+
+def test_the_client_can_be_copied_alone() -> None:
+    assert ours("client.py") == set()
+    assert outside("client.py") == {"httpx2", "rich", "PIL"}
 
 
 def test_the_wings_are_those_that_imports_are_told_of() -> None:
