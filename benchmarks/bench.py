@@ -31,7 +31,7 @@ from load import started
 from models import KINDS, Model, kept, said
 from systems import CPUS, RIVAL_PYTHON, RIVALS, ROOT, SYSTEMS, System, named
 
-from stress_test import made_photo
+from serving.local.load_images import made_photo
 
 MOST = ["ours", "Triton", "Mosec", "LitServe"]
 # A process a core is the faster way for these, but only where no model takes all cores by itself.

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from serving.jobs.job_queue import JobQueue  # noqa: E402
 from serving.local import redis_server  # noqa: E402
-from stress_test import made_photo  # noqa: E402
+from serving.local.load_images import made_photo  # noqa: E402
 
 # The floor, in a process of its own and without any server: the model as the model server loads and calls it, in
 # batches of `size`; with a size of 1 each call comes after decoding a photo, as it does in the service.

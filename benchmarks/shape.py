@@ -31,7 +31,7 @@ from systems import CPUS, ROOT, System, bodies, named
 
 import helpers
 from serving.local import redis_server
-from stress_test import made_photo
+from serving.local.load_images import made_photo
 
 CONNECTIONS, WARM_UP_SECONDS, SECONDS, JOBS = 64, 2, 4, 16
 ANSWER = json.dumps([{"label": f"class {place}", "probability": 0.2} for place in range(5)]).encode()

@@ -24,7 +24,7 @@ from PIL import Image
 from systems import BOUNDARY, bodies, running, wait_until_it_answers
 from turns import chosen
 
-from stress_test import made_photo
+from serving.local.load_images import made_photo
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 40000\r\n\r\nx"
 ORDINARY, PNG_SECONDS, CLIENTS = 200, 15, 4

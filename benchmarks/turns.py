@@ -26,8 +26,8 @@ from load import Up, started
 from models import NO_MODEL, Model, kept
 from systems import BY_NAME, ROOT, System, named, ours, shared_model
 
+from serving.local.load_images import made_photo
 from serving.model import gpus
-from stress_test import made_photo
 
 BEST = ["ours", "Triton", "Mosec"]
 OLDER = "benchmarks/rivals/ours_model.py"  # how checkouts that know no MODEL_RUNTIME of one's own run the shared model

@@ -80,7 +80,9 @@ Beside the way
     jobs/operator           dead letters
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted
-    local/load_report       what became of the requests of stress_test.py
+    local/load              the requests of stress_test.py, and how each ended
+    local/load_images       what they carry
+    local/load_report       their numbers, as a table and as a picture
     local/lease_keeper      which model servers are ready, or hang
     local/service_redis     which Redis run_service.py uses
     local/redis_server      a Redis of run_service.py's own

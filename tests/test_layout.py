@@ -24,7 +24,8 @@ MAY_IMPORT = {
 }
 # Outside libraries and the one place (of stories and serving/) that may import each.
 ONLY_IN = {
-    "PIL": "serving/images/",
+    "PIL": "serving/images/ serving/local/load_images.py",
+    "aiohttp": "serving/local/load.py",
     "cykooz_resizer": "serving/images/resize.py",
     "redis": "serving/jobs/redis_client.py serving/jobs/redis_url.py",
     "orjson": "serving/jobs/job.py serving/jobs/listener.py",

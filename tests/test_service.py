@@ -42,11 +42,11 @@ from serving import errors
 from serving.images.decode import decode_image
 from serving.local import redis_server as local_redis
 from serving.local import web_address
+from serving.local.load_images import made_photo
 from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import Child, LeaseWatch
 from serving.local.terminal import Output
 from serving.model import gpus
-from stress_test import made_photo
 
 # A machine where nothing can be downloaded, also if this one could.
 OFFLINE = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
