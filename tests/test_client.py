@@ -130,6 +130,16 @@ def test_a_picture_is_predicted_whatever_it_comes_as(verbs, service, tmp_path, k
     assert answer.warning is None
 
 
+def test_the_service_tells_its_model_its_times_and_the_request(verbs, service):
+    answer = verbs(service).predict(RED)
+    assert answer.model_version
+    assert answer.request_id
+    assert 0 < answer.times.decode_ms < answer.times.total_ms
+    with pytest.raises(Refused) as refused:
+        verbs(service).predict(RED, top=999)
+    assert (refused.value.status, bool(refused.value.request_id)) == (400, True)
+
+
 @pytest.mark.parametrize("end", ["", "/", "/predict", "/predict/"])
 def test_the_url_may_end_as_people_write_it(verbs, service, end):
     assert verbs(service + end).predict(RED).label == "red"
