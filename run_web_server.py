@@ -35,6 +35,7 @@ from serving.web import (
     heap,
     jobs,
     jobs_schema,
+    live_state,
     openapi,
     pages,
     predict,
@@ -67,6 +68,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     predict.add_to(app, service, counts, limits)
     jobs.add_to(app, open_jobs_door(config, queue, web_side, service))
     pages.add_to(app, queue, counts, describe(config))
+    live_state.add_to(app, queue, page_facts(config))
     problems.add_to(app)
     return app
 
@@ -131,6 +133,16 @@ def upload_limits(config: settings.Settings) -> uploads.Limits:
     )
 
 
+def page_facts(config: settings.Settings) -> live_state.PageFacts:
+    """What a client needs to know before it sends an image."""
+    return live_state.PageFacts(
+        asks_for_key=bool(config.api_keys()),
+        max_images=config.max_images,
+        max_upload_bytes=config.max_upload_bytes,
+        top=config.top,
+    )
+
+
 def describe(config: settings.Settings) -> dict[str, object]:
     """The API's description, for /openapi.json."""
     asks_for_key = bool(config.api_keys())
@@ -140,6 +152,7 @@ def describe(config: settings.Settings) -> dict[str, object]:
         ),
         jobs_schema.describe(),
         pages.describe(asks_for_key=asks_for_key),
+        live_state.describe(),
     ]
     return openapi.describe(doors, asks_for_key=asks_for_key)
 

@@ -31,6 +31,7 @@ The web process (run_web_server.py)
     jobs/listener           the messages that carry answers
     jobs/async_jobs         asynchronous jobs: submit, look, cancel
     jobs/watch              tells requests that wait when such jobs are over
+    jobs/live_counts        what happens in each second, counted by all processes together
     jobs/readiness          whether the queue is served at all
 The queue
     jobs/job                what travels: jobs, how they end, their states
@@ -74,6 +75,8 @@ Beside the way
     web/problems            errors -> JSON
     web/refusal_log         which limits refuse requests -> the log, without flooding it
     web/pages               pages for people and machines
+    web/live_state          how the service is doing, for the page and for programs
+    jobs/live_view          how the service is doing, in one look at Redis
     web/openapi             the service's description, merged from what each front door says of itself
     web/jobs_schema         what /jobs/<id> says of itself
     web/predict_schema      what POST /predict says of itself

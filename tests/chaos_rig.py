@@ -215,6 +215,7 @@ class Rig:
             *(key for of in of_lanes for key in (of.settled_total, of.last_empty_at, of.settled_by_server)),
             self.queue.keys.leases,
             *(self.queue.keys.serves, self.queue.keys.served_last, self.queue.keys.answered_at),
+            self.queue.keys.seconds,
             *([self.queue.keys.dead] if dead_letters else []),
         }
         for key in client.keys("*"):

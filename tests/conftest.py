@@ -156,8 +156,9 @@ def answered(text: bytes, answer: str = "[]") -> Outcome:
 
 
 def keys(raw: redis.Redis) -> set[str]:
-    """The keys in Redis, without those that only tell a time."""
-    return {key.decode() for key in raw.keys("*")} - {"{image_queue}:emptied", "{image_queue}:answered_at"}
+    """The keys in Redis, without those that only tell a time, or what happened in it."""
+    told = {"{image_queue}:emptied", "{image_queue}:answered_at", "{image_queue}:seconds"}
+    return {key.decode() for key in raw.keys("*")} - told
 
 
 class Counts:

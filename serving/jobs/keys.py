@@ -18,6 +18,7 @@ Both lanes share
     {Q}:labels:<digest>     STRING  labels in the order of their classes, JSON     30 days, renewed
     {Q}:served_last         STRING  what joined last, as in {Q}:serves             30 days, renewed
     {Q}:answered_at         STRING  when a web server last had an answer           60 s
+    {Q}:seconds             HASH    second modulo 64 -> what happened in it, JSON  75 s, renewed
     <job id>                STRING  the answer, JSON                               read once, or its time to live
     {Q}:about:<job id>      STRING  what travels beside it, JSON, if it warns      the answer's time to live
     {Q}:answered:…          pub/sub answers just set, JSON: job id -> answer; ABOUT  -
@@ -63,6 +64,7 @@ class Keys:
         self.bulk = self._lane(f"{self._start}bulk", "bulk:")
         self.leases, self.attempts, self.dead = self._named("workers", "attempts", "dead")
         self.serves, self.served_last, self.answered_at = self._named("serves", "served_last", "answered_at")
+        (self.seconds,) = self._named("seconds")
         self.all_jobs = f"{self._start}job:"  # how the keys of all asynchronous jobs begin
 
     def _named(self, *kinds: str) -> list[str]:

@@ -22,6 +22,7 @@ from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Lane, Outcome, read_id
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.keys import ABOUT
 from serving.jobs.leases import process_name
+from serving.jobs.live_counts import LiveCounts
 from serving.jobs.model_queue import Taken
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS
 from serving.jobs.served import Served, publish
@@ -55,10 +56,10 @@ class Membership:
     Redis does not answer.
     """
 
-    def __init__(self, queue: JobQueue, terms: Terms) -> None:
+    def __init__(self, queue: JobQueue, terms: Terms, counts: LiveCounts) -> None:
         self.name = f"{process_name(os.getpid())}{uuid.uuid4().hex[:8]}"
         self.is_lost = False  # whether a command found that the lease is lost, and then for good
-        self._queue, self._terms, self._about = queue, terms, terms.about()
+        self._queue, self._terms, self._about, self._counts = queue, terms, terms.about(), counts
         self._hands = {lane: Hand(queue, lane, self.name, terms.lease_seconds) for lane in Lane}
         self._published_at = time.monotonic()
 
@@ -101,6 +102,7 @@ class Membership:
         holds_lease = self._end(outcomes, counts, dead_letters)
         for lane, count in counts.items():
             self._hands[lane].settled += count
+        self._counts.batch(sum(outcome.model_ms is not None for outcome in outcomes))
         return holds_lease
 
     def _end(
@@ -156,9 +158,10 @@ class Membership:
     def return_expired(self) -> int:
         """Return the jobs of every model server whose lease ran out to the heads of their lanes; return how many.
 
-        Every PUBLISH_EVERY_SECONDS it also publishes again what this model server serves.
+        It also tells what this model server counted, and every PUBLISH_EVERY_SECONDS what it serves.
         """
         queue, keys, returned = self._queue, self._queue.keys, 0
+        self._counts.tell_if_due()
         if self._terms.served is not None and time.monotonic() - self._published_at > PUBLISH_EVERY_SECONDS:
             self._published_at = time.monotonic()
             publish(queue, self.name, self._terms.served, self._terms.labels)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from serving.errors import OtherModel
 from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
+from serving.jobs.live_counts import LiveCounts
 from serving.jobs.membership import Membership, Terms
 from serving.jobs.served import Served
 
@@ -38,6 +39,7 @@ class ModelSide:
         labels: Sequence[str] = (),
     ) -> None:
         self.queue = queue
+        self._counts = LiveCounts(queue)
         self._terms = Terms(lease_seconds, max_attempts, result_ttl_seconds, served, labels)
 
     def join(self) -> Membership:
@@ -47,7 +49,7 @@ class ModelSide:
             OtherModel: a model server that lives serves something else on this queue.
             QueueAway: Redis does not answer.
         """
-        queue, keys, member = self.queue, self.queue.keys, Membership(self.queue, self._terms)
+        queue, keys, member = self.queue, self.queue.keys, Membership(self.queue, self._terms, self._counts)
         served = self._terms.served
         digest, text = (served.labels_digest, served.to_text()) if served is not None else ("", "")
         clock, *other = queue.run(

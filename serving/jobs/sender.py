@@ -11,6 +11,7 @@ from queue import Empty
 from serving.errors import QueueAway
 from serving.jobs.admission import Admission
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.live_counts import LiveCounts
 from serving.jobs.readiness import AnswerNote
 from serving.jobs.served import ServedNow
 from serving.jobs.ticket import Ticket, Tickets
@@ -28,14 +29,21 @@ class Sender:
         tickets: the tickets of this process.
         admission: says how many jobs may wait, and learns from each reply.
         served: learns what is served.
+        counts: tells all processes what this one counted.
         poll_seconds: how often to look for answers that no message told of.
     """
 
     def __init__(
-        self, queue: JobQueue, tickets: Tickets, admission: Admission, served: ServedNow, poll_seconds: float
+        self,
+        queue: JobQueue,
+        tickets: Tickets,
+        admission: Admission,
+        served: ServedNow,
+        counts: LiveCounts,
+        poll_seconds: float,
     ) -> None:
         self._queue, self._tickets, self._admission = queue, tickets, admission
-        self._served, self._note = served, AnswerNote(queue)
+        self._served, self._note, self._counts = served, AnswerNote(queue), counts
         self._poll_seconds = poll_seconds
 
     def run(self) -> None:
@@ -50,6 +58,7 @@ class Sender:
                     look_at = time.monotonic() + self._poll_seconds
                     self.find_answers()
                     self._served.look_if_due()
+                    self._counts.tell_if_due()
             except QueueAway as error:
                 # The tickets in the outbox are refused as well: each would take as long to hear the same.
                 self._refuse([*lot, *self._empty_outbox()], error)

@@ -20,6 +20,7 @@ from serving.jobs.admission import Admission
 from serving.jobs.job import Job
 from serving.jobs.job_queue import CLOCK_GOOD_FOR_SECONDS, JobQueue
 from serving.jobs.listener import Listener
+from serving.jobs.live_counts import LiveCounts
 from serving.jobs.sender import Sender
 from serving.jobs.served import ServedNow
 from serving.jobs.ticket import Ticket, Tickets
@@ -52,7 +53,8 @@ class WebSide:
         self._queue = queue
         self._admission = Admission(max_queue_length, timeout_seconds)
         self.served = ServedNow(queue, own_size, own_name)
-        self.sender = Sender(queue, self.tickets, self._admission, self.served, poll_seconds)
+        self.counts = LiveCounts(queue)
+        self.sender = Sender(queue, self.tickets, self._admission, self.served, self.counts, poll_seconds)
 
     def start(self) -> None:
         """Start the sender and the listener; without them no job is submitted, and none answered."""

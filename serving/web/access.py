@@ -21,7 +21,7 @@ ALWAYS = {
     "Cache-Control": "no-store",
 }
 # Not /metrics: without a key, programs on this machine may read it, so any page in a browser here could.
-SHARED_PATHS = ("/predict", "/jobs/<id>", "/healthz", "/readyz", "/openapi.json")
+SHARED_PATHS = ("/predict", "/jobs/<id>", "/healthz", "/readyz", "/openapi.json", "/state")
 PREFLIGHT_GOOD_FOR_SECONDS = 600
 # A proxy on this machine passes on requests from anywhere; these headers give it away.
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "via", "x-real-ip")

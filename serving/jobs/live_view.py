@@ -1,0 +1,159 @@
+"""How the service is doing, over all web processes and model servers, in one look at Redis.
+
+{Q}:seconds, the lists, the leases, what is served -- look.lua --> LiveView
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.live_counts import SLOTS, middle_ms
+from serving.jobs.served import Served
+
+MINUTE = 60  # seconds of which a look tells
+RATE_SECONDS = 10
+# A job's image, 200 kB as a rule, stands behind its other fields.
+FIELDS_BYTES = 2000
+_SUBMITTED_AT = re.compile(rb'"submitted_at": ?([0-9.]{1,20})[,}]')
+_BUCKET = re.compile("d-?[0-9]{1,3}")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What was counted in one second, or in several."""
+
+    answered: int
+    failed: int
+    p50_ms: float | None  # of the answered; None: there are none
+    p99_ms: float | None
+    batches: int
+    batch_images_mean: float | None  # None: there was no batch
+
+
+@dataclass(frozen=True)
+class Second:
+    """One second of the last minute."""
+
+    at: int  # unix seconds
+    waiting: int | None  # jobs that waited at its end; None: nothing happened in it
+    counts: Seconds
+
+
+@dataclass(frozen=True)
+class ModelServer:
+    """A model server that lives."""
+
+    name: str  # in this view alone: its name in the queue tells its host
+    served: Served | None  # None: it does not say
+
+
+@dataclass(frozen=True)
+class LiveView:
+    """How the service is doing."""
+
+    waiting: int
+    bulk_waiting: int
+    oldest_waiting_seconds: float | None  # None: none waits, or the oldest job does not tell
+    answered_total: int
+    answered_lately: bool  # within a minute; a model server of another make has no lease
+    answered_per_second: float
+    last_minute: Seconds
+    seconds: Sequence[Second]  # oldest first
+    model_servers: Sequence[ModelServer]
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a model server lives, as far as one can see."""
+        return bool(self.model_servers) or self.answered_lately
+
+    @property
+    def warning(self) -> str | None:
+        """What the answers have to say of the model, if anything."""
+        return next((one.served.warning for one in self.model_servers if one.served and one.served.warning), None)
+
+
+def look(queue: JobQueue) -> LiveView:
+    """Ask Redis how the service is doing, in one round trip. Raises QueueAway."""
+    keys = queue.keys
+    clock, waiting, bulk_waiting, settled_total, oldest, answered_lately, texts, servers = queue.run(
+        "look",
+        [
+            *(keys.people.waiting, keys.bulk.waiting, keys.people.settled_total),
+            *(keys.leases, keys.serves, keys.answered_at, keys.seconds),
+        ],
+        [SLOTS, MINUTE, FIELDS_BYTES],
+    )
+    now = float(clock)
+    queue.set_clock(now)
+    counted = {counts["at"]: counts for counts in map(_read, texts) if counts is not None}
+    last = int(now) - 1  # it may still be told of
+    minute = [(at, counted.get(at, {})) for at in range(last - MINUTE, last)]
+    return LiveView(
+        waiting=waiting,
+        bulk_waiting=bulk_waiting,
+        oldest_waiting_seconds=_age(oldest, now),
+        answered_total=settled_total,
+        answered_lately=bool(answered_lately),
+        answered_per_second=sum(counts.get("answered", 0) for _, counts in minute[-RATE_SECONDS:]) / RATE_SECONDS,
+        last_minute=summary([counts for _, counts in minute]),
+        seconds=[Second(at, counts.get("waiting"), summary([counts])) for at, counts in minute],
+        model_servers=[
+            ModelServer(hashlib.sha256(name).hexdigest()[:8], Served.from_text(text))
+            for name, text in zip(servers[::2], servers[1::2], strict=True)
+        ],
+    )
+
+
+def summary(seconds: Sequence[Mapping[str, int]]) -> Seconds:
+    """The counts of several seconds in one."""
+    sums: Counter[str] = Counter()
+    for counts in seconds:
+        sums.update(counts)
+    durations = sorted((int(name[1:]), count) for name, count in sums.items() if _BUCKET.fullmatch(name))
+    batches = sums["batches"]
+    return Seconds(
+        answered=sums["answered"],
+        failed=sums["failed"],
+        p50_ms=quantile(durations, 0.5),
+        p99_ms=quantile(durations, 0.99),
+        batches=batches,
+        batch_images_mean=round(sums["images"] / batches, 2) if batches else None,
+    )
+
+
+def quantile(durations: Sequence[tuple[int, int]], share: float) -> float | None:
+    """The duration, milliseconds, within which this share was answered; None: nothing was.
+
+    `durations` are buckets, shortest first, and how many answers each has.
+    """
+    rank, seen = math.ceil(share * sum(count for _, count in durations)), 0
+    for bucket, count in durations:
+        seen += count
+        if seen >= rank:
+            return round(middle_ms(bucket), 2)
+    return None
+
+
+def _read(text: bytes) -> dict[str, Any] | None:
+    """The counts of one second; what is no whole number is left out. None: the text is something else."""
+    try:
+        counts = json.loads(text)
+        found = {name: int(count) for name, count in counts.items() if isinstance(count, int | float)}
+    except (AttributeError, ValueError, OverflowError):
+        return None
+    return found if "at" in found else None
+
+
+def _age(job: bytes, now: float) -> float | None:
+    """For how long a job has waited, seconds; None: it does not tell."""
+    found = _SUBMITTED_AT.search(job.partition(b'"image"')[0])
+    try:
+        return round(max(0.0, now - float(found[1])), 3) if found else None
+    except ValueError:
+        return None
