@@ -14,7 +14,6 @@ import json
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 
 from serving.errors import QueueAway, QueueOutOfMemory
@@ -45,7 +44,7 @@ class LiveCounts:
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
         self._lock = threading.Lock()
-        self._untold: dict[int, Counter[str]] = {}  # unix second, by Redis's clock -> what was counted in it
+        self._untold: dict[int, dict[str, int]] = {}  # unix second, by Redis's clock -> what was counted in it
         self._offset: float | None = None  # Redis's clock minus this machine's monotonic one; None: it was not heard
         self._told_at = -math.inf  # monotonic seconds
 
@@ -69,7 +68,9 @@ class LiveCounts:
             at = time.monotonic() + self._offset if self._offset is not None else UNKNOWN
         second = int(at)
         with self._lock:
-            self._untold.setdefault(second, Counter()).update(counts)
+            sums = self._untold.setdefault(second, {})
+            for name, count in counts.items():
+                sums[name] = sums.get(name, 0) + count
 
     def tell_if_due(self) -> None:
         """Tell Redis what was counted in the seconds that are over, at most once a second. Raises QueueAway."""
@@ -77,7 +78,7 @@ class LiveCounts:
             now = self._queue.now()
             self._offset, self._told_at = now - time.monotonic(), time.monotonic()
             with self._lock:
-                early = self._untold.pop(UNKNOWN, Counter())
+                early = self._untold.pop(UNKNOWN, {})
             self._add(early, now)
             self.tell(now)
 
@@ -97,7 +98,6 @@ class LiveCounts:
         except QueueOutOfMemory:
             pass
         except QueueAway:
-            with self._lock:
-                for second in over[-MOST_UNTOLD_SECONDS:]:
-                    self._untold.setdefault(second, Counter()).update(counts[second])
+            for second in over[-MOST_UNTOLD_SECONDS:]:
+                self._add(counts[second], second)
             raise

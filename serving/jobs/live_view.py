@@ -3,14 +3,14 @@
 {Q}:seconds, the lists, the leases, what is served -- look.lua --> LiveView
 """
 
+import functools
 import hashlib
 import json
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_counts import SLOTS, middle_ms
@@ -34,6 +34,9 @@ class Seconds:
     p99_ms: float | None
     batches: int
     batch_images_mean: float | None  # None: there was no batch
+
+
+NOTHING = Seconds(answered=0, failed=0, p50_ms=None, p99_ms=None, batches=0, batch_images_mean=None)
 
 
 @dataclass(frozen=True)
@@ -91,18 +94,18 @@ def look(queue: JobQueue) -> LiveView:
     )
     now = float(clock)
     queue.set_clock(now)
-    counted = {counts["at"]: counts for counts in map(_read, texts) if counts is not None}
+    told = {second.at: (counts, second) for counts, second in map(_read, texts)}
     last = int(now) - 1  # it may still be told of
-    minute = [(at, counted.get(at, {})) for at in range(last - MINUTE, last)]
+    minute = [told.get(at) or ({}, Second(at, None, NOTHING)) for at in range(last - MINUTE, last)]
     return LiveView(
         waiting=waiting,
         bulk_waiting=bulk_waiting,
         oldest_waiting_seconds=_age(oldest, now),
         answered_total=settled_total,
         answered_lately=bool(answered_lately),
-        answered_per_second=sum(counts.get("answered", 0) for _, counts in minute[-RATE_SECONDS:]) / RATE_SECONDS,
-        last_minute=summary([counts for _, counts in minute]),
-        seconds=[Second(at, counts.get("waiting"), summary([counts])) for at, counts in minute],
+        answered_per_second=sum(second.counts.answered for _, second in minute[-RATE_SECONDS:]) / RATE_SECONDS,
+        last_minute=summary([counts for counts, _ in minute]),
+        seconds=[second for _, second in minute],
         model_servers=[
             ModelServer(hashlib.sha256(name).hexdigest()[:8], Served.from_text(text))
             for name, text in zip(servers[::2], servers[1::2], strict=True)
@@ -112,9 +115,10 @@ def look(queue: JobQueue) -> LiveView:
 
 def summary(seconds: Sequence[Mapping[str, int]]) -> Seconds:
     """The counts of several seconds in one."""
-    sums: Counter[str] = Counter()
+    sums: defaultdict[str, int] = defaultdict(int)
     for counts in seconds:
-        sums.update(counts)
+        for name, count in counts.items():
+            sums[name] += count
     durations = sorted((int(name[1:]), count) for name, count in sums.items() if _BUCKET.fullmatch(name))
     batches = sums["batches"]
     return Seconds(
@@ -140,14 +144,15 @@ def quantile(durations: Sequence[tuple[int, int]], share: float) -> float | None
     return None
 
 
-def _read(text: bytes) -> dict[str, Any] | None:
-    """The counts of one second; what is no whole number is left out. None: the text is something else."""
+@functools.lru_cache(maxsize=2 * MINUTE)  # most seconds of a look were in the one before, and read as then
+def _read(text: bytes) -> tuple[Mapping[str, int], Second]:
+    """The counts of one second, without what is no number; as of the second 0 if the text is something else."""
     try:
-        counts = json.loads(text)
-        found = {name: int(count) for name, count in counts.items() if isinstance(count, int | float)}
+        told = json.loads(text).items()
+        counts = {name: int(count) for name, count in told if isinstance(count, int | float)}
     except (AttributeError, ValueError, OverflowError):
-        return None
-    return found if "at" in found else None
+        counts = {}
+    return counts, Second(counts.get("at", 0), counts.get("waiting"), summary([counts]))
 
 
 def _age(job: bytes, now: float) -> float | None:

@@ -17,12 +17,11 @@ from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
 from serving.errors import QueueAway
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_counts import LiveCounts
-from serving.jobs.live_view import LiveView, ModelServer, Second, Seconds, look
+from serving.jobs.live_view import NOTHING, LiveView, ModelServer, Second, Seconds, look
 from serving.jobs.served import Served
 from serving.web.openapi import COUNT, NO_KEY, NUMBER, TEXT, Description, answer, list_of, object_of, operation, or_null
 
 GOOD_FOR_SECONDS = 1.0
-NOTHING = Seconds(answered=0, failed=0, p50_ms=None, p99_ms=None, batches=0, batch_images_mean=None)
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("live_state", __name__)

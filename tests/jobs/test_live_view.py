@@ -14,13 +14,12 @@ from serving.errors import QueueAway
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_counts import KEPT_SECONDS, LEAST_MS, MOST_MS, SLOTS, WIDTH, LiveCounts, bucket_of, middle_ms
-from serving.jobs.live_view import MINUTE, RATE_SECONDS, Seconds, look, quantile, summary
+from serving.jobs.live_view import MINUTE, NOTHING, RATE_SECONDS, Seconds, look, quantile, summary
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
 from serving.jobs.served import Served
 
 SECONDS = "{image_queue}:seconds"
-NOTHING = Seconds(0, 0, None, None, 0, None)
 
 
 def second_of(queue: JobQueue, at: float) -> Seconds:
