@@ -32,6 +32,7 @@ from serving.local import web_address
 from serving.telemetry.metrics import WebMetrics
 from serving.web import (
     access,
+    api_docs,
     heap,
     jobs,
     jobs_schema,
@@ -69,6 +70,8 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     jobs.add_to(app, open_jobs_door(config, queue, web_side, service))
     pages.add_to(app, queue, counts, describe(config))
     live_state.add_to(app, queue, page_facts(config))
+    if config.api_docs:
+        api_docs.add_to(app)
     problems.add_to(app)
     return app
 

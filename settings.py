@@ -190,6 +190,7 @@ class Settings(BaseSettings):
         description="1: /readyz is 200 as soon as Redis answers, for a migration from other model servers, or for "
         "scaling to zero",
     )
+    api_docs: bool = Field(True, description="0: no /docs, the API's pages, on which one can try it")
     metrics_host: Annotated[str, _Address] = Field(
         "127.0.0.1", min_length=1, description="address of the model server's /metrics"
     )

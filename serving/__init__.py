@@ -77,6 +77,7 @@ Beside the way
     web/pages               pages for people and machines
     web/live_state          how the service is doing, for the page and for programs
     jobs/live_view          how the service is doing, in one look at Redis
+    web/api_docs            the API's pages at /docs
     web/openapi             the service's description, merged from what each front door says of itself
     web/jobs_schema         what /jobs/<id> says of itself
     web/predict_schema      what POST /predict says of itself

@@ -37,6 +37,7 @@ ONLY_IN = {
     "gevent": "serving/web/server.py serving/web/gunicorn_worker.py serving/web/arrival.py serving/web/patch.py",
     "flask": "serving/web/ run_web_server.py",
     "flask_cors": "serving/web/access.py",
+    "flask_swagger_ui": "serving/web/api_docs.py",
     "prometheus_client": "serving/telemetry/metrics.py",
     "pydantic": "settings.py",
     "pydantic_settings": "settings.py",

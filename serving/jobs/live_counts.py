@@ -3,9 +3,9 @@
     web process:  each image answered or failed --> LiveCounts --\\  once a second
     model server: each batch                    --> LiveCounts --->  {Q}:seconds --> live_view
 
-What {Q}:seconds has of a second is {"at": unix seconds, "waiting": jobs that waited when it was told of last, and sums over all
-processes: "answered", "failed", "batches", "images" (of the batches), and "d17", … (the images whose answer took a time
-of bucket 17)}. Another release may count what this one does not know: it is summed all the same.
+What {Q}:seconds has of a second is {"at": unix seconds, "waiting": jobs that waited when it was told of last, and sums
+over all processes: "answered", "failed", "batches", "images" (of the batches), and "d17", … (the images whose answer
+took a time of bucket 17)}. Another release may count what this one does not know: it is summed all the same.
 
 A process keeps its counts in memory, and tells them once a second. If it did nothing in a second, it tells nothing.
 """

@@ -19,7 +19,19 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_counts import LiveCounts
 from serving.jobs.live_view import NOTHING, LiveView, ModelServer, Second, Seconds, look
 from serving.jobs.served import Served
-from serving.web.openapi import COUNT, NO_KEY, NUMBER, TEXT, Description, answer, list_of, object_of, operation, or_null
+from serving.web.openapi import (
+    COUNT,
+    NO_KEY,
+    NUMBER,
+    TAGS,
+    TEXT,
+    Description,
+    answer,
+    list_of,
+    object_of,
+    operation,
+    or_null,
+)
 
 GOOD_FOR_SECONDS = 1.0
 

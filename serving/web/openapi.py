@@ -14,6 +14,7 @@ from typing import Any
 from serving import errors as problems
 
 KEY = "key"  # the security scheme's name
+TAGS = ["service"]  # of what tells of the service itself
 NO_KEY: list[dict[str, list[str]]] = []  # the `security` of an operation that is open without an API key
 
 
@@ -42,7 +43,9 @@ def describe(doors: Iterable[Description], *, asks_for_key: bool) -> dict[str, A
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Image classification", "version": "1", "description": "Send a picture, get its labels."},
-        "servers": [{"url": "."}],  # relative, so that a path prefix of a proxy in front works
+        "servers": [
+            {"url": ".", "description": "this service"}
+        ],  # relative, so that a path prefix of a proxy in front works
         "paths": paths,
         "components": {"schemas": schemas},
     }
@@ -59,8 +62,8 @@ def operation(name: str, summary: str, answers: Mapping[str, Any], **more: Any) 
         name: the operation's id, unique in the document.
         summary: what it does, a few words.
         answers: status -> what `answer` or `error` made.
-        more: further members: `parameters`, `requestBody`, `description`; `security=NO_KEY` if it is open without an
-            API key where one is asked for.
+        more: further members: `tags`, `parameters`, `requestBody`, `description`; `security=NO_KEY` if it is open
+            without an API key where one is asked for.
     """
     return {"summary": summary, "operationId": name, **more, "responses": dict(answers)}
 

@@ -10,7 +10,7 @@ from serving.errors import QueueAway, Unavailable
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.readiness import readiness
 from serving.web import access
-from serving.web.openapi import COUNT, NO_KEY, Description, answer, error, errors, object_of, operation
+from serving.web.openapi import COUNT, NO_KEY, TAGS, Description, answer, error, errors, object_of, operation
 
 PAGE = (Path(__file__).parent / "page" / "index.html").read_text(encoding="utf-8")
 PAGE_POLICY = (
@@ -45,13 +45,14 @@ def describe(*, asks_for_key: bool) -> Description:
     text = {"schema": {"type": "string"}, "example": 'web_requests_total{status="200"} 700.0\n'}
     counts = {"200": {"description": "Prometheus's text format", "content": {"text/plain": text}}}
     refused = {} if asks_for_key else errors(403)
+    open_to_all: dict[str, Any] = {"security": NO_KEY, "tags": TAGS}
     says_alive, says_ready = "Whether this web process is alive", "Whether the service is ready"
     says_counts = "The service's counts and durations, for Prometheus"
     return Description(
         {
-            "/healthz": {"get": operation("healthz", says_alive, {"200": alive}, security=NO_KEY)},
-            "/readyz": {"get": operation("readyz", says_ready, {"200": ready, "503": unready}, security=NO_KEY)},
-            "/metrics": {"get": operation("metrics", says_counts, counts | refused)},
+            "/healthz": {"get": operation("healthz", says_alive, {"200": alive}, **open_to_all)},
+            "/readyz": {"get": operation("readyz", says_ready, {"200": ready, "503": unready}, **open_to_all)},
+            "/metrics": {"get": operation("metrics", says_counts, counts | refused, tags=TAGS)},
         },
         {
             "Alive": object_of(alive={"const": True}),

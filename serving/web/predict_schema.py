@@ -54,9 +54,8 @@ def describe(*, max_upload_bytes: int, max_images: int, formats: Sequence[str]) 
         },
     }
     answers = {"200": _answer(), "202": _accepted(), **errors(400, 409, 413, 415, 422, 500, 503, 504)}
-    predict = operation(
-        "predict", "Classify images", answers, parameters=[_TOP, _PREFER, _IDEMPOTENCY_KEY], requestBody=body
-    )
+    asked = {"tags": ["predictions"], "parameters": [_TOP, _PREFER, _IDEMPOTENCY_KEY], "requestBody": body}
+    predict = operation("predict", "Classify images", answers, **asked)
     return Description({"/predict": {"post": predict}}, _SCHEMAS)
 
 
