@@ -104,9 +104,15 @@ class PredictionService:
             ClientGone: the client hung up.
         """
         until = came + self._options.timeout_seconds
-        with self.admit(picture, wanted, until) as admitted:
-            del picture  # a process has 256 places by default, and each upload may have 16 MB
-            return self.wait(admitted, until, connection)
+        try:
+            with self.admit(picture, wanted, until) as admitted:
+                del picture  # a process has 256 places by default, and each upload may have 16 MB
+                reply = self.wait(admitted, until, connection)
+        except RequestError as error:
+            self._count(error)
+            raise
+        self._count(reply)
+        return reply
 
     def predict_all(
         self,
@@ -122,7 +128,10 @@ class PredictionService:
         until = came + self._options.timeout_seconds
         with contextlib.ExitStack() as stack:
             found = [self._try_to_admit(stack, picture, wanted, until) for picture in pictures]
-            return [self._reply(one, until, connection) for one in found]
+            replies = [self._reply(one, until, connection) for one in found]
+        for reply in replies:
+            self._count(reply)
+        return replies
 
     def classes(self) -> int | None:
         """How many labels the model tells apart; None: no model server has said so."""
@@ -173,6 +182,16 @@ class PredictionService:
                 )
         self._web_side.served.check_answer(answer)
         return Reply(answer, admitted.decode_ms, 1000 * (ticket.answered_at - ticket.since))
+
+    def _count(self, reply: Reply | RequestError) -> None:
+        """Count, for GET /state, what became of a picture; what is its client's own fault does not count."""
+        if isinstance(reply, RequestError):
+            if reply.status >= 500:
+                self._web_side.counts.failed()
+        elif reply.answer.text.startswith('{"error"'):
+            self._web_side.counts.failed()
+        else:
+            self._web_side.counts.answered(reply.decode_ms + reply.wait_ms)
 
     def make_job(self, picture: bytes | np.ndarray, wanted: Wanted) -> Job:
         """Decode and resize a picture (see `predict`), and make a job of it, without a deadline or a channel.

@@ -12,11 +12,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
+from flask import Blueprint, Flask, Response, current_app, jsonify
 
 from serving.errors import QueueAway
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.live_counts import LiveCounts
 from serving.jobs.live_view import NOTHING, LiveView, ModelServer, Second, Seconds, look
 from serving.jobs.served import Served
 from serving.web.openapi import (
@@ -74,7 +73,6 @@ class LatestLook:
 def add_to(app: Flask, queue: JobQueue, facts: PageFacts) -> None:
     """Have `app` answer GET /state."""
     app.extensions["latest look"], app.extensions["page facts"] = LatestLook(queue), facts
-    app.after_request(_count)
     app.register_blueprint(blueprint)
 
 
@@ -83,17 +81,6 @@ def state() -> Response:
     """GET /state: how the service is doing."""
     latest: LatestLook = current_app.extensions["latest look"]
     return jsonify(in_json(latest.view(), current_app.extensions["page facts"]))
-
-
-def _count(response: Response) -> Response:
-    """Count what became of a prediction for all to see; returns the answer as it is."""
-    if request.blueprint == "predict" and request.method == "POST":
-        counts: LiveCounts = current_app.extensions["web side"].counts
-        if response.status_code == 200:
-            counts.answered(1000 * (time.monotonic() - g.came))
-        elif response.status_code >= 500:
-            counts.failed()
-    return response
 
 
 def in_json(view: LiveView | None, facts: PageFacts) -> dict[str, Any]:
@@ -137,11 +124,9 @@ def in_json(view: LiveView | None, facts: PageFacts) -> dict[str, Any]:
 
 def describe() -> Description:
     """What GET /state answers, for /openapi.json."""
-    told = answer("The state", "State", _EXAMPLE)
-    path = {
-        "get": operation("state", "How the service is doing, over all its processes", {"200": told}, security=NO_KEY)
-    }
-    return Description({"/state": path}, {"State": _STATE})
+    says, told = "How the service is doing, over all its processes", answer("The state", "State", _EXAMPLE)
+    get = operation("state", says, {"200": told}, security=NO_KEY, tags=TAGS)
+    return Description({"/state": {"get": get}}, {"State": _STATE})
 
 
 _FACTS = PageFacts(asks_for_key=False, max_images=16, max_upload_bytes=16_777_216, top=5)

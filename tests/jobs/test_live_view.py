@@ -181,7 +181,7 @@ def test_a_look_tells_of_the_model_servers_that_live_and_of_no_host(
     for member in first, second, silent:
         member.leave()
     assert not look(queue).is_served
-    raw.set(queue.answered_at, "1.0", ex=60)  # a model server of another make answers
+    raw.set(queue.keys.answered_at, "1.0", ex=60)  # a model server of another make answers
     assert look(queue).is_served
 
 

@@ -20,6 +20,7 @@ from serving.errors import ClientGone, NoImage, QueueFull, TimedOut, TooLarge, U
 from serving.images.decode import open_image, pixels_of_work
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.live_view import summary
 from serving.web import classify, predict, problems, uploads
 from serving.web.classify import LARGE_PIXELS, ImageOptions, PredictionService, Reply, Wanted, has_hung_up
 from serving.web.places import Places
@@ -67,6 +68,26 @@ def test_several_pictures_wait_together_and_each_gets_its_own_answer_or_error(
     assert isinstance(second, UndecodableImage)
     assert isinstance(third, NoImage)
     assert [reply.answer.text for reply in (first, fourth) if isinstance(reply, Reply)] == ["7", "8"]
+
+
+def test_what_became_of_each_picture_counts_for_the_state_but_not_what_its_client_did_wrong(
+    new_service: NewService, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, pixels = new_service(), np.full((48, 64, 3), 7, np.uint8)
+    counts = service._web_side.counts
+    monkeypatch.setattr(counts, "tell_if_due", lambda: None)
+    ends = iter([json.dumps([]), json.dumps({"error": "the model failed"}), json.dumps([])])
+    answering.reply = lambda job: next(ends)
+    service.predict_all([pixels, PHOTO[:2000], NoImage("empty"), pixels], ANY, time.monotonic())
+    service.predict(pixels, ANY, time.monotonic())
+    with pytest.raises(UndecodableImage):
+        service.predict(PHOTO[:2000], ANY, time.monotonic())
+    answering.stop()
+    with pytest.raises(TimedOut):
+        service.predict(pixels, ANY, time.monotonic() - 9.9)
+
+    counted = summary(list(counts._untold.values()))
+    assert (counted.answered, counted.failed) == (2, 2)
 
 
 def test_each_of_several_pictures_takes_a_place_and_gives_it_back(
