@@ -32,9 +32,8 @@ def add_to(app: Flask) -> None:
 @blueprint.get("/docs")
 def docs() -> Response:
     """GET /docs: the page."""
-    response = send_file(OURS / "index.html", max_age=0)
-    response.headers["Content-Security-Policy"] = POLICY
-    return response
+    page = (OURS / "index.html").read_text(encoding="utf-8")
+    return Response(page, content_type="text/html; charset=utf-8", headers={"Content-Security-Policy": POLICY})
 
 
 @blueprint.get("/docs/<name>")

@@ -55,7 +55,7 @@ def test_every_answer_says_that_it_is_for_its_asker_alone(start: Start, answerin
         200: [
             upload(f"{url}/predict", PHOTO, **key),
             ask("GET", f"{url}/metrics", **key),
-            *(ask("GET", url + page) for page in ("/", "/healthz", "/readyz", "/openapi.json")),
+            *(ask("GET", url + page) for page in ("/", "/healthz", "/readyz", "/openapi.json", "/state", "/docs")),
         ],
         400: [upload(f"{url}/predict", b"", **key), ask("POST", f"{url}/predict", **key)],
         401: [upload(f"{url}/predict", PHOTO), ask("GET", f"{url}/metrics")],
