@@ -1,16 +1,49 @@
 """/openapi.json is a valid document, and what the server answers is what it says."""
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import jsonschema
 import pytest
 import redis
-from conftest import Answering, Processes, RedisServer, as_bytes, free_port, http, is_up, some_photo, upload, wait_for
+import schemathesis
+from conftest import (
+    Answering,
+    Processes,
+    RedisServer,
+    as_bytes,
+    free_port,
+    http,
+    is_up,
+    output,
+    some_photo,
+    upload,
+    wait_for,
+)
 from openapi_spec_validator import validate
 from PIL import Image
 
 from run_web_server import describe
 from settings import Settings
+
+KEY = {"Authorization": "Bearer sesame"}
+# Not `positive_data_acceptance`: bytes at random are no picture, and a model may have fewer labels than `top`.
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "missing_required_header",
+    "unsupported_method",
+    "allow_header_conformance",
+    "use_after_free",
+    "ensure_resource_availability",
+    "ignored_auth",
+)
 
 
 @pytest.mark.parametrize("asks_for_key", [False, True])
@@ -20,6 +53,22 @@ def test_the_document_is_valid(asks_for_key: bool) -> None:
     assert ("401" in document["paths"]["/predict"]["post"]["responses"]) == asks_for_key
     assert "403" not in document["paths"]["/predict"]["post"]["responses"]
     assert set(document["paths"]["/metrics"]["get"]["responses"]) == {"200", "401" if asks_for_key else "403"}
+
+
+@pytest.mark.parametrize("asks_for_key", [False, True])
+def test_every_operation_has_examples_which_are_as_their_schemas_say(asks_for_key: bool) -> None:
+    document = describe(Settings(api_key="sesame" if asks_for_key else None))
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                for kind, content in answer["content"].items():
+                    told = [one["value"] for one in content.get("examples", {}).values()] or [content["example"]]
+                    for example in told:
+                        schema = content["schema"] | {"components": document["components"]}
+                        jsonschema.validate(example, schema)
+                        assert "json" not in kind or example.get("status") in (None, int(status)) or path == "/state"
+            for parameter in operation.get("parameters", ()):
+                jsonschema.validate(parameter["example"], parameter["schema"])
 
 
 def check(document: dict[str, Any], method: str, path: str, answer: Any) -> None:
@@ -33,6 +82,48 @@ def check(document: dict[str, Any], method: str, path: str, answer: Any) -> None
         jsonschema.validate(int(told) if told.isdigit() else told, header["schema"])
     schema = responses[str(answer.status)]["content"]["application/json"]["schema"]
     jsonschema.validate(answer.json, schema | {"components": document["components"]})
+
+
+@pytest.fixture(scope="module")
+def url(light_model: dict[str, str]) -> Iterator[str]:
+    """A service that asks for a key."""
+    redis_server = RedisServer()
+    processes, port = Processes({"REDIS_URL": redis_server.url, "METRICS_PORT": "0"} | light_model), str(free_port())
+    processes.start("run_model_server.py")
+    web = processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", API_KEY="sesame")
+    wait_for(lambda: is_up(f"http://127.0.0.1:{port}/readyz"))
+    yield f"http://127.0.0.1:{port}"
+    assert "Traceback" not in output(web)
+    processes.end()
+    redis_server.remove()
+
+
+def test_what_a_machine_makes_of_the_document_is_answered_as_it_says(url: str) -> None:
+    schemathesis.checks.load_all_checks()
+    checks = schemathesis.checks.CHECKS.get_by_names(CHECKS)
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    statuses: Counter[tuple[str, int]] = Counter()
+    for operation in (result.ok() for result in schema.get_all_operations()):
+
+        @hypothesis.settings(
+            max_examples=6,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            answer = case.call(headers=KEY)
+            statuses[case.operation.path, answer.status_code] += 1
+            case.validate_response(answer, checks=checks, headers=KEY)
+
+        ask()
+    print(statuses)
+    assert {path for path, _ in statuses} == http("GET", f"{url}/openapi.json").json["paths"].keys()
+    assert ("/predict", 200) in statuses
+    assert all(("/" + page, 200) in statuses for page in ("healthz", "readyz", "metrics", "state"))
 
 
 def test_every_answer_has_the_status_and_the_shape_that_the_document_says(
