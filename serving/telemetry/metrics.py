@@ -54,15 +54,17 @@ class WebMetrics:
         row[1 + bisect.bisect_left(_SECONDS, seconds)] += 1
         row[1 + len(_BUCKETS) + status - _FIRST_STATUS] += 1
 
-    def render(self, waiting: int | None, model_servers: int | None) -> tuple[bytes, str]:
+    def render(self, waiting: int | None, bulk_waiting: int | None, model_servers: int | None) -> tuple[bytes, str]:
         """The page for Prometheus, and its content type.
 
         Args:
-            waiting: jobs that wait at this moment; None: nobody knows.
+            waiting: jobs that people wait for, and that wait in the queue at this moment; None: nobody knows.
+            bulk_waiting: asynchronous jobs that wait; likewise.
             model_servers: model servers with a live lease at this moment; None: nobody knows.
         """
         gauges = (
-            ("queue_waiting_jobs", waiting, "jobs that wait"),
+            ("queue_waiting_jobs", waiting, "jobs that people wait for"),
+            ("queue_bulk_waiting_jobs", bulk_waiting, "asynchronous jobs that wait"),
             ("queue_model_servers", model_servers, "model servers with a live lease"),
         )
         families = [GaugeMetricFamily(name, says, value) for name, value, says in gauges if value is not None]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Flask, Response, current_app, jsonify
 
 from serving.errors import QueueAway, Unavailable
+from serving.jobs.job import Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.readiness import readiness
 from serving.web import access
@@ -95,10 +96,11 @@ def metrics() -> Response:
     """GET /metrics: counts and durations, for Prometheus. Raises Unauthorized, Forbidden."""
     access.check_reader()
     queue: JobQueue = current_app.extensions["queue"]
-    waiting = model_servers = None
+    waiting = bulk_waiting = model_servers = None
     with contextlib.suppress(QueueAway):  # while Redis is away the other counts matter all the more
-        waiting, model_servers = queue.waiting(), len(queue.model_server_names(expired=False))
-    body, content_type = current_app.extensions["counts"].render(waiting, model_servers)
+        waiting, bulk_waiting = queue.waiting(), queue.waiting(lane=Lane.BULK)
+        model_servers = len(queue.model_server_names(expired=False))
+    body, content_type = current_app.extensions["counts"].render(waiting, bulk_waiting, model_servers)
     return Response(body, content_type=content_type)
 
 

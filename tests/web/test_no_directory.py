@@ -103,7 +103,7 @@ def test_each_process_counts_in_a_row_of_its_own_and_the_page_has_the_sums(raw: 
     counts.next_process()
     for status, seconds in ((200, 0.3), (503, 31.0), (499, 30.0)):
         counts.answered(status, seconds)
-    page, kind = counts.render(7, None)
+    page, kind = counts.render(7, 9, None)
     assert kind.startswith("text/plain")
     samples = dict(line.rsplit(" ", 1) for line in page.decode().splitlines() if not line.startswith("#"))
     assert samples.pop("web_request_seconds_sum") == str(0.001 + 0.005 + 0.006 + 0.3 + 31.0 + 30.0)
@@ -118,6 +118,7 @@ def test_each_process_counts_in_a_row_of_its_own_and_the_page_has_the_sums(raw: 
         'web_request_seconds_bucket{le="+Inf"}': "6.0",
         "web_request_seconds_count": "6.0",
         "queue_waiting_jobs": "7.0",
+        "queue_bulk_waiting_jobs": "9.0",
     }
 
 
@@ -130,5 +131,5 @@ def test_processes_that_are_forked_add_up_however_often_they_are_replaced() -> N
             os._exit(0)
         elif number % 100 == 0:
             os.waitpid(child, 0)
-    page, _ = counts.render(None, None)
+    page, _ = counts.render(None, None, None)
     assert b'web_requests_total{status="200"} 20.0\n' in page

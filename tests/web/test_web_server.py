@@ -293,6 +293,7 @@ def test_metrics_count_the_requests_of_all_processes(start: Callable[..., str], 
     assert 'web_requests_total{status="200"} 8.0' in page
     assert 'web_requests_total{status="415"} 1.0' in page
     assert "queue_waiting_jobs 0.0\n" in page
+    assert "queue_bulk_waiting_jobs 0.0\n" in page
     assert "queue_model_servers 1.0\n" in page
 
 
