@@ -202,6 +202,8 @@ def _response(state: JobState, status: int) -> Response:
     response = Response(json.dumps(told, ensure_ascii=False) + "\n", status, mimetype="application/json")
     if not state.is_over:
         response.headers["Retry-After"] = str(ASK_AGAIN_SECONDS)
+    if state.status == Status.SUCCEEDED and state.answer is not None and "version" in state.answer.about:
+        response.headers["X-Model-Version"] = state.answer.about["version"]
     return response
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from serving.jobs.job import Status
 from serving.web.openapi import TEXT, Description, answer, errors, list_of, object_of, operation
-from serving.web.predict_schema import JOB, PREDICTION, PREDICTIONS, PREFERENCE_APPLIED, RETRY_AFTER
+from serving.web.predict_schema import JOB, MODEL_VERSION, PREDICTION, PREDICTIONS, PREFERENCE_APPLIED, RETRY_AFTER
 
 
 def describe() -> Description:
@@ -25,7 +25,7 @@ def describe() -> Description:
 
 
 def _job(says: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
-    made = answer(says, "Job", JOB, RETRY_AFTER | (headers or {}))
+    made = answer(says, "Job", JOB, RETRY_AFTER | MODEL_VERSION | (headers or {}))
     content = made["content"]["application/json"]
     del content["example"]
     content["examples"] = {

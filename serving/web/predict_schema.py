@@ -26,6 +26,9 @@ REFUSED = {
 
 JOB = {"id": "0f5c2d34-7d0e-4b55-9f0a-2c8d3e1f6a7b", "status": "queued", "expires_at": "2026-11-30T10:50:13Z"}
 PREDICTION = object_of(label=TEXT, probability=NUMBER | {"maximum": 1})
+MODEL_VERSION = {
+    "X-Model-Version": header(TEXT, "the version of the model, where the model server tells it", required=False),
+}
 PREFERENCE_APPLIED = {
     "Preference-Applied": header(TEXT, "what of the header Prefer was followed", required=False),
 }
@@ -73,7 +76,9 @@ def _answer() -> dict[str, Any]:
 
 def _accepted() -> dict[str, Any]:
     location = {"Location": header(TEXT, "the path of the job")}
-    return answer("With `Prefer: respond-async`: the job", "Job", JOB, location | PREFERENCE_APPLIED | RETRY_AFTER)
+    return answer(
+        "With `Prefer: respond-async`: the job", "Job", JOB, location | PREFERENCE_APPLIED | RETRY_AFTER | MODEL_VERSION
+    )
 
 
 _TOP = {
@@ -96,13 +101,14 @@ _IDEMPOTENCY_KEY = {
     "description": "with the same key and image the request stands for the same asynchronous job",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
-_HEADERS = PREFERENCE_APPLIED | {
+_HEADERS = {
     "Server-Timing": header(
         TEXT,
         "milliseconds: `decode;dur=1.2, queue;dur=3.4, model;dur=22.1, total;dur=27.0`; queue and model are left out "
         "where the model server does not tell",
     ),
-    "X-Model-Version": header(TEXT, "the version of the model, where the model server tells it", required=False),
+    **MODEL_VERSION,
+    **PREFERENCE_APPLIED,
 }
 _SCHEMAS = {
     "Answer": {"anyOf": [reference("Predictions"), reference("Results")]},

@@ -123,8 +123,10 @@ def test_a_job_that_fails_tells_why(url: str, answering: Answering) -> None:
 
 def test_a_random_weights_warning_stands_in_the_job(url: str, raw: redis.Redis) -> None:
     job_id = submit(url).json["id"]
-    end_by_hand(raw, job_id, about='{"warning": "random weights"}')
-    told = ask("GET", f"{url}/jobs/{job_id}").json
+    end_by_hand(raw, job_id, about='{"warning": "random weights", "version": "0a1b"}')
+    answer = ask("GET", f"{url}/jobs/{job_id}")
+    assert answer.headers["X-Model-Version"] == "0a1b"
+    told = answer.json
     assert list(told) == ["id", "status", "predictions", "warning", "expires_at"]
     assert told["warning"] == "random weights"
 
