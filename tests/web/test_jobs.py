@@ -254,9 +254,7 @@ def test_a_job_wants_the_key_that_the_service_asks_for(url: str, raw: redis.Redi
     assert ask("GET", f"{url}/jobs/{job_id}", key="another").status == 200  # whoever has a key and the id
 
 
-@pytest.mark.parametrize(
-    "job_id", [UNKNOWN, "1", "{image_queue}", "*", "%00", "a" * 2000, f"{UNKNOWN}%0a"]
-)
+@pytest.mark.parametrize("job_id", [UNKNOWN, "1", "{image_queue}", "*", "%00", "a" * 2000, f"{UNKNOWN}%0a"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_an_unknown_job_is_a_404_that_says_so(url: str, method: str, job_id: str) -> None:
     answer = ask(method, f"{url}/jobs/{job_id}", Prefer="wait=30")
