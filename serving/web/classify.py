@@ -11,7 +11,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -84,7 +83,7 @@ class PredictionService:
 
     def __init__(self, web_side: WebSide, options: ImageOptions, *, places: int, pool: Pool) -> None:
         self._web_side, self._options, self._pool = web_side, options, pool
-        self._places = Places(places)
+        self.places = Places(places)
 
     def predict(
         self, picture: bytes | np.ndarray, wanted: Wanted, came: float, connection: socket.socket | None = None
@@ -148,7 +147,7 @@ class PredictionService:
         # Let others run first: an event loop runs new requests before those that were woken, with answers among them.
         time.sleep(0)
         self._web_side.check_room()  # 503: too many images wait already
-        with self._places.hold():  # 503: too many requests are in hand already
+        with self.places.hold():  # 503: too many requests are in hand already
             began = time.monotonic()
             job = self.make_job(picture, wanted)
             del picture
@@ -158,10 +157,6 @@ class PredictionService:
             job = replace(job, deadline=deadline, submitted_at=submitted_at, reply_to=self._web_side.channel)
             with self._web_side.submit(job) as ticket:  # 503: the queue filled up just now
                 yield Admitted(ticket, decode_ms)
-
-    def hold_place(self) -> AbstractContextManager[None]:
-        """Hold a place for as long as a `with` block lasts. Raises Unavailable when none is free."""
-        return self._places.hold()
 
     def wait(self, admitted: Admitted, until: float, connection: socket.socket | None = None) -> Reply:
         """Wait for the answer until `until`, monotonic seconds.

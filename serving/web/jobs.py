@@ -131,7 +131,7 @@ def _submit(images: list[bytes | RequestError], wanted: Wanted) -> tuple[JobStat
     earlier = door.jobs.find(idempotency)
     if earlier is not None:
         return door.jobs.look(earlier), 0.0
-    with door.service.hold_place():
+    with door.service.places.hold():
         began = time.monotonic()
         with uploads.hint_of_curl(request):
             job = door.service.make_job(picture, wanted)
