@@ -292,7 +292,7 @@ class Server:
         return self.label
 
 
-LANES: st.SearchStrategy[Lane] = st.runner().flatmap(lambda machine: st.sampled_from(machine.lanes))
+LANES: st.SearchStrategy[Lane] = st.runner().flatmap(lambda machine: st.sampled_from(machine.drawn_lanes))
 
 
 def rule_for(condition: Callable[["Protocol", Server], bool | int], **arguments: Any) -> Callable[..., Any]:
@@ -310,7 +310,7 @@ class Protocol(RuleBasedStateMachine):
 
     def __init__(self, queue: JobQueue, *, garbage: bool = True, lanes: Sequence[Lane] = (PEOPLE, BULK)) -> None:
         super().__init__()
-        self.lanes = lanes
+        self.drawn_lanes = lanes  # in which something happens
         self.queue, self.redis, self.garbage = queue, queue.redis, garbage
         self.redis.flushdb()
         queue.set_clock(time.time())
@@ -320,7 +320,7 @@ class Protocol(RuleBasedStateMachine):
         self.labels: dict[str, str] = {}  # a member's name, a job's id or digest -> how the model calls it
         self.texts: dict[str, str] = {}  # what travels, of jobs with a client
         self.ids: dict[str, str] = {}  # the other way round, jobs that have one
-        self.lanes: dict[str, Lane] = {}
+        self.lanes: dict[str, Lane] = {}  # of each job
         self.accepted: set[str] = set()
         self.ended: set[str] = set()  # by a member that held them, or as a dead letter
         self.clients: set[str] = set()  # jobs whose client waits
@@ -650,7 +650,7 @@ class Protocol(RuleBasedStateMachine):
     # What the rules are made of
 
     def has_room(self, most: int) -> bool:
-        return any(len(self.model.waiting[lane]) < most for lane in self.lanes)
+        return any(len(self.model.waiting[lane]) < most for lane in self.drawn_lanes)
 
     def not_ended(self) -> list[str]:
         """Asynchronous jobs that a client may still cancel."""
