@@ -127,10 +127,7 @@ class PredictionService:
         until = came + self._options.timeout_seconds
         with contextlib.ExitStack() as stack:
             found = [self._try_to_admit(stack, picture, wanted, until) for picture in pictures]
-            replies = [self._reply(one, until, connection) for one in found]
-        for reply in replies:
-            self._count(reply)
-        return replies
+            return [self._reply(one, until, connection) for one in found]
 
     def classes(self) -> int | None:
         """How many labels the model tells apart; None: no model server has said so."""
@@ -180,13 +177,10 @@ class PredictionService:
 
     def _count(self, reply: Reply | RequestError) -> None:
         """Count, for GET /state, what became of a picture; what is its client's own fault does not count."""
-        if isinstance(reply, RequestError):
-            if reply.status >= 500:
-                self._web_side.counts.failed()
-        elif reply.answer.text.startswith('{"error"'):
-            self._web_side.counts.failed()
-        else:
+        if isinstance(reply, Reply) and not reply.answer.text.startswith('{"error"'):
             self._web_side.counts.answered(reply.decode_ms + reply.wait_ms)
+        elif isinstance(reply, Reply) or reply.status >= 500:
+            self._web_side.counts.failed()
 
     def make_job(self, picture: bytes | np.ndarray, wanted: Wanted) -> Job:
         """Decode and resize a picture (see `predict`), and make a job of it, without a deadline or a channel.
@@ -227,11 +221,13 @@ class PredictionService:
         self, found: Admitted | RequestError, until: float, connection: socket.socket | None
     ) -> Reply | RequestError:
         try:
-            return found if isinstance(found, RequestError) else self.wait(found, until, connection)
+            reply = found if isinstance(found, RequestError) else self.wait(found, until, connection)
         except ClientGone:
             raise
         except RequestError as error:
-            return error
+            reply = error
+        self._count(reply)
+        return reply
 
 
 def has_hung_up(connection: socket.socket) -> bool:
