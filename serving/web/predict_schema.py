@@ -81,25 +81,24 @@ def _accepted() -> dict[str, Any]:
     )
 
 
+# What a request need not have has its example in the schema, since /docs would send one beside it as if it were wanted.
 _TOP = {
     "name": "top",
     "in": "query",
     "description": "how many predictions, at most as many as the model has labels; by default as many as TOP says",
-    "schema": {"type": "integer", "minimum": 1},
-    "example": 3,
+    "schema": {"type": "integer", "minimum": 1, "examples": [3]},
 }
 _PREFER = {
     "name": "Prefer",
     "in": "header",
     "description": "`respond-async`: make an asynchronous job; with `wait=5` if the answer does not come within 5 s",
-    "schema": TEXT,
-    "example": "respond-async",
+    "schema": TEXT | {"examples": ["respond-async"]},
 }
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "with the same key and image the request stands for the same asynchronous job",
-    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$", "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"]},
 }
 _HEADERS = {
     "Server-Timing": header(
