@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 
-from serving.errors import QueueAway, QueueOutOfMemory
+from serving.errors import QueueAway
 from serving.jobs.job_queue import JobQueue
 
 SLOTS = 64
@@ -95,8 +95,6 @@ class LiveCounts:
         told = [part for second, sums in counts.items() for part in (second, json.dumps(sums))]
         try:
             self._queue.run("count", [self._queue.name, self._queue.keys.seconds], [KEPT_SECONDS, SLOTS, *told])
-        except QueueOutOfMemory:
-            pass
         except QueueAway:
             for second in over[-MOST_UNTOLD_SECONDS:]:
                 self._add(counts[second], second)

@@ -113,6 +113,18 @@ def test_what_could_not_be_told_while_redis_was_away_is_told_later(redis_server:
     assert second_of(back, at).answered == 1
 
 
+def test_a_redis_that_is_out_of_memory_loses_the_counts_and_can_be_looked_at(queue: JobQueue, raw: redis.Redis) -> None:
+    at, web = queue.now() - 5, LiveCounts(queue)
+    web.answered(10.0, at)
+    raw.config_set("maxmemory", "1")
+    try:
+        web.tell(at + 1)
+        web.tell(at + 2)
+        assert look(queue).last_minute == NOTHING
+    finally:
+        raw.config_set("maxmemory", "0")
+
+
 def test_counts_of_another_release_and_garbage_harm_nothing(queue: JobQueue, raw: redis.Redis) -> None:
     at = int(queue.now()) - 5
     slot = at % SLOTS

@@ -33,6 +33,8 @@ from serving.jobs.async_jobs import AsyncJobs, Idempotency
 from serving.jobs.job import Job, Outcome, Status
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import end_leases
+from serving.jobs.live_counts import LiveCounts
+from serving.jobs.live_view import look
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
 from serving.jobs.served import ServedNow
@@ -235,6 +237,13 @@ def test_the_documented_rights_are_enough_for_asynchronous_jobs(as_user: JobQueu
     assert jobs.cancel(job_id).status == Status.FAILED
     as_user.redis.rpop(as_user.keys.bulk.waiting)
     assert jobs.cancel(jobs.submit(new_job()).id).status == Status.CANCELED
+
+
+def test_the_documented_rights_are_enough_for_a_look_at_the_state(as_user: JobQueue) -> None:
+    counts, at = LiveCounts(as_user), as_user.now() - 5
+    counts.answered(10.0, at)
+    counts.tell(at + 1)
+    assert look(as_user).last_minute.answered == 1
 
 
 def test_the_documented_rights_name_every_command_of_the_scripts() -> None:

@@ -12,7 +12,7 @@ for i = 3, #ARGV, 2 do
       sums[name] = (tonumber(sums[name]) or 0) + count
     end
     sums.waiting = waiting
-    redis.call('HSET', KEYS[2], slot, cjson.encode(sums))
+    redis.pcall('HSET', KEYS[2], slot, cjson.encode(sums))  -- a Redis that is out of memory has no room for them
   end
 end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
