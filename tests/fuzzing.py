@@ -114,6 +114,9 @@ def pictures() -> tuple[tuple[str, bytes], ...]:
         "WEBP lossless": _saved(photo, "WEBP", lossless=True),
         "WEBP clear": _saved(clear, "WEBP", exif=exif, quality=50),
         "WEBP animated": _saved(photo, "WEBP", **frames),
+        "AVIF": _saved(photo, "AVIF", exif=exif, speed=10),
+        "AVIF clear": _saved(clear, "AVIF", speed=10),
+        "AVIF animated": _saved(photo, "AVIF", speed=10, **frames),
         "GIF": _saved(palette, "GIF", interlace=1, comment=b"a comment"),
         "GIF grey": _saved(grey, "GIF", interlace=0),
         "GIF clear": _saved(palette, "GIF", transparency=3),
@@ -508,6 +511,7 @@ def _with_header(part: bytes, size: int) -> bytes:
 
 
 TENTH = MOST_UPLOAD_BYTES // 10
+ALL_COLOURS = {"quality": 100, "subsampling": "4:4:4"}
 LARGE: dict[str, Callable[[], bytes]] = {
     "PNG, grey": lambda: _flat_png(8, 0),
     "PNG, 16 bits": lambda: _flat_png(16, 0),
@@ -517,6 +521,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
     "PNG, with a clear colour": lambda: _flat_png(8, 2, chunk(b"tRNS", bytes(6))),
     "PNG, a pixel wide": lambda: png(1, 12_000_000, 8, 0, bytes(24_000_000)),
     "WebP": _flat_webp,
+    "AVIF, clear": lambda: _saved(Image.new("RGBA", (5000, 5000), (9, 99, 200, 99)), "AVIF", speed=10, **ALL_COLOURS),
     "GIF, its frame to be cleared": lambda: _gif_with_disposal(23_500, 23_500),
     "TIFF, floats": lambda: tiff(
         7071, 7071, pieces=[_deflated(bytes(4 * 7071), 7071)], bits=32, extra=((339, 3, 1, b"\3\0\0\0"),)

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import AvifImagePlugin, Image, ImageFile, ImageOps
 
 from serving.errors import TooLarge, UndecodableImage, UnsupportedFormat
 from serving.images import grey, kinds, limits, metadata, resize, tiff
@@ -17,6 +17,8 @@ CLEAR_GREY_STEPS = {"L;2": 85, "L;4": 17}  # raw mode of a PNG -> what Pillow mu
 
 # Pillow warns at half the size at which it refuses; only our limit matters.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# One picture, one thread: others are decoded beside it, and each thread takes memory.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # Pillow warns once for each broken TIFF tag, and a file may have 65,535.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -91,7 +93,7 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         return _read_header(metadata.without_png_metadata(data), max_pixels)
     except (TooLarge, UnsupportedFormat, UndecodableImage):
         less = metadata.without_metadata(data)
-        if len(less) < len(data):
+        if less != data:
             with contextlib.suppress(TooLarge, UnsupportedFormat, UndecodableImage):
                 return _read_header(less, max_pixels)
         raise

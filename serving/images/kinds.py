@@ -8,10 +8,13 @@ anything else                            UnsupportedFormat  This is not an image
 
 import struct
 
+from PIL import features
+
 from serving.errors import RequestError, UndecodableImage, UnsupportedFormat
 from serving.images import metadata, tiff
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Pillow's wheels read AVIF; a Pillow that was built without libavif does not, and then neither does the service.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 HEAD_BYTES = 4096  # in which a file says what it is
 
 SIGNATURES = (
@@ -85,15 +88,28 @@ def _format(data: bytes) -> str | None:
     """Which of FORMATS a file is, by its first bytes."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
+    if data[4:8] == b"ftyp" and _is_avif(_brands(data)):
+        return "AVIF"
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") < HEAD_BYTES:  # two letters alone may be a text's
         return "BMP"
     return next((name for signature, name in SIGNATURES if data.startswith(signature)), None)
 
 
+def _brands(data: bytes) -> bytes:
+    """What a file says of its kind that begins with `ftyp`: HEIC, AVIF, videos."""
+    return data[8 : max(12, min(64, int.from_bytes(data[:4])))]
+
+
+def _is_avif(brands: bytes) -> bool:
+    return b"avif" in brands or b"avis" in brands
+
+
 def _other(head: bytes) -> str | None:
     """What a file is that has none of FORMATS, with its article; None if that is not known."""
     if head[4:8] == b"ftyp":
-        brands = head[8 : max(12, min(64, int.from_bytes(head[:4])))]
+        brands = _brands(head)
+        if "AVIF" in FORMATS and _is_avif(brands):
+            return None
         return next((name for brand, name in BRANDS if brand in brands), "a video")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(b"<?xml") and b"<svg" in text:

@@ -2,6 +2,7 @@
 
     attack                                        limit
     WebP of 16383×3051 in 32 bytes                half of `max_pixels`: its decoder takes 16 to 20 bytes a pixel, not 8
+    AVIF of 7071×7071 in 14 kB                    half of `max_pixels`: its decoder takes up to 12 bytes a pixel
     PNG of 1×50,000,000 pixels                    MOST_SIDE_PIXELS: resizing takes 32 bytes for each pixel of a side
     TIFF of 16×16 with a tile of 40000×40000      `max_pixels` for a tile too: libtiff decodes whole tiles
     TIFF of 300 tags over the same 16 MB          tiff.check_tags: Pillow and libtiff copy each
@@ -53,7 +54,7 @@ def check_header(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> No
         TooLarge: too many pixels, or too many scans.
         UnsupportedFormat: a BMP with run lengths.
     """
-    if image.format == "WEBP":
+    if image.format in ("WEBP", "AVIF"):
         max_pixels //= 2
     pixels = max(image.width * image.height, _tile_pixels(image, otherwise=max_pixels + 1))
     if pixels > max_pixels or max(image.size) > MOST_SIDE_PIXELS:

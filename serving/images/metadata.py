@@ -2,6 +2,7 @@
 
     PNG        always: Pillow unpacks each text and profile, and refuses the picture for one that is long or broken
     JPEG, GIF  only once Pillow could not read the header: in an ordinary photo nothing is looked for
+    AVIF       as JPEG; its EXIF alone, which says nothing of the picture: irot and imir turn it
 
 What may say how the picture is turned stays: the first EXIF and the first XMP.
 """
@@ -24,6 +25,7 @@ JPEG_COLOURS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}  # how a segment be
 JPEG_TURNS = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 MARKER = re.compile(rb"\xff([\x01-\xfe])")  # of a run of FF the last one
 START_OF_SCAN, COMMENT, APPLICATION = 0xDA, 0xFE, range(0xE0, 0xF0)
+AVIF_EXIF = re.compile(rb"(infe[\2\3].{7,9})Exif", re.DOTALL)  # an item, by its id and its type
 GIF_EXTENSION, GIF_CONTROL = b"!", b"\xf9"
 
 
@@ -53,13 +55,15 @@ def without_png_metadata(data: bytes) -> bytes:
 
 
 def without_metadata(data: bytes) -> bytes:
-    """The bytes of a JPEG or a GIF without what its picture does not need; of any other file all.
+    """The bytes of a JPEG, a GIF or an AVIF without what its picture does not need; of any other file all.
 
     Raises:
         TooLarge: the file has more than MOST_SEGMENTS segments or MOST_BLOCKS blocks before its picture.
     """
     if data.startswith(JPEG):
         return _jpeg(data)
+    if data[4:8] == b"ftyp":
+        return AVIF_EXIF.sub(rb"\1free", data)  # an item of a type that nobody reads
     return _gif(data) if data.startswith(GIF) else data
 
 

@@ -26,7 +26,7 @@ PHOTO = some_photo()
 EXPECTED = np.asarray(PHOTO.resize((64, 64)))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
 def test_each_format_is_read(kind: str) -> None:
     pixels = decode(as_bytes(PHOTO, kind))
     assert pixels.shape == (64, 64, 3)
@@ -107,7 +107,24 @@ def test_garbage_in_the_exif_does_not_spoil_the_photo() -> None:
     assert close(decode(as_bytes(PHOTO, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff", quality=95)), EXPECTED)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_garbage_in_the_exif_of_an_avif_does_not_spoil_it() -> None:
+    assert close(decode(as_bytes(PHOTO, "AVIF", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff", quality=95)), EXPECTED)
+    good = Image.Exif()
+    good[0x010F] = "a camera"
+    data = as_bytes(PHOTO, "AVIF", exif=good, quality=95)
+    assert b"MM\0*\0\0\0\x08" in data
+    for garbage in (b"MM\0*\xff\xff\xff\xff", b"garbage!"):
+        assert close(decode(data.replace(b"MM\0*\0\0\0\x08", garbage)), EXPECTED)
+
+
+def test_an_avif_of_more_than_half_the_pixels_is_refused_from_its_header() -> None:
+    data = as_bytes(PHOTO, "AVIF")
+    assert decode_image(data, 8, 8, 2 * 320 * 240).shape == (8, 8, 3)
+    with pytest.raises(TooLarge, match="320×240 pixels"):
+        decode_image(data, 8, 8, 2 * 320 * 240 - 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_a_truncated_photo_is_undecodable(kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8))
     data = as_bytes(noise, kind)

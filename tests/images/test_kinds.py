@@ -14,6 +14,7 @@ from fuzzing import bmp_rle, chunk, png
 from PIL import Image
 
 from serving.errors import UndecodableImage, UnsupportedFormat
+from serving.images import kinds
 from serving.images.decode import decode_image
 
 WIDTH, HEIGHT = 61, 47
@@ -76,6 +77,11 @@ PILLOW_WRITES: dict[str, tuple[Image.Image, str, dict[str, Any], np.ndarray, flo
     "WebP, clear and lossy": (CLEAR, "WEBP", {"quality": 95}, ON_WHITE, 25),
     "WebP, grey": (GREY_PHOTO, "WEBP", {"lossless": True}, GREYS, 1),
     "WebP, animated": (PHOTO, "WEBP", FRAMES | {"lossless": True}, COLOURS, 1),
+    "AVIF": (PHOTO, "AVIF", {"quality": 95}, COLOURS, 25),
+    "AVIF, all its colours": (PHOTO, "AVIF", {"quality": 100, "subsampling": "4:4:4"}, COLOURS, 8),
+    "AVIF, clear": (CLEAR, "AVIF", {"quality": 100, "subsampling": "4:4:4"}, ON_WHITE, 12),
+    "AVIF, grey": (GREY_PHOTO, "AVIF", {"quality": 100, "subsampling": "4:0:0"}, GREYS, 8),
+    "AVIF, animated": (PHOTO, "AVIF", FRAMES | {"quality": 100, "subsampling": "4:4:4"}, COLOURS, 12),
     "GIF": (PHOTO.quantize(256, dither=Image.Dither.NONE), "GIF", {}, COLOURS, 50),
     "GIF, in lines": (GREY_PHOTO, "GIF", {"interlace": 1}, GREYS, 1),
     "GIF, grey": (GREY_PHOTO, "GIF", {"interlace": 0}, GREYS, 1),
@@ -251,7 +257,7 @@ def _sof(data: bytes, marker: int = 0xC0, precision: int = 8, channels: int | No
 
 
 JPEG, PNG = as_bytes(PHOTO, "JPEG"), as_bytes(PHOTO, "PNG")
-BMP = as_bytes(PHOTO, "BMP")
+BMP, AVIF = as_bytes(PHOTO, "BMP"), as_bytes(PHOTO, "AVIF")
 UNREAD = {
     "a lossless JPEG": [_sof(JPEG, 0xC3), _sof(JPEG, 0xC7), _sof(JPEG, 0xCB), _sof(JPEG, 0xCF)],
     "a hierarchical JPEG": [_sof(JPEG, 0xC5), _sof(JPEG, 0xC6), _sof(JPEG, 0xCD), _sof(JPEG, 0xCE)],
@@ -265,7 +271,6 @@ UNREAD = {
     "a BMP with a header of 16 bytes": [BMP[:14] + b"\x10\0\0\0" + BMP[18:]],
     "a BMP with unusual bit masks": [bmp([bytes(4 * WIDTH)] * HEIGHT, 32, masks=(0x3FF, 0xFFC00, 0x3FF00000))],
     "a HEIC image": [b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"],
-    "an AVIF image": [as_bytes(PHOTO, "AVIF"), b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif"],
     "a video": [b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", b"\x1a\x45\xdf\xa3\1", b"RIFF\0\0\0\0AVI LIST"],
     "a raw photo of a Canon": [b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", b"II*\0\x10\0\0\0CR\2\0" + bytes(100)],
     "a JPEG 2000 image": [as_bytes(PHOTO, "JPEG2000"), as_bytes(PHOTO, "JPEG2000", no_jp2=True)],
@@ -313,6 +318,7 @@ def test_a_bmp_with_run_lengths_is_refused_as_such() -> None:
         *itertools.product(["PNG"], [PNG[:12] + b"IHDX" + PNG[16:], PNG[:27] + b"\1" + PNG[28:], PNG[:-60]]),
         *itertools.product(["GIF"], [as_bytes(GREY_PHOTO, "GIF")[:30], b"GIF89a" + bytes(20)]),
         *itertools.product(["WEBP"], [as_bytes(PHOTO, "WEBP")[:20], b"RIFF\x20\0\0\0WEBPVP9 " + bytes(30)]),
+        *itertools.product(["AVIF"], [AVIF[:40], AVIF[:-60], b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif"]),
         *itertools.product(["BMP"], [BMP[:40], BMP[:200]]),
         *itertools.product(["TIFF"], [as_bytes(PHOTO, "TIFF")[:100], b"II*\0\x08\0\0\0\xff\xff", b"MM\0*" + bytes(50)]),
     ],
@@ -324,12 +330,21 @@ def test_a_broken_file_of_a_format_that_is_read_is_never_told_to_be_none(kind: s
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_format_with_exif_is_turned_upright(kind: str, orientation: int) -> None:
     stored, exif = turned(PHOTO, orientation)
+    options: dict[str, dict[str, Any]] = {
+        "JPEG": {"quality": 95, "subsampling": 0},
+        "WEBP": {"lossless": True},
+        "AVIF": {"quality": 100, "subsampling": "4:4:4"},  # Pillow writes irot and imir, as cameras do
+    }
     file = io.BytesIO()
-    stored.save(
-        file, kind, exif=exif, **{"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
-    )
-    assert_shows(file.getvalue(), COLOURS, 8)
+    stored.save(file, kind, exif=exif, **options.get(kind, {}))
+    assert_shows(file.getvalue(), COLOURS, 12 if kind == "AVIF" else 8)
+
+
+def test_a_pillow_without_avif_calls_it_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "FORMATS", kinds.FORMATS[:-1])
+    with pytest.raises(UnsupportedFormat, match="This is an AVIF image, which is not read here. Convert it to JPEG"):
+        decode(AVIF)

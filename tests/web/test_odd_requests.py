@@ -106,7 +106,7 @@ def test_an_image_is_read_whatever_else_its_request_says(port: int, body: bytes,
     assert (status, json.loads(answer)) == (200, {"success": True, "predictions": PREDICTIONS})
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_a_body_of_each_format_that_is_read_needs_no_type(port: int, kind: str) -> None:
     for headers in [URLENCODED], [CHUNKS]:
         body = as_bytes(some_photo(), kind)
