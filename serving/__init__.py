@@ -74,7 +74,8 @@ Beside the way
     errors                  what can go wrong
     web/problems            errors -> JSON
     web/refusal_log         which limits refuse requests -> the log, without flooding it
-    web/pages               pages for people and machines
+    web/pages               pages for machines
+    web/page_files          the page for people: its files (web/page)
     web/live_state          how the service is doing, for the page and for programs
     jobs/live_view          how the service is doing, in one look at Redis
     web/api_docs            the API's pages at /docs

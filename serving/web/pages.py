@@ -1,7 +1,6 @@
-"""The web server's pages besides POST /predict: one for people, and some for machines."""
+"""The web server's pages for machines, besides POST /predict."""
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify
@@ -10,14 +9,8 @@ from serving.errors import QueueAway, Unavailable
 from serving.jobs.job import Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.readiness import readiness
-from serving.web import access
+from serving.web import access, page_files
 from serving.web.openapi import COUNT, NO_KEY, TAGS, Description, answer, error, errors, object_of, operation
-
-PAGE = (Path(__file__).parent / "page" / "index.html").read_text(encoding="utf-8")
-PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
 
 if TYPE_CHECKING:
     from serving.telemetry.metrics import WebMetrics
@@ -26,7 +19,7 @@ blueprint = Blueprint("pages", __name__)
 
 
 def add_to(app: Flask, queue: JobQueue, counts: "WebMetrics", description: dict[str, Any]) -> None:
-    """Have `app` answer these pages.
+    """Have `app` answer these pages, and the page for people.
 
     Args:
         app: gets the routes.
@@ -36,6 +29,7 @@ def add_to(app: Flask, queue: JobQueue, counts: "WebMetrics", description: dict[
     """
     app.extensions["queue"], app.extensions["counts"], app.extensions["description"] = queue, counts, description
     app.register_blueprint(blueprint)
+    app.register_blueprint(page_files.blueprint)
 
 
 def describe(*, asks_for_key: bool) -> Description:
@@ -60,14 +54,6 @@ def describe(*, asks_for_key: bool) -> Description:
             "Ready": object_of(ready={"const": True}, model_servers=COUNT),
         },
     )
-
-
-@blueprint.get("/")
-def page() -> Response:
-    """GET /: the page for people."""
-    response = Response(PAGE, content_type="text/html; charset=utf-8")
-    response.headers["Content-Security-Policy"] = PAGE_POLICY
-    return response
 
 
 @blueprint.get("/healthz")

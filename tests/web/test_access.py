@@ -36,8 +36,8 @@ def answer_to(url: str, request: bytes) -> Answer:
         return Answer(response.status, response.headers, response.read())
 
 
-def check(answer: Answer) -> None:
-    for name, value in access.ALWAYS.items():
+def check(answer: Answer, **own: str) -> None:
+    for name, value in (access.ALWAYS | {name.replace("_", "-"): value for name, value in own.items()}).items():
         assert len(answer.headers.get_all(name)) == 1
         if name != "Content-Security-Policy":
             assert answer.headers[name] == value
@@ -55,7 +55,7 @@ def test_every_answer_says_that_it_is_for_its_asker_alone(start: Start, answerin
         200: [
             upload(f"{url}/predict", PHOTO, **key),
             ask("GET", f"{url}/metrics", **key),
-            *(ask("GET", url + page) for page in ("/", "/healthz", "/readyz", "/openapi.json", "/state", "/docs")),
+            *(ask("GET", url + page) for page in ("/healthz", "/readyz", "/openapi.json", "/state", "/docs")),
         ],
         400: [upload(f"{url}/predict", b"", **key), ask("POST", f"{url}/predict", **key)],
         401: [upload(f"{url}/predict", PHOTO), ask("GET", f"{url}/metrics")],
@@ -71,6 +71,10 @@ def test_every_answer_says_that_it_is_for_its_asker_alone(start: Start, answerin
         for answer in found:
             assert answer.status == status, answer.body
             check(answer)
+    page = ask("GET", f"{url}/")
+    assert page.status == 200
+    # A browser may keep the page, but asks each time whether it is still the same. Its text has examples in Python.
+    check(Answer(page.status, page.headers, b""), Cache_Control="no-cache")
 
 
 def test_refused_while_redis_is_away_or_late_it_says_so_too(start: Start, raw: redis.Redis) -> None:
