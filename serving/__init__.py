@@ -9,6 +9,8 @@ The web process (run_web_server.py)
     web/gunicorn_worker     gunicorn's worker, and what it does otherwise here
     web/arrival             heads and bodies arrive in time, or not at all
     web/predict             POST /predict: the front door
+    web/infer_request       its requests -> named tensors
+    web/tensors             named tensors, and how an answer brings them
     web/access              who may ask; the headers that every answer carries
     web/request_ids         an id for each request
     web/jobs                asynchronous jobs: POST /predict with Prefer, /jobs/<id>

@@ -36,6 +36,7 @@ from serving.jobs.job import Job, Lane, Outcome
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
+from serving.jobs.served import Served
 from serving.jobs.web_side import WebSide
 from serving.local import redis_server as local_redis
 from serving.model.runtime import Model
@@ -260,9 +261,13 @@ PREDICTIONS = [{"label": "beagle", "probability": 0.75}, {"label": "basset", "pr
 
 
 class Answering:
-    """Stands at the queue in a model server's place, and answers each job by what `reply` makes of it."""
+    """Stands at the queue in a model server's place, and answers each job by what `reply` makes of it.
 
-    def __init__(self, url: str) -> None:
+    It publishes that it serves `served`, with `labels`; without them nothing, as the tutorial's model server.
+    """
+
+    def __init__(self, url: str, served: Served | None = None, labels: Sequence[str] = ()) -> None:
+        self.served, self.labels = served, labels
         self.reply: Callable[[Job], str | None] = lambda job: json.dumps(PREDICTIONS)
         self.failure: str | None = None  # of each job, in the place of an answer
         self.jobs: list[Job] = []
@@ -272,7 +277,8 @@ class Answering:
         self.thread.start()
 
     def run(self) -> None:
-        member = ModelSide(self.queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60).join()
+        terms = {"lease_seconds": 30, "max_attempts": 3, "result_ttl_seconds": 60}
+        member = ModelSide(self.queue, served=self.served, labels=self.labels, **terms).join()  # type: ignore[arg-type]
         while self.going:
             for lane, wait_seconds in ((Lane.PEOPLE, 0.1), (Lane.BULK, 0.0)):
                 texts = member.take(8, wait_seconds, lane=lane).jobs

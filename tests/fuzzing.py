@@ -603,6 +603,35 @@ def mutated_request(number: int, *, chunked: bool) -> bytes:
 
 # Jobs.
 
+
+def mutated_inference(number: int) -> tuple[bytes, str | None]:
+    """The body of a request to …/infer, broken somewhere, or not, and its header Inference-Header-Content-Length."""
+    r = rng(f"inference {number}")
+    inputs, behind = [], []
+    for _ in range(r.choice((1, 1, 1, 2, 9))):
+        datatype, count = r.choice(("UINT8", "FP32", "BYTES", "BYTES")), r.choice((1, 2, 3))
+        files = [r.randbytes(r.randrange(9)) for _ in range(count)]
+        content = r.randbytes(count * 4 if datatype == "FP32" else count)
+        if datatype == "BYTES":
+            content = b"".join(struct.pack("<I", len(file)) + file for file in files)
+        one: dict[str, Any] = {"name": "pixels", "datatype": datatype, "shape": [count]}
+        if r.random() < 0.5:
+            size = len(content) if r.random() < 0.8 else r.choice((*NUMBERS, -1))
+            one["parameters"] = {"binary_data_size": size}
+            behind.append(content if r.random() < 0.8 else r.choice(ANYWHERE)(r, content))
+        else:
+            texts = [base64.b64encode(file).decode() for file in files]
+            one["data"] = texts if datatype == "BYTES" else list(content[:count])
+        for name in one.keys() if r.random() < 0.2 else ():
+            one[name] = r.choice((*NUMBERS, -1, 0.5, None, True, "", "FP32", [], {}, [[]], [[1], 2], {"a": 1}))
+        inputs.append(one)
+    head = json.dumps({"id": "1", "inputs": inputs, "outputs": [{"name": "a"}]}).encode()
+    if r.random() < 0.2:
+        head = r.choice(ANYWHERE)(r, head)
+    length = str(len(head)) if r.random() < 0.9 else r.choice(("", "-1", "0", "1e3", "²", "9" * 30, str(len(head) + 1)))
+    return head + b"".join(behind), length if behind or r.random() < 0.2 else None
+
+
 JOB_SHAPE = (4, 4, 3)
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 NAMES = ("precious", "image_queue", "{image_queue}:workers", "{image_queue}:dead", "__keyspace@0__:x", "")
