@@ -36,10 +36,16 @@ $(VENV)/.audit: Makefile | $(VENV)/.created
 run: $(VENV)/.service ## start everything on this machine; ARGS="--model-servers 2"
 	@$(BIN)/python run_service.py $(ARGS)
 
-test: $(VENV)/.dev ## run the tests; ARGS="-k queue"
+# tritonclient wants an ml-dtypes below the service's.
+$(VENV)-triton/.ready: tests/requirements-triton.txt
+	$(PYTHON) -m venv $(VENV)-triton
+	$(VENV)-triton/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-triton.txt
+	@touch $@
+
+test: $(VENV)/.dev $(VENV)-triton/.ready ## run the tests; ARGS="-k queue"
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(ARGS)
 
-test-all: $(VENV)/.dev ## run the tests, and those that take long for what they find
+test-all: $(VENV)/.dev $(VENV)-triton/.ready ## run the tests, and those that take long for what they find
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "" $(ARGS)
 
 fuzz: $(VENV)/.dev ## ten times the mutated uploads and jobs of the tests, and whole requests; FUZZ_INPUTS=1000000 for more
@@ -76,4 +82,4 @@ dead-letters: $(VENV)/.service ## list the jobs that were given up; ARGS="requeu
 	@$(BIN)/python dead_letters.py $(or $(ARGS),list)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV)-bench .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-triton .pytest_cache .mypy_cache .ruff_cache

@@ -37,6 +37,8 @@ from serving.web import (
     jobs,
     jobs_schema,
     live_state,
+    open_inference,
+    open_inference_schema,
     openapi,
     pages,
     predict,
@@ -72,6 +74,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     live_state.add_to(app, queue, page_facts(config))
     if config.api_docs:
         api_docs.add_to(app)
+    open_inference.add_to(app)
     problems.add_to(app)
     return app
 
@@ -154,6 +157,7 @@ def describe(config: settings.Settings) -> dict[str, object]:
             max_upload_bytes=config.max_upload_bytes, max_images=config.max_images, formats=FORMATS
         ),
         jobs_schema.describe(),
+        open_inference_schema.describe(asks_for_key=asks_for_key),
         pages.describe(asks_for_key=asks_for_key),
         live_state.describe(),
     ]

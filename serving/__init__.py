@@ -9,8 +9,10 @@ The web process (run_web_server.py)
     web/gunicorn_worker     gunicorn's worker, and what it does otherwise here
     web/arrival             heads and bodies arrive in time, or not at all
     web/predict             POST /predict: the front door
+    web/open_inference      /v2: the front door of the Open Inference Protocol
     web/infer_request       its requests -> named tensors
     web/tensors             named tensors, and how an answer brings them
+    web/model_tensors       tensors -> pictures; predictions -> the output tensor
     web/access              who may ask; the headers that every answer carries
     web/request_ids         an id for each request
     web/jobs                asynchronous jobs: POST /predict with Prefer, /jobs/<id>
@@ -84,6 +86,7 @@ Beside the way
     web/openapi             the service's description, merged from what each front door says of itself
     web/jobs_schema         what /jobs/<id> says of itself
     web/predict_schema      what POST /predict says of itself
+    web/open_inference_schema  what /v2 says of itself
     jobs/operator           dead letters
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted

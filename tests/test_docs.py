@@ -185,7 +185,8 @@ def commands(text: str) -> list[str]:
 
 
 def test_the_versions_of_requirements_are_pinned() -> None:
-    for name in ("requirements.txt", "constraints.txt", "requirements-client.txt", "requirements-dev.txt"):
+    ours = ("requirements.txt", "constraints.txt", "requirements-client.txt", "requirements-dev.txt")
+    for name in (*ours, "tests/requirements-triton.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r", "-c")):
                 assert re.match(r"[\w\[\],.-]+==[\w.]+(;.*)?( *#.*)?$", line), line

@@ -28,7 +28,7 @@ MOST_ROWS = 1024
 
 
 class WebMetrics:
-    """Requests to /predict by status and duration, summed over all web processes.
+    """Requests for predictions by status and duration, summed over all web processes.
 
     Each process counts in a row of a table in memory that they share: there is no lock, and no file that others could
     remove. The table is made before the processes are forked; the rows of those that ended stay in the sum.
@@ -48,7 +48,7 @@ class WebMetrics:
         self._row = self._rows[int(self._forks[0]) % MOST_ROWS]
 
     def answered(self, status: int, seconds: float) -> None:
-        """Count a request to /predict that ended with this HTTP status, 100 to 599, after `seconds`."""
+        """Count a request for predictions that ended with this HTTP status, 100 to 599, after `seconds`."""
         row = self._row
         row[0] += seconds
         row[1 + bisect.bisect_left(_SECONDS, seconds)] += 1
@@ -75,7 +75,7 @@ class WebMetrics:
     def _families(self) -> list[Metric]:
         sums = self._rows[: int(self._forks[0]) + 1].sum(axis=0).tolist()
         seconds, durations, statuses = sums[0], sums[1 : 1 + len(_BUCKETS)], sums[1 + len(_BUCKETS) :]
-        requests = CounterMetricFamily("web_requests", "requests to /predict", labels=["status"])
+        requests = CounterMetricFamily("web_requests", "requests for predictions", labels=["status"])
         for status, count in enumerate(statuses, _FIRST_STATUS):
             if count:
                 requests.add_metric([str(status)], count)
@@ -83,7 +83,7 @@ class WebMetrics:
         buckets = list(zip(bounds, itertools.accumulate(durations), strict=True))
         return [
             requests,
-            HistogramMetricFamily("web_request_seconds", "duration of a request to /predict", buckets, seconds),
+            HistogramMetricFamily("web_request_seconds", "duration of a request for predictions", buckets, seconds),
         ]
 
 

@@ -100,15 +100,14 @@ _IDEMPOTENCY_KEY = {
     "description": "with the same key and image the request stands for the same asynchronous job",
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$", "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"]},
 }
-_HEADERS = {
+SERVER_TIMING = {
     "Server-Timing": header(
         TEXT,
         "milliseconds: `decode;dur=1.2, queue;dur=3.4, model;dur=22.1, total;dur=27.0`; queue and model are left out "
         "where the model server does not tell",
     ),
-    **MODEL_VERSION,
-    **PREFERENCE_APPLIED,
 }
+_HEADERS = SERVER_TIMING | MODEL_VERSION | PREFERENCE_APPLIED
 _SCHEMAS = {
     "Answer": {"anyOf": [reference("Predictions"), reference("Results")]},
     "Predictions": object_of(

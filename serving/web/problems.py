@@ -4,6 +4,7 @@ A client that accepts application/problem+json gets RFC 9457's members beside th
 """
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -14,7 +15,8 @@ from serving.errors import RequestError, Unauthorized, Unavailable
 from serving.web.refusal_log import RefusalLog
 from serving.web.request_ids import request_id
 
-PROBED = "/readyz"
+# Probes ask all the time while nobody waits: what they are told is not logged.
+PROBED = re.compile(r"/readyz|/v2/.*/ready")
 PROBLEM = "application/problem+json"
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def add_to(app: Flask) -> None:
 
 def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
     """The answer to one of our own errors: its message, its status, its headers."""
-    is_refusal = error.status in (503, 504) and request.path != PROBED  # a probe asks all the time while nobody waits
+    is_refusal = error.status in (503, 504) and not PROBED.fullmatch(request.path)
     if is_refusal or (error.status >= 500 and error.__cause__ is not None):
         refusals: RefusalLog = current_app.extensions["refusals"]
         refusals.note(f"{request.method} {request.path}", error.status, str(error), error.__cause__, request_id())

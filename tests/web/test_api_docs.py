@@ -40,7 +40,7 @@ def test_the_openapi_documents_errors_are_told_in_their_words() -> None:
         told: dict[int, set[str]] = {}
         for path, operations in describe(Settings(api_key=key))["paths"].items():
             for status, answer in (item for one in operations.values() for item in one["responses"].items()):
-                if int(status) >= 400 and path != "/readyz":
+                if int(status) >= 400 and path != "/readyz" and (path[:4], status) != ("/v2/", "404"):
                     told.setdefault(int(status), set()).add(answer["description"])
         assert told == {
             status: {f"{when} {advice}"}

@@ -1,0 +1,195 @@
+"""Answers /v2, the Open Inference Protocol v2 over HTTP, with Triton's extensions for binary data and classification.
+
+POST …/infer -- infer_request: tensors -- model_tensors: pictures --> PredictionService: a job for each
+JSON, bytes <-- tensors <-- model_tensors: the output <-- Reply, a picture each
+"""
+
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, NoReturn
+
+from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
+from werkzeug.exceptions import HTTPException, NotFound
+
+from serving.errors import BadRequest, RequestError, TooLarge, Unavailable, UnsupportedFormat
+from serving.jobs.served import ServedNow
+from serving.web import access, answers, infer_request, pages, problems, tensors, uploads
+from serving.web.classify import PredictionService, Reply, Wanted
+from serving.web.model_tensors import ServedModel, read_replies
+from serving.web.request_ids import request_id
+
+NAME, VERSION = "image-classification-service", "1"
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
+# A request may have this much besides its pictures: the other members of the JSON.
+OVERHEAD_BYTES = 64 * 1024
+
+blueprint = Blueprint("open_inference", __name__, url_prefix="/v2")
+OPEN = ("open_inference.live", "open_inference.ready")  # without an API key
+
+
+def add_to(app: Flask) -> None:
+    """Have `app` answer the protocol, with what `predict.add_to` and `pages.add_to` have given to `app`."""
+    app.register_blueprint(blueprint)
+
+
+@blueprint.before_request
+def check() -> None:
+    """Note when the request came, and check its API key. Raises Unauthorized."""
+    g.came = time.monotonic()
+    if request.endpoint not in OPEN:
+        access.check_key()
+
+
+@blueprint.get("", strict_slashes=False)
+def server() -> Response:
+    """GET /v2: what this server is."""
+    return jsonify(name=NAME, version=VERSION, extensions=EXTENSIONS)
+
+
+@blueprint.get("/health/live")
+def live() -> Response:
+    """GET /v2/health/live: this process is alive."""
+    return jsonify(live=True)
+
+
+@blueprint.get("/health/ready")
+def ready() -> Response:
+    """GET /v2/health/ready: as /readyz. Raises Unavailable, QueueAway."""
+    pages.readyz()
+    return jsonify(live=True, ready=True)
+
+
+@blueprint.get("/models/<name>")
+@blueprint.get("/models/<name>/versions/<version>")
+def metadata(name: str, version: str | None = None) -> Response:
+    """GET /v2/models/<name>: the model's input and output. Raises NotFound, Unavailable, QueueAway."""
+    return jsonify(model_of(name, version).metadata())
+
+
+@blueprint.get("/models/<name>/config")
+@blueprint.get("/models/<name>/versions/<version>/config")
+def config(name: str, version: str | None = None) -> Response:
+    """GET …/config: the same as Triton writes it. Raises NotFound, Unavailable, QueueAway."""
+    limits: uploads.Limits = current_app.extensions["upload limits"]
+    return jsonify(model_of(name, version).config(limits.images))
+
+
+@blueprint.get("/models/<name>/ready")
+@blueprint.get("/models/<name>/versions/<version>/ready")
+def model_ready(name: str, version: str | None = None) -> Response:
+    """GET …/ready: the service is ready to answer with this model. Raises NotFound, Unavailable, QueueAway."""
+    model_of(name, version)
+    pages.readyz()
+    return jsonify(name=name, ready=True)
+
+
+@blueprint.post("/models/<name>/infer")
+@blueprint.post("/models/<name>/versions/<version>/infer")
+def infer(name: str, version: str | None = None) -> Response:
+    """POST …/infer: pictures -> probabilities. Raises NotFound, and RequestError in any of its kinds."""
+    service: PredictionService = current_app.extensions["prediction service"]
+    limits: uploads.Limits = current_app.extensions["upload limits"]
+    model = model_of(name, version)
+    infer = infer_request.read(read_body(limits.request_bytes), request.headers.get(tensors.SIZE_HEADER))
+    asked, given_id, input_name = model.asked(infer), infer.id, infer.inputs[0].name
+    pictures = model.pictures(infer, limits)
+    del infer  # so that the memory of the body is free once the pictures are jobs
+    wanted = Wanted(asked.classification or model.classes, index=True, request_id=request_id())
+    replies = service.predict_all(pictures, wanted, g.came, request.environ.get("service.connection"))
+    found, warning = read_replies(input_name, replies)
+    answered_by = check_version(replies, version)
+    head: dict[str, Any] = {"model_name": name, "model_version": answered_by or model.served.version}
+    head |= {"id": given_id} if given_id is not None else {}
+    head |= {"parameters": {"warning": warning}} if warning is not None else {}
+    body, json_bytes = tensors.write(head, [(model.output(asked, found), asked.is_binary)])
+    headers = answers.headers(replies, 1000 * (time.monotonic() - g.came))
+    if json_bytes is None:
+        return Response(body, mimetype="application/json", headers=headers)
+    return Response(body, mimetype="application/octet-stream", headers=headers | {tensors.SIZE_HEADER: str(json_bytes)})
+
+
+@blueprint.route("/<path:_rest>", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+def nothing(_rest: str) -> NoReturn:
+    """All else under /v2. Raises NotFound."""
+    raise NotFound(f"{request.method} {request.path} is not part of the protocol, or of an extension offered here.")
+
+
+def model_of(name: str, version: str | None) -> ServedModel:
+    """The model that is served.
+
+    Raises:
+        NotFound: it has another name or version.
+        Unavailable: no model server has told yet what it serves.
+        QueueAway: Redis had to be asked, and does not answer.
+    """
+    served_now: ServedNow = current_app.extensions["web side"].served
+    served_now.look_if_due()  # another version may have come
+    labels, served = served_now.labels(), served_now.served()
+    if served is None or labels is None:
+        raise Unavailable(
+            "No model server has told yet what it serves: start one, or wait while it loads.", retry_after_seconds=5
+        )
+    if name != served.name:
+        raise NotFound(f"There is no model `{name}`; this service has `{served.name}`.")
+    if version not in (None, served.version):
+        raise NotFound(f"The model `{name}` has no version `{version}`; it has `{served.version}`.")
+    return ServedModel(served, len(labels))
+
+
+def read_body(most_bytes: int) -> bytes:
+    """The request's body. Raises BadRequest, TooLarge, UnsupportedFormat, Unavailable."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedFormat("A compressed body is not read. Send it without a Content-Encoding.")
+    most = most_bytes + OVERHEAD_BYTES
+    body: bytes = b""
+    try:
+        if (request.content_length or 0) <= most:
+            body = request.environ["wsgi.input"].read(most + 1)
+    except OSError as error:
+        raise BadRequest(f"The body cannot be read: {error}. Send it again.") from error
+    if (request.content_length or len(body)) > most:
+        raise TooLarge(f"The request is too large: at most {most_bytes:,} bytes are accepted.")
+    return body
+
+
+def check_version(replies: Sequence[Reply | RequestError], version: str | None) -> str | None:
+    """The version that answered, where a model server tells it.
+
+    Raises Unavailable: it is not the wanted one, if any is wanted.
+    """
+    told = [reply.answer.about.get("version") for reply in replies if isinstance(reply, Reply)]
+    for found in told:
+        if version is not None and found not in (None, version):
+            raise Unavailable(f"The version {found} has just replaced {version}. Try again, or leave the version out.")
+    return told[-1] if told else None
+
+
+@blueprint.errorhandler(RequestError)
+def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
+    """The answer to one of our errors, in the protocol's form."""
+    _, status, headers = problems.request_error(error)
+    return jsonify(error=str(error)), status, headers
+
+
+@blueprint.errorhandler(HTTPException)
+def http_error(error: HTTPException) -> tuple[Response, int]:
+    """The answer to one of Flask's errors, in the protocol's form."""
+    code = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    return jsonify(error=error.description or error.name), code
+
+
+@blueprint.errorhandler(Exception)
+def unexpected(error: Exception) -> tuple[Response, int]:
+    """The answer to an error that nobody has thought of, in the protocol's form."""
+    _, status = problems.unexpected(error)
+    return jsonify(error="The web server failed on this request; its log says why."), status
+
+
+@blueprint.after_request
+def count(response: Response) -> Response:
+    """Count an answer of …/infer as those of POST /predict are; returns the answer as it is."""
+    if request.endpoint == "open_inference.infer" and request.method == "POST":
+        current_app.extensions["counts"].answered(response.status_code, time.monotonic() - g.came)
+    return response
