@@ -6,11 +6,10 @@ JSON, bytes <-- tensors <-- model_tensors: the output <-- Reply, a picture each
 
 import time
 from collections.abc import Sequence
-from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
-from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.exceptions import NotFound
 
 from serving.errors import BadRequest, RequestError, TooLarge, Unavailable, UnsupportedFormat
 from serving.jobs.served import ServedNow
@@ -109,12 +108,6 @@ def infer(name: str, version: str | None = None) -> Response:
     return Response(body, mimetype="application/octet-stream", headers=headers | {tensors.SIZE_HEADER: str(json_bytes)})
 
 
-@blueprint.route("/<path:_rest>", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-def nothing(_rest: str) -> NoReturn:
-    """All else under /v2. Raises NotFound."""
-    raise NotFound(f"{request.method} {request.path} is not part of the protocol, or of an extension offered here.")
-
-
 def model_of(name: str, version: str | None) -> ServedModel:
     """The model that is served.
 
@@ -166,25 +159,10 @@ def check_version(replies: Sequence[Reply | RequestError], version: str | None) 
     return told[-1] if told else None
 
 
-@blueprint.errorhandler(RequestError)
-def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
-    """The answer to one of our errors, in the protocol's form."""
-    _, status, headers = problems.request_error(error)
-    return jsonify(error=str(error)), status, headers
-
-
-@blueprint.errorhandler(HTTPException)
-def http_error(error: HTTPException) -> tuple[Response, int]:
-    """The answer to one of Flask's errors, in the protocol's form."""
-    code = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
-    return jsonify(error=error.description or error.name), code
-
-
-@blueprint.errorhandler(Exception)
-def unexpected(error: Exception) -> tuple[Response, int]:
-    """The answer to an error that nobody has thought of, in the protocol's form."""
-    _, status = problems.unexpected(error)
-    return jsonify(error="The web server failed on this request; its log says why."), status
+@blueprint.errorhandler(NotFound)
+def unknown(error: NotFound) -> tuple[Response, int]:
+    """The answer to a request for another model or version."""
+    return problems.body(str(error.description), error.code), error.code
 
 
 @blueprint.after_request

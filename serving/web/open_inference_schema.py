@@ -111,7 +111,7 @@ def _in_its_form(told: dict[str, Any]) -> dict[str, Any]:
 
 def _probabilities() -> dict[str, Any]:
     made = answer("The probabilities", "InferenceAnswer", ANSWER, _HEADERS)
-    made["content"]["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    made["content"]["application/octet-stream"] = _BINARY
     return made
 
 
@@ -126,11 +126,12 @@ _PARAMETERS = {"type": "object"}
 _WHOLE = {"type": "integer"}
 _TENSOR = object_of(name=TEXT, datatype=TEXT, shape=list_of(_WHOLE))
 _DATA = {"type": "array", "items": {}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}, "example": "JSON, and the bytes of tensors behind it"}
 _BODY = {
     "required": True,
     "content": {
         "application/json": {"schema": reference("InferenceRequest"), "example": REQUEST},
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "application/octet-stream": _BINARY,
     },
 }
 _SCHEMAS: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Errors -> answers: {"success": false, "error": "… what was wrong, what to do …", "request_id": "…"}.
 
-A client that accepts application/problem+json gets RFC 9457's members beside these.
+A client that accepts application/problem+json gets RFC 9457's members beside these; below /v2 there is the error alone.
 """
 
 import logging
@@ -47,9 +47,10 @@ def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
 def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
     """The answer to one of Flask's errors, in our words: its body, its status, its headers."""
     code = error.code or 500
+    door = "/v2/models/<model>/infer" if is_open_inference() else "/predict"
     says = {
-        404: "There is no such page. Images go to POST /predict; GET / is the page for people.",
-        405: f"{request.method} is not answered at {request.path}. Images go to POST /predict.",
+        404: f"There is no such page. Images go to POST {door}; GET / is the page for people.",
+        405: f"{request.method} is not answered at {request.path}. Images go to POST {door}.",
         413: f"The upload is too large: at most {current_app.config['MAX_CONTENT_LENGTH']:,} bytes are accepted.",
     }.get(code, error.description or error.name)
     methods = getattr(error, "valid_methods", None)
@@ -62,8 +63,15 @@ def unexpected(error: Exception) -> tuple[Response, int]:
     return body("The web server failed on this request; its log says why.", 500), 500
 
 
+def is_open_inference() -> bool:
+    """Whether the request is for the Open Inference Protocol, whose errors have a form of their own."""
+    return request.path == "/v2" or request.path.startswith("/v2/")
+
+
 def body(says: str, status: int) -> Response:
     """The body of an error, with the sentence `says`."""
+    if is_open_inference():
+        return jsonify(error=says)
     told: dict[str, Any] = {"success": False, "error": says}
     is_problem = any(kind == PROBLEM and quality > 0 for kind, quality in request.accept_mimetypes)
     if is_problem:

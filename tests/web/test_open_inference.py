@@ -159,16 +159,17 @@ def test_another_model_or_version_is_not_there_and_the_answer_names_what_is(
 
 
 def test_what_is_no_part_of_the_protocol_is_refused_in_its_form(service: str, model: str) -> None:
-    for method, url in (
-        ("GET", f"{service}/v2/nothing"),
-        ("POST", f"{service}/v2/repository/index"),
-        ("GET", f"{model}/infer"),
-        ("POST", model),
-        ("DELETE", f"{service}/v2"),
+    for method, url, allowed in (
+        ("GET", f"{service}/v2/nothing", None),
+        ("POST", f"{service}/v2/repository/index", None),
+        ("GET", f"{model}/infer", "POST"),
+        ("POST", model, "GET, HEAD"),
+        ("DELETE", f"{service}/v2", "GET, HEAD"),
     ):
         answer = http(method, url, b"" if method == "POST" else None)
-        assert answer.status in (404, 405), url
-        assert isinstance(answer.json["error"], str)
+        assert list(answer.json) == ["error"], url
+        assert answer.headers["Allow"] == allowed if allowed else answer.status == 404, url
+        assert answer.status == (405 if allowed else 404), url
 
 
 def test_each_answer_is_as_openapi_json_says(service: str, model: str) -> None:
@@ -395,7 +396,7 @@ def test_tritonclient_reads_why_it_was_refused(told: dict[str, Any]) -> None:
         ("other model", "404", "There is no model `other`"),
         ("other version", "404", "has no version `1`"),
         ("packed", "415", "Content-Encoding"),
-        ("no extension", "404", "not part of the protocol"),
+        ("no extension", "404", "/v2/models/<model>/infer"),
     ):
         assert told["refused"][what][0] == status, what
         assert says in told["refused"][what][1]
@@ -466,7 +467,7 @@ def test_all_but_health_asks_for_the_key(stand_in: tuple[Answering, str]) -> Non
     server = model.partition("/models")[0]
     body = json.dumps({"inputs": [files(RED)]}).encode()
     assert http("GET", f"{server}/health/live").status == 200
-    for path in (server, model, f"{model}/config", f"{model}/ready", f"{model}/infer", f"{server}/nothing"):
+    for path in (server, model, f"{model}/config", f"{model}/ready", f"{model}/infer"):
         method, content = ("POST", body) if path.endswith("infer") else ("GET", None)
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             answer = http(method, path, content, **headers)
