@@ -702,7 +702,8 @@ class Client(_Core):
     ) -> Iterator[Result]:
         """A result for each picture, in order. An error of one stands in its result and holds up no other.
 
-        The pictures are looked up as their turn comes, so there may be any number of them.
+        The pictures are looked up as their turn comes, so there may be any number of them. Who leaves before the end
+        waits for the tries that are under way.
 
         Args:
             images: what `predict` takes.
@@ -726,9 +727,9 @@ class Client(_Core):
                 for future in _in_order(images, lambda image: pool.submit(one, image), ahead, concurrency):
                     yield future.result()
                     advance()
-        finally:  # also when nobody wants the rest
+        finally:  # also when nobody wants the rest: pauses end, and a thread that lived on would use a closed client
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
     def submit(self, image: Picture, top: int | None = None, *, idempotency_key: str | None = None) -> Job:
         """Hand a picture in as an asynchronous job. The same `idempotency_key` finds the same job; without one each

@@ -513,6 +513,10 @@ def test_so_many_are_under_way_at_once_and_no_more(verbs, peer):
     assert server.most_busy == 3
 
 
+def threads_of_predict_many() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("predict_many")]
+
+
 def test_pictures_are_looked_up_as_their_turn_comes_and_leaving_early_ends_it(peer):
     server, taken = peer(OK), []
 
@@ -532,20 +536,25 @@ def test_pictures_are_looked_up_as_their_turn_comes_and_leaving_early_ends_it(pe
         results = client.predict_many(endless(), concurrency=2)
         assert next(results).answer.label == "tabby"
         results.close()
+        assert not threads_of_predict_many()
     assert 0 < len(taken) <= 8
-    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("predict_many")])
     asyncio.run(some())
     assert len(taken) <= 16
 
 
 def test_who_leaves_waits_for_no_pause(peer):
-    server = peer(OK, OK, OK, reply(503, BUSY, Retry_After="3600"))
+    server = peer(reply(503, BUSY, Retry_After="3600"))
+
+    class Late(os.PathLike):
+        def __fspath__(self) -> str:
+            wait_for(lambda: len(server.requests) == 3)
+            return "no-such.jpg"
+
     with Client(server.url, patience=1e6) as client:
-        results = client.predict_many([RED] * 9, concurrency=3)
-        assert next(results).answer.label == "tabby"
-        wait_for(lambda: len(server.requests) >= 6)
+        results = client.predict_many([Late(), *[RED] * 20], concurrency=4)
+        assert isinstance(next(results).error, CannotSend)
         results.close()
-    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("predict_many")], 5)
+        assert not threads_of_predict_many()
 
 
 def test_threads_may_share_a_client(service):
