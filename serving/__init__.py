@@ -26,6 +26,7 @@ The web process (run_web_server.py)
     images/limits           what an image may cost, attack by attack
     images/kinds            what a file is that could not be read
     images/tiff             which TIFFs are read, and how
+    images/avif             how large the frames of an AVIF are
     images/grey             grey of more than 8 bits -> 8 bits
     images/resize           the resizer that uses SIMD, else Pillow's
     jobs/web_side           submit a job, get a ticket, wait with it for the answer

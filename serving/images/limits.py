@@ -3,6 +3,7 @@
     attack                                        limit
     WebP of 16383×3051 in 32 bytes                half of `max_pixels`: its decoder takes 16 to 20 bytes a pixel, not 8
     AVIF of 7071×7071 in 14 kB                    half of `max_pixels`: its decoder takes up to 12 bytes a pixel
+    AVIF of 16×16 with a frame of 14000×14000     its frames too: libavif decodes before it compares (avif.py)
     PNG of 1×50,000,000 pixels                    MOST_SIDE_PIXELS: resizing takes 32 bytes for each pixel of a side
     TIFF of 16×16 with a tile of 40000×40000      `max_pixels` for a tile too: libtiff decodes whole tiles
     TIFF of 300 tags over the same 16 MB          tiff.check_tags: Pillow and libtiff copy each
@@ -21,6 +22,7 @@ import io
 from PIL import ImageFile, TiffImagePlugin
 
 from serving.errors import TooLarge, UnsupportedFormat
+from serving.images import avif
 
 MOST_HEADER_READS = 5_000  # a photo takes dozens
 MOST_SIDE_PIXELS = 65_535  # as in JPEG
@@ -62,6 +64,8 @@ def check_header(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> No
             f"The image has {image.width}×{image.height} pixels; at most {max_pixels:,} are accepted, and "
             f"{MOST_SIDE_PIXELS:,} on a side. Make it smaller."
         )
+    if image.format == "AVIF" and avif.most_frame_pixels(data) > max_pixels:
+        raise TooLarge("The AVIF has frames that are larger than it says. Save it anew.")
     # Counting goes over the whole file and holds the interpreter, so it is done only where so many scans may fit.
     may_be_many = image.format in ("JPEG", "MPO") and len(data) // LEAST_SCAN_BYTES * pixels > MOST_SCANNED_PIXELS
     if may_be_many and data.count(START_OF_SCAN) * pixels > MOST_SCANNED_PIXELS:
