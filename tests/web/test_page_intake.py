@@ -62,18 +62,18 @@ def test_of_more_pictures_than_the_page_takes_at_once_it_takes_the_first_and_say
     expect(cards(page)).to_have_count(100)
 
 
-@pytest.mark.parametrize("texts", [{"text_plain": "a word"}, {"text_uri-list": "http://127.0.0.1:9/a.jpg"}])
 def test_a_drop_that_is_no_file_says_so_and_leaves_the_cards_alone(
-    page: Page, seeing: Answering, pictures: dict[str, Path], texts: dict[str, str]
+    page: Page, seeing: Answering, pictures: dict[str, Path]
 ) -> None:
     choose(page, pictures["red"])
     expect_answer(cards(page), "red")
-    for place in (invitation(page), page.get_by_role("heading", name="Use it from code")):
-        drop(page, place, **texts)
-        expect(note(page)).to_contain_text("no file")
-    expect_answer(cards(page), "red")
+    drop(page, invitation(page), text_plain="a word")
+    expect(note(page)).to_contain_text("no file")
     choose(page, pictures["blue"])
     expect(note(page)).to_be_empty()
+    drop(page, page.get_by_role("heading", name="Use it from code"), **{"text_uri-list": "http://127.0.0.1:9/a.jpg"})
+    expect(note(page)).to_contain_text("no file")
+    expect_answer(card(page, "red.png"), "red")
 
 
 def test_a_folder_that_is_dropped_is_told_to_be_no_picture(page: Page, tmp_path: Path) -> None:

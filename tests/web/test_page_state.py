@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from serving.jobs.job import Outcome
 from serving.jobs.membership import Membership
+from serving.jobs.served import Served
 
 pytest_plugins = "page_fixtures"
 pytestmark = needs_chromium
@@ -75,12 +76,14 @@ def test_before_a_model_server_is_there_the_page_says_so(
     expect(pulse(page)).to_contain_text("Ready")
 
 
-def test_random_weights_are_told_before_and_with_every_answer(page: Page, answering: Answering, pictures: dict) -> None:
+def test_random_weights_are_told_before_and_with_every_answer(
+    page: Page, new_member: Callable[..., Membership], answering: Answering, pictures: dict
+) -> None:
     warning = "The model has random weights: the predictions mean nothing."
-    answering.reply = lambda job: json.dumps({"predictions": [{"label": "x", "probability": 1}], "warning": warning})
-    answer_in_the_services_place(page, 200, a_state(warning=warning), "**/state")
+    new_member(served=Served("ResNet50", "1", "float32", "keras", 32, 32, 3, "digest", warning=warning), labels=["x"])
     expect(banner(page)).to_have_text(warning, timeout=PATIENCE_MS)
-    choose(page, pictures["red"])
+    answering.reply = lambda job: json.dumps({"predictions": [{"label": "x", "probability": 1}], "warning": warning})
+    choose(page, pictures["red"])  # the member that has published takes nothing, so the other one answers
     expect(cards(page)).to_contain_text(warning)
     expect(page.locator("#earlier")).to_contain_text("from random weights")
 
@@ -119,16 +122,15 @@ def test_a_service_that_loses_redis_and_then_goes_away_is_told_apart(browser: Br
         processes.end()
 
 
-@pytest.mark.parametrize("body", ["<html>Wi-Fi</html>", "null", "[]", "{}", '{"status": 3, "seconds": 4}'])
-def test_what_is_no_state_of_the_service_breaks_nothing(
-    page: Page, seeing: Answering, pictures: dict, body: str
-) -> None:
-    requests = Requests(page, "/state")
-    answer_in_the_services_place(page, 200, body, "**/state")
-    requests.wait_until_ended(1)
-    choose(page, pictures["red"])
-    expect_answer(cards(page), "red")
-    expect(page.get_by_role("heading", name="The service now")).to_be_hidden()
+def test_what_is_no_state_of_the_service_breaks_nothing(page: Page, seeing: Answering, pictures: dict) -> None:
+    for body in ("<html>Wi-Fi</html>", "null", "[]", "{}", '{"status": 3, "seconds": 4}'):
+        answer_in_the_services_place(page, 200, body, "**/state")
+        with page.expect_response("**/state"):
+            page.reload()
+        choose(page, pictures["red"])
+        expect_answer(cards(page), "red")
+        expect(page.get_by_role("heading", name="The service now")).to_be_hidden()
+        page.unroute("**/state")
 
 
 def test_a_web_server_without_such_a_page_is_no_reason_to_worry(page: Page) -> None:
