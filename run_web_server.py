@@ -146,6 +146,7 @@ def page_facts(config: settings.Settings) -> live_state.PageFacts:
         max_images=config.max_images,
         max_upload_bytes=config.max_upload_bytes,
         top=config.top,
+        api_docs=config.api_docs,
     )
 
 

@@ -14,12 +14,14 @@ def describe() -> Description:
         "An asynchronous job",
         {"200": _job("The job", PREFERENCE_APPLIED), **errors(404, 503)},
         parameters=[_ID, _PREFER],
+        tags=["predictions"],
     )
     cancel = operation(
         "cancel_job",
         "Cancel an asynchronous job, unless it is over",
         {"200": _job("The job as it is then"), **errors(404, 503)},
         parameters=[_ID],
+        tags=["predictions"],
     )
     return Description({"/jobs/{id}": {"get": show, "delete": cancel}}, _SCHEMAS)
 

@@ -46,6 +46,7 @@ class PageFacts:
     max_images: int  # of one request
     max_upload_bytes: int  # of one image
     top: int  # predictions of an answer, unless the request says how many
+    api_docs: bool  # whether /docs is there
 
 
 class LatestLook:
@@ -129,7 +130,7 @@ def describe() -> Description:
     return Description({"/state": {"get": get}}, {"State": _STATE})
 
 
-_FACTS = PageFacts(asks_for_key=False, max_images=16, max_upload_bytes=16_777_216, top=5)
+_FACTS = PageFacts(asks_for_key=False, max_images=16, max_upload_bytes=16_777_216, top=5, api_docs=True)
 _MINUTE = Seconds(answered=700, failed=3, p50_ms=25.1, p99_ms=80.3, batches=90, batch_images_mean=7.8)
 _EXAMPLE = in_json(
     LiveView(
@@ -151,6 +152,7 @@ _STATE = object_of(
     status={"enum": ["ready", "no_model_server", "redis_away", "paused"]},
     warning=or_null(TEXT),
     asks_for_key={"type": "boolean"},
+    api_docs={"type": "boolean"},
     max_images=COUNT,
     max_upload_bytes=COUNT,
     top=COUNT,

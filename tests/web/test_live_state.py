@@ -30,7 +30,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.web.live_state import GOOD_FOR_SECONDS, LatestLook, PageFacts, in_json
 
 PHOTO = as_bytes(some_photo(), "JPEG")
-FACTS = PageFacts(asks_for_key=False, max_images=16, max_upload_bytes=1000, top=5)
+FACTS = PageFacts(asks_for_key=False, max_images=16, max_upload_bytes=1000, top=5, api_docs=True)
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,12 @@ def test_the_page_shows_the_work_of_the_last_minute(page: Page, seeing: Answerin
     expect(page.get_by_role("row")).to_have_count(2)  # a head, and one model server
 
 
+def test_the_page_leads_to_where_the_api_can_be_tried(page: Page) -> None:
+    page.get_by_role("link", name="tried here").click()
+    page.wait_for_url("**/docs*")
+    page.go_back()
+
+
 def test_before_a_model_server_is_there_the_page_says_so(
     page: Page, new_member: Callable[..., Membership], pictures: dict
 ) -> None:

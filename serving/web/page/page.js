@@ -34,7 +34,7 @@ const live = new Live();
 const code = new Code(live, top);
 $("top").onchange = () => { history.replaceState(null, "", `#top=${$("top").value}`); code.show(); };
 addEventListener("hashchange", () => { showTop(live); code.show(); });
-live.addEventListener("state", () => showTop(live));
+live.addEventListener("state", () => { showTop(live); $("docs").hidden = !live.latest?.api_docs; });
 showTop(live);
 const cards = new Cards(live, new History(), ask, top);
 listen(files => cards.take(files));
