@@ -6,6 +6,8 @@ from serving.jobs.job import Status
 from serving.web.openapi import TEXT, Description, answer, errors, list_of, object_of, operation
 from serving.web.predict_schema import JOB, MODEL_VERSION, PREDICTION, PREDICTIONS, PREFERENCE_APPLIED, RETRY_AFTER
 
+TAGS = ["asynchronous jobs"]
+
 
 def describe() -> Description:
     """What /jobs/<id> answers."""
@@ -14,14 +16,14 @@ def describe() -> Description:
         "An asynchronous job",
         {"200": _job("The job", PREFERENCE_APPLIED), **errors(404, 503)},
         parameters=[_ID, _PREFER],
-        tags=["predictions"],
+        tags=TAGS,
     )
     cancel = operation(
         "cancel_job",
         "Cancel an asynchronous job, unless it is over",
         {"200": _job("The job as it is then"), **errors(404, 503)},
         parameters=[_ID],
-        tags=["predictions"],
+        tags=TAGS,
     )
     return Description({"/jobs/{id}": {"get": show, "delete": cancel}}, _SCHEMAS)
 

@@ -67,6 +67,8 @@ def test_the_page_shows_every_operation(page: Page, url: str) -> None:
     expect(page.locator(".opblock")).to_have_count(sum(len(operations) for operations in paths.values()))
     for path in paths:
         expect(page.locator(f'[data-path="{path}"]').first).to_be_visible()
+    headings = page.locator(".opblock-tag").all_inner_texts()
+    assert "default" not in headings, "Swagger UI puts what has no tag under this heading"
 
 
 def test_a_picture_is_tried_out_with_a_key(page: Page, url: str, tmp_path: Path) -> None:
