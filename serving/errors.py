@@ -75,7 +75,7 @@ class Forbidden(RequestError):
 
 class UnknownJob(RequestError):
     status = 404
-    when = "Only at `/jobs/<id>`: no asynchronous job has this id, or it has expired."
+    when = "At `/jobs/<id>`: no asynchronous job has this id, or it has expired."
     advice = "Take the path from the header `Location` of the 202, and read the job before its `expires_at`."
 
 

@@ -20,7 +20,7 @@ PREDICTIONS = [{"label": "beagle", "probability": 0.539209}, {"label": "Walker_h
 ONE = {"success": True, "predictions": PREDICTIONS}
 REFUSED = {
     "success": False,
-    "error": "The format is not read: this is a PDF. Accepted are JPEG, PNG, WebP, GIF, BMP, TIFF.",
+    "error": "This is a PDF document, which is not read here. Convert it to JPEG or PNG.",
     "status": 415,
 }
 
