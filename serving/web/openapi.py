@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from serving import errors as problems
+from serving.errors import statuses
 
 KEY = "key"  # the security scheme's name
 TAGS = ["service"]  # of what tells of the service itself
@@ -84,9 +84,9 @@ def header(schema: Mapping[str, Any], description: str, *, required: bool = True
     return {"required": required, "description": description, "schema": dict(schema)}
 
 
-def errors(*statuses: int) -> dict[str, Any]:
+def errors(*codes: int) -> dict[str, Any]:
     """Answers to errors, in the words of serving.errors."""
-    return {str(status): error(status, " ".join(problems.statuses()[status])) for status in statuses}
+    return {str(code): error(code, " ".join(statuses()[code])) for code in codes}
 
 
 def error(status: int, description: str) -> dict[str, Any]:
