@@ -71,6 +71,13 @@ def test_the_page_shows_every_operation(page: Page, url: str) -> None:
     assert "default" not in headings, "Swagger UI puts what has no tag under this heading"
 
 
+def test_the_page_is_dark_where_the_reader_wants_it(page: Page) -> None:
+    page.emulate_media(color_scheme="dark")
+    expect(page.locator("html")).to_have_class("dark-mode")
+    page.emulate_media(color_scheme="light")
+    expect(page.locator("html")).to_have_class("")
+
+
 def test_a_picture_is_tried_out_with_a_key(page: Page, url: str, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(as_bytes(some_photo(), "JPEG"))
     page.get_by_role("button", name=re.compile("Authorize")).first.click()

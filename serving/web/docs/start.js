@@ -9,3 +9,8 @@ SwaggerUIBundle({
   tryItOutEnabled: true,
   validatorUrl: null, // else the page would send the description to a server of Swagger's makers
 });
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+follow();
+dark.addEventListener("change", follow);
