@@ -124,7 +124,7 @@ class Settings(BaseSettings):
         8,
         ge=2,
         le=1000,
-        description="while people's jobs wait, a model server takes asynchronous ones at least every so manieth batch",
+        description="of so many full batches at least one is of asynchronous jobs, even while people's jobs wait",
     )
     request_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="a request that has no answer after this time gets 504, seconds"
@@ -194,12 +194,12 @@ class Settings(BaseSettings):
     metrics_host: Annotated[str, _Address] = Field(
         "127.0.0.1", min_length=1, description="address of the model server's /metrics"
     )
+    metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
     log_level: Annotated[Literal["debug", "info", "warning"], _Lower] = Field(
         "info",
         description="what the servers log: debug shows whole errors, and what TensorFlow, JAX or PyTorch writes while "
         "it loads; warning hides the steps of the start",
     )
-    metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
 
     @field_validator("api_key")
     @classmethod

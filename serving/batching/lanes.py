@@ -19,7 +19,7 @@ class Turns:
     """Whose turn it is; only the fetcher uses it.
 
     Args:
-        bulk_every: at least every so manieth batch is bulk's, if bulk waits; 2 or more.
+        bulk_every: of so many full batches at least one is bulk's, if bulk waits; 2 or more.
     """
 
     def __init__(self, bulk_every: int) -> None:
