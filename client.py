@@ -90,7 +90,7 @@ class ClientError(Exception):
     Refused           any other 4xx: the same request gets the same answer
     Unavailable       429, 502, 503, 504: come back later
     Failed            any other 5xx, or the job failed
-    Canceled          somebody cancelled the job
+    Canceled          somebody canceled the job
     NotDone           `wait` ran out of time; the job goes on
 
     `status` is the HTTP status, `request_id` the one to tell the operator, `retry_after` the seconds that the service
@@ -368,7 +368,7 @@ class _Core:
             if not now.is_done:
                 yield _Pause(max(0.0, min(began + POLL_SECONDS, until) - time.monotonic()))
         if now.status == "canceled":
-            raise Canceled(f"The job {now.id} was cancelled.", request_id=now.request_id)
+            raise Canceled(f"The job {now.id} was canceled.", request_id=now.request_id)
         if now.answer is None:
             raise Failed(now.error or f"The job {now.id} failed.", request_id=now.request_id)
         return now.answer
@@ -925,11 +925,11 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
         "--top",
         type=int,
         metavar="N",
-        help="labels of each picture (default: of one picture what the service sends, of several the first)",
+        help="labels of each picture (default: all that the service sends; of several pictures one, with --json all)",
     )
-    add("--json", action="store_true", help="print a JSON object for each picture, a line each")
+    add("--json", action="store_true", help="print one line for each picture, a JSON object")
     add("--concurrency", type=int, default=8, metavar="N", help="so many pictures at once (default: %(default)s)")
-    add("--async", dest="by_jobs", action="store_true", help="send them as asynchronous jobs: for much that has time")
+    add("--async", dest="by_jobs", action="store_true", help="send asynchronous jobs: people's requests go first")
     add("--timeout", type=float, default=60, metavar="SECONDS", help="of each try (default: %(default)s)")
     args = parser.parse_args(given)
     for name in ("top", "concurrency", "timeout"):
