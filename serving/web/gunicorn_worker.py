@@ -27,10 +27,10 @@ from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.wsgi import ClosingIterator
 
 from serving.web.arrival import ArrivingHead, RequestBody, linger
+from serving.web.problems import SERVER_FAILED
 
 STOP_LOOK_SECONDS, STOP_ACCEPT_SECONDS = 0.02, 0.2
 MOST_ECHOED_CHARACTERS = 200
-SERVER_FAILED = "The web server failed on this request; its log says why."
 
 _heads: dict[gevent.Greenlet, ArrivingHead] = {}  # of each connection of this process; a greenlet serves it
 _ended: list[Any] = []  # the worker of this process, once gunicorn has ended it

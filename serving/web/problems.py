@@ -18,6 +18,7 @@ from serving.web.request_ids import request_id
 # Probes ask all the time while nobody waits: what they are told is not logged.
 PROBED = re.compile(r"/readyz|/v2/.*/ready")
 PROBLEM = "application/problem+json"
+SERVER_FAILED = "The web server failed on this request; its log says why."
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
 def unexpected(error: Exception) -> tuple[Response, int]:
     """The answer to an error that nobody has thought of, which goes to the log: its body, its status."""
     log.error("%s %s failed, request %s", request.method, request.path, request_id(), exc_info=error)
-    return body("The web server failed on this request; its log says why.", 500), 500
+    return body(SERVER_FAILED, 500), 500
 
 
 def is_open_inference() -> bool:
