@@ -59,7 +59,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     app, limits = Flask(__name__, static_folder=None), upload_limits(config)
     app.config["API_KEYS"] = config.api_keys()
     app.config["READY_WITHOUT_MODEL_SERVER"] = config.ready_without_model_server
-    app.config["MAX_CONTENT_LENGTH"] = limits.request_bytes + uploads.MULTIPART_OVERHEAD_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = limits.request_bytes + uploads.OVERHEAD_BYTES
     app.json = json = DefaultJSONProvider(app)
     json.sort_keys = json.ensure_ascii = False
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)

@@ -11,7 +11,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
 from werkzeug.exceptions import NotFound
 
-from serving.errors import BadRequest, RequestError, TooLarge, Unavailable, UnsupportedFormat
+from serving.errors import BadRequest, RequestError, Unavailable, UnsupportedFormat
 from serving.jobs.served import ServedNow
 from serving.web import access, answers, infer_request, pages, problems, tensors, uploads
 from serving.web.classify import PredictionService, Reply, Wanted
@@ -20,8 +20,6 @@ from serving.web.request_ids import request_id
 
 NAME, VERSION = "image-classification-service", "1"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
-# A request may have this much besides its pictures: the other members of the JSON.
-OVERHEAD_BYTES = 64 * 1024
 
 blueprint = Blueprint("open_inference", __name__, url_prefix="/v2")
 OPEN = ("open_inference.live", "open_inference.ready")  # without an API key
@@ -90,10 +88,10 @@ def infer(name: str, version: str | None = None) -> Response:
     service: PredictionService = current_app.extensions["prediction service"]
     limits: uploads.Limits = current_app.extensions["upload limits"]
     model = model_of(name, version)
-    infer = infer_request.read(read_body(limits.request_bytes), request.headers.get(tensors.SIZE_HEADER))
-    asked, given_id, input_name = model.asked(infer), infer.id, infer.inputs[0].name
-    pictures = model.pictures(infer, limits)
-    del infer  # so that the memory of the body is free once the pictures are jobs
+    sent = infer_request.read(read_body(limits.request_bytes), request.headers.get(tensors.SIZE_HEADER))
+    asked, given_id, input_name = model.asked(sent), sent.id, sent.inputs[0].name
+    pictures = model.pictures(sent, limits)
+    del sent  # so that the memory of the body is free once the pictures are jobs
     wanted = Wanted(asked.classification or model.classes, index=True, request_id=request_id())
     replies = service.predict_all(pictures, wanted, g.came, request.environ.get("service.connection"))
     found, warning = read_replies(input_name, replies)
@@ -135,16 +133,10 @@ def read_body(most_bytes: int) -> bytes:
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedFormat("A compressed body is not read. Send it without a Content-Encoding.")
-    most = most_bytes + OVERHEAD_BYTES
-    body: bytes = b""
     try:
-        if (request.content_length or 0) <= most:
-            body = request.environ["wsgi.input"].read(most + 1)
+        return uploads.read_all(request, most_bytes)
     except OSError as error:
         raise BadRequest(f"The body cannot be read: {error}. Send it again.") from error
-    if (request.content_length or len(body)) > most:
-        raise TooLarge(f"The request is too large: at most {most_bytes:,} bytes are accepted.")
-    return body
 
 
 def check_version(replies: Sequence[Reply | RequestError], version: str | None) -> str | None:

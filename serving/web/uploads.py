@@ -15,8 +15,8 @@ from serving.errors import NoImage, RequestError, TooLarge, UndecodableImage, Un
 HOW_TO_SEND = (
     "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
 )
-# A form may have this much besides the image: boundaries and headers.
-MULTIPART_OVERHEAD_BYTES = 64 * 1024
+# A body may have this much besides its images: boundaries and headers of a form, members of JSON.
+OVERHEAD_BYTES = 64 * 1024
 URL_ENCODED = "application/x-www-form-urlencoded"
 MOST_PARTS, MOST_HEADERS_OF_A_PART = 128, 64
 # How image files begin: JPEG, PNG, GIF, WebP, BMP, TIFF. A body that begins so is an image, whatever its type says.
@@ -68,25 +68,18 @@ def pop_only(images: list[bytes | RequestError]) -> bytes:
     return image
 
 
-def _checked(image: bytes, most_bytes: int) -> bytes | RequestError:
-    if not image:
-        return NoImage(f"The image is empty (0 bytes). {HOW_TO_SEND}")
-    if len(image) > most_bytes:
-        return TooLarge(f"The image has {len(image):,} bytes; at most {most_bytes:,} are accepted. Make it smaller.")
-    return image
+def read_all(request: Request, most_bytes: int) -> bytes:
+    """The body, `most_bytes` of images and OVERHEAD_BYTES at most. Raises TooLarge, Unavailable, OSError.
 
-
-def _read_body(request: Request, limits: Limits) -> list[bytes | RequestError]:
-    """The multipart fields `image`, or the raw body. Raises NoImage, TooLarge, UnsupportedFormat, OSError."""
-    if request.mimetype == "multipart/form-data":
-        boundary = request.mimetype_params.get("boundary", "")
-        form = _read_all(request, limits.request_bytes)
-        return read_form_files(form, boundary, "image", most=limits.images)
-    beginning = b""
-    if not request.mimetype.startswith("image/") and request.mimetype != "application/octet-stream":
-        beginning = request.environ["wsgi.input"].read(BEGINNING_BYTES)
-        _check_beginning(beginning, request.mimetype)
-    return [beginning + _read_all(request, limits.image_bytes)]
+    It is read from the server itself: Flask's stream would read it in pieces and copy them twice.
+    """
+    body: bytes = b""
+    most_read = most_bytes + OVERHEAD_BYTES
+    if (request.content_length or 0) <= most_read:
+        body = request.environ["wsgi.input"].read(most_read + 1)
+    if (request.content_length or len(body)) > most_read:
+        raise TooLarge(f"The upload is too large: at most {most_bytes:,} bytes are accepted.")
+    return body
 
 
 @contextlib.contextmanager
@@ -100,6 +93,27 @@ def hint_of_curl(request: Request) -> Iterator[None]:
         raise UndecodableImage(
             f"{error} Was it sent by curl -d, which leaves out line ends? Use curl -F image=@photo.jpg."
         ) from error
+
+
+def _checked(image: bytes, most_bytes: int) -> bytes | RequestError:
+    if not image:
+        return NoImage(f"The image is empty (0 bytes). {HOW_TO_SEND}")
+    if len(image) > most_bytes:
+        return TooLarge(f"The image has {len(image):,} bytes; at most {most_bytes:,} are accepted. Make it smaller.")
+    return image
+
+
+def _read_body(request: Request, limits: Limits) -> list[bytes | RequestError]:
+    """The multipart fields `image`, or the raw body. Raises NoImage, TooLarge, UnsupportedFormat, OSError."""
+    if request.mimetype == "multipart/form-data":
+        boundary = request.mimetype_params.get("boundary", "")
+        form = read_all(request, limits.request_bytes)
+        return read_form_files(form, boundary, "image", most=limits.images)
+    beginning = b""
+    if not request.mimetype.startswith("image/") and request.mimetype != "application/octet-stream":
+        beginning = request.environ["wsgi.input"].read(BEGINNING_BYTES)
+        _check_beginning(beginning, request.mimetype)
+    return [beginning + read_all(request, limits.image_bytes)]
 
 
 def _check_beginning(beginning: bytes, mimetype: str) -> None:
@@ -117,19 +131,8 @@ def _check_beginning(beginning: bytes, mimetype: str) -> None:
 
 
 def _begins_as_image(data: bytes) -> bool:
-    # HEIC and AVIF begin with a box `ftyp`: the decoder says what it reads instead.
+    # AVIF and HEIC begin with a box `ftyp`: the decoder tells them apart, and refuses HEIC.
     return data.startswith(BEGINNINGS) or data[4:8] == b"ftyp"
-
-
-def _read_all(request: Request, most_bytes: int) -> bytes:
-    """The body, read from the server itself: Flask's stream would read it in pieces and copy them twice."""
-    body: bytes = b""
-    most_read = most_bytes + MULTIPART_OVERHEAD_BYTES
-    if (request.content_length or 0) <= most_read:
-        body = request.environ["wsgi.input"].read(most_read + 1)
-    if (request.content_length or len(body)) > most_read:
-        raise TooLarge(f"The upload is too large: at most {most_bytes:,} bytes are accepted.")
-    return body
 
 
 def read_form_files(form: bytes, boundary: str, field: str, *, most: int) -> list[bytes | RequestError]:
@@ -178,7 +181,7 @@ def _parser(boundary: str) -> multipart.PushMultipartParser:
         max_segment_count=MOST_PARTS,
         # Nobody here reads a file's name: it may be in any encoding (Latin-1 has a character for each byte), and long.
         header_charset="latin-1",
-        max_header_size=MULTIPART_OVERHEAD_BYTES,
+        max_header_size=OVERHEAD_BYTES,
         max_header_count=MOST_HEADERS_OF_A_PART,
     )
 
