@@ -175,13 +175,6 @@ class PredictionService:
         self._web_side.served.check_answer(answer)
         return Reply(answer, admitted.decode_ms, 1000 * (ticket.answered_at - ticket.since))
 
-    def _count(self, reply: Reply | RequestError) -> None:
-        """Count, for GET /state, what became of a picture; what is its client's own fault does not count."""
-        if isinstance(reply, Reply) and not reply.answer.text.startswith('{"error"'):
-            self._web_side.counts.answered(reply.decode_ms + reply.wait_ms)
-        elif isinstance(reply, Reply) or reply.status >= 500:
-            self._web_side.counts.failed()
-
     def make_job(self, picture: bytes | np.ndarray, wanted: Wanted) -> Job:
         """Decode and resize a picture (see `predict`), and make a job of it, without a deadline or a channel.
 
@@ -228,6 +221,13 @@ class PredictionService:
             reply = error
         self._count(reply)
         return reply
+
+    def _count(self, reply: Reply | RequestError) -> None:
+        """Count, for GET /state, what became of a picture; what is its client's own fault does not count."""
+        if isinstance(reply, Reply) and not reply.answer.text.startswith('{"error"'):
+            self._web_side.counts.answered(reply.decode_ms + reply.wait_ms)
+        elif isinstance(reply, Reply) or reply.status >= 500:
+            self._web_side.counts.failed()
 
 
 def has_hung_up(connection: socket.socket) -> bool:
