@@ -39,7 +39,7 @@ class Fetcher:
         state: what the threads know of each other.
         shape: of the model's input, (height, width, 3).
         wait_seconds: the longest wait on an empty queue; for so long an asynchronous job may go unseen.
-        bulk_every: at least every so manieth batch is of asynchronous jobs, if some wait.
+        bulk_every: of so many full batches at least one is of asynchronous jobs, if some wait.
     """
 
     def __init__(
