@@ -12,8 +12,10 @@ from flask import Request
 
 MOST_WAIT_SECONDS = 60
 
-_TEXT = r'"(?:[^"\\]|\\.)*"'
-_ELEMENT = re.compile(rf'(?:[^,"]|{_TEXT})+')  # of a list; commas in quotes separate nothing
+_TEXT = r'"(?:[^"\\]|\\.)*+"'
+# Of a list; commas in quotes separate nothing. A text that is not closed goes on to the end: to look from each of its
+# quotes for one that closes it would hold up the event loop for seconds.
+_ELEMENT = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*+(?:"|\\?$))++')
 _PREFERENCE = re.compile(
     rf"[ \t]*([\w!#$%&'*+.^`|~-]+)(?:[ \t]*=[ \t]*([\w!#$%&'*+.^`|~-]+|{_TEXT}))?[ \t]*(?:;|$)", re.A
 )

@@ -33,7 +33,10 @@ from conftest import (
     upload,
     wait_for,
 )
+from flask import Request
 from test_openapi import check
+
+from serving.web.preferences import preferences
 
 PHOTO, OTHER_PHOTO = as_bytes(some_photo(), "JPEG"), as_bytes(some_photo(100, 80), "JPEG")
 BULK = "{image_queue}:bulk"
@@ -202,6 +205,23 @@ def test_the_documented_commands_work(url: str, raw: redis.Redis, tmp_path: Path
 )
 def test_a_preference_is_read_as_the_standard_says(url: str, raw: redis.Redis, prefer: str) -> None:
     assert post(url, Prefer=prefer).status == 202
+
+
+@pytest.mark.parametrize("start", ["", "respond-async, a="])
+@pytest.mark.parametrize("text", ['\\"', '"', "a=", "a ", ",", '",\\"'])
+def test_a_long_preference_is_soon_read(start: str, text: str) -> None:
+    environ = {"HTTP_PREFER": f'{start}"{text * 60_000}'}
+
+    def too_late(*_: object) -> None:
+        raise AssertionError("a header of 8 kB would hold up all requests of the process for seconds")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(10)  # of hours that a look for the end of each text would take
+    try:
+        assert ("respond-async" in preferences(Request(environ))) == start.startswith("respond")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("prefer", ['foo="respond-async"', "respond-asynchronously", "foo; respond-async", "wait=1"])
