@@ -638,6 +638,35 @@ def _encoded(image: Image) -> bytes:
     return file.getvalue()
 
 
+async def _read(image: Picture) -> bytes:
+    """`_content_of`, while others go on. Raises CannotSend.
+
+    Its thread is no one's to wait for: a pipe may have no end, and Ctrl-C must work all the same.
+    """
+    loop = asyncio.get_running_loop()
+    content: asyncio.Future[bytes] = loop.create_future()
+
+    def tell(found: bytes | Exception) -> None:
+        if content.cancelled():
+            return
+        if isinstance(found, Exception):
+            content.set_exception(found)
+        else:
+            content.set_result(found)
+
+    def read() -> None:
+        found: bytes | Exception
+        try:
+            found = _content_of(image)
+        except Exception as error:
+            found = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, found)
+
+    threading.Thread(target=read, daemon=True).start()
+    return await content
+
+
 # --- Many pictures ---
 
 
@@ -874,7 +903,7 @@ class AsyncClient(_Core):
     async def _do(self, step: _Call | _Pause | _Read) -> object:
         match step:
             case _Read():
-                return await asyncio.to_thread(_content_of, step.image)
+                return await _read(step.image)
             case _Pause():
                 await asyncio.sleep(step.seconds)
                 return None
@@ -1048,7 +1077,9 @@ def main(given: list[str] | None = None) -> int:
         shown.end()
         _say("Interrupted.")
         return 130
-    except BrokenPipeError:  # who reads has seen enough
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # with that, who reads has seen enough
+            _say(f"The answers cannot be written ({error.strerror or error}).")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -891,6 +891,31 @@ def test_ctrl_c_ends_the_command_cleanly(peer, script):
     assert set(out.splitlines()) <= {"red.png\ttabby\t0.750000"}
 
 
+def test_ctrl_c_ends_the_command_while_a_pipe_has_no_end(peer, script):
+    server, pipe = peer(reply(200, {"status": "ready"})), script.parent / "pipe"
+    os.mkfifo(pipe)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        [sys.executable, script, pipe, "--url", server.url], stderr=subprocess.PIPE, text=True
+    ) as process:
+        signal.signal(signal.SIGINT, before)
+        try:
+            with pipe.open("wb"):  # opens once the command reads
+                process.send_signal(signal.SIGINT)
+                _, complaints = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, complaints) == (130, "Interrupted.\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_answers_that_cannot_be_written_end_in_a_sentence(service, script):
+    arguments = [sys.executable, script, "red.png", "--url", service]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(arguments, cwd=script.parent, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "The answers cannot be written (No space left on device).\n")
+
+
 @pytest.mark.parametrize("package", ["httpx2", "rich"])
 def test_without_its_packages_the_command_says_what_to_install(script, package):
     code = f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = ['client.py', 'red.png']; "
