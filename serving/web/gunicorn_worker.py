@@ -26,6 +26,7 @@ from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.wsgi import ClosingIterator
 
+from serving.web import request_ids
 from serving.web.arrival import ArrivingHead, RequestBody, linger
 from serving.web.problems import SERVER_FAILED
 
@@ -119,8 +120,16 @@ class Refusals:
     def write_error(self, client: socket.socket, status: int, _reason: str, message: str) -> None:
         """Answer a client with an HTTP status and gunicorn's message, then wait a little until the client has read."""
         says = f"This request cannot be read: {hide_quoted(message)[:MOST_ECHOED_CHARACTERS]}."
-        body = json.dumps({"success": False, "error": says if message else SERVER_FAILED})
-        head = {"Connection": "close", "Content-Type": "application/json", "Content-Length": len(body), **self._headers}
+        request_id = request_ids.new()
+        told = {"success": False, "error": says if message else SERVER_FAILED, "request_id": request_id}
+        body = json.dumps(told)
+        head = {
+            "Connection": "close",
+            "Content-Type": "application/json",
+            "Content-Length": len(body),
+            request_ids.HEADER: request_id,
+            **self._headers,
+        }
         lines = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
             *(f"{name}: {value}" for name, value in head.items()),

@@ -21,8 +21,13 @@ def request_id() -> str:
     kept: str | None = environ.get(_KEPT)
     if kept is None:
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        kept = environ[_KEPT] = given if _ID.fullmatch(given) else secrets.token_hex(16)
+        kept = environ[_KEPT] = given if _ID.fullmatch(given) else new()
     return kept
+
+
+def new() -> str:
+    """An id for a request that brings none."""
+    return secrets.token_hex(16)
 
 
 def _tell(response: Response) -> Response:

@@ -248,3 +248,16 @@ def test_no_variable_that_gunicorn_reads_by_itself_changes_anything(processes: P
     wait_for(lambda: is_up(f"http://127.0.0.1:{number}/healthz"))
     assert ask(number, get(b"SCRIPT_NAME: /x", b"X-Forwarded-Proto: https", b"X-Forwarded-Ssl: off"))[0] == 200
     assert output(processes.running[-1]).count("Booting worker") == 1
+
+
+@pytest.mark.parametrize(
+    "request_line", [b"GARBAGE", b"GET /" + b"a" * 9000 + b" HTTP/1.1", b"GET / HTTP/1.1\r\nHost: y"]
+)
+def test_a_request_that_never_reaches_the_application_is_named_too(port: int, request_line: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(request_line + b"\r\nHost: x\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    told = json.loads(body)
+    assert list(told) == ["success", "error", "request_id"]
+    assert f"\r\nX-Request-ID: {told['request_id']}\r\n".encode() in head
