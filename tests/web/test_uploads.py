@@ -144,3 +144,14 @@ def test_a_large_image_comes_whole() -> None:
 def test_what_is_no_form_is_told_so(body: bytes, boundary: str) -> None:
     with pytest.raises(NoImage, match="form"):
         read(body, boundary)
+
+
+def test_other_requests_go_on_while_a_large_form_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    image = b"\r\n--y-" * (7 * 2**19)  # 21 MiB: its beginnings of a boundary fall between the pieces
+    assert read_form_files(form((IMAGE, image), (IMAGE, b"small")), "x", "image", most=2) == [image, b"small"]
+    assert pauses == [0] * 5
+    pauses.clear()
+    assert read_form_files(form((IMAGE, b"small")), "x", "image", most=2) == [b"small"]
+    assert not pauses
