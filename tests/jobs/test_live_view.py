@@ -74,6 +74,14 @@ def test_a_second_takes_the_place_of_the_one_a_round_before_and_is_not_displaced
     assert look(queue).last_minute.answered == 1
 
 
+def test_a_redis_whose_clock_was_set_back_takes_the_counts_again(queue: JobQueue) -> None:
+    at, web = queue.now() - 5, LiveCounts(queue)
+    for seconds in at + 60 * SLOTS, at, at:  # the first one, of the clock as it was, would stay for an hour
+        web.answered(10.0, seconds)
+        web.tell(seconds + 1)
+    assert second_of(queue, at).answered == 2
+
+
 def test_a_second_is_told_of_when_it_is_over_and_once(queue: JobQueue, raw: redis.Redis) -> None:
     at, web = float(int(queue.now()) - 5), LiveCounts(queue)
     web.answered(10.0, at + 0.2)
