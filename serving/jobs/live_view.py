@@ -18,6 +18,7 @@ from serving.jobs.served import Served
 
 MINUTE = 60  # seconds of which a look tells
 RATE_SECONDS = 10
+MOST_COUNTED = 2**53  # a greater number is garbage
 # A job's image, 200 kB as a rule, stands behind its other fields.
 FIELDS_BYTES = 2000
 _SUBMITTED_AT = re.compile(rb'"submitted_at": ?([0-9.]{1,20})[,}]')
@@ -149,8 +150,8 @@ def _read(text: bytes) -> tuple[Mapping[str, int], Second]:
     """The counts of one second, without what is no number; as of the second 0 if the text is something else."""
     try:
         told = json.loads(text).items()
-        counts = {name: int(count) for name, count in told if isinstance(count, int | float)}
-    except (AttributeError, ValueError, OverflowError):
+        counts = {name: int(n) for name, n in told if isinstance(n, int | float) and abs(n) < MOST_COUNTED}
+    except (AttributeError, ValueError, RecursionError):
         counts = {}
     return counts, Second(counts.get("at", 0), counts.get("waiting"), summary([counts]))
 

@@ -51,7 +51,7 @@ class Served:
         try:
             fields = json.loads(text)
             served = cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return None
         return served if isinstance(served.width, int) and isinstance(served.height, int) else None
 

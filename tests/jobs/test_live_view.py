@@ -149,6 +149,18 @@ def test_counts_of_another_release_and_garbage_harm_nothing(queue: JobQueue, raw
     assert {name: kept[name] for name in ("says", "hears", "new")} == {"says": "this", "hears": {"that": 1}, "new": 2}
 
 
+def test_numbers_and_nesting_beyond_measure_harm_no_look(queue: JobQueue, raw: redis.Redis) -> None:
+    at, huge, deep = int(queue.now()) - 5, 10**400, "[" * 100_000
+    counts = {"at": at, "answered": huge, "failed": math.nan, "d5": huge, "images": huge, "batches": 2}
+    for broken in deep, json.dumps(counts):
+        raw.hset(SECONDS, at % SLOTS, broken)
+        minute = look(queue).last_minute
+    assert (minute.answered, minute.failed, minute.p50_ms, minute.batches) == (0, 0, None, 2)
+    raw.zadd(queue.keys.leases, {"broken": at + 100})
+    raw.hset(queue.keys.serves, "broken", deep)
+    assert [one.served for one in look(queue).model_servers] == [None]
+
+
 @pytest.mark.parametrize("count", [1, 2, 10, 1000])
 def test_the_quantiles_are_within_a_buckets_width_of_the_exact_ones(count: int) -> None:
     times = np.random.default_rng(count).lognormal(3.0, 1.0, count)
