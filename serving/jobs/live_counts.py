@@ -71,6 +71,8 @@ class LiveCounts:
             sums = self._untold.setdefault(second, {})
             for name, count in counts.items():
                 sums[name] = sums.get(name, 0) + count
+            if len(self._untold) > MOST_UNTOLD_SECONDS:
+                del self._untold[min(self._untold)]
 
     def tell_if_due(self) -> None:
         """Tell Redis what was counted in the seconds that are over, at most once a second. Raises QueueAway."""
@@ -96,6 +98,6 @@ class LiveCounts:
         try:
             self._queue.run("count", [self._queue.name, self._queue.keys.seconds], [KEPT_SECONDS, SLOTS, *told])
         except QueueAway:
-            for second in over[-MOST_UNTOLD_SECONDS:]:
+            for second in over:
                 self._add(counts[second], second)
             raise

@@ -13,7 +13,17 @@ from conftest import RedisServer, answered, new_web_side, push, wait_for
 from serving.errors import QueueAway
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.live_counts import KEPT_SECONDS, LEAST_MS, MOST_MS, SLOTS, WIDTH, LiveCounts, bucket_of, middle_ms
+from serving.jobs.live_counts import (
+    KEPT_SECONDS,
+    LEAST_MS,
+    MOST_MS,
+    MOST_UNTOLD_SECONDS,
+    SLOTS,
+    WIDTH,
+    LiveCounts,
+    bucket_of,
+    middle_ms,
+)
 from serving.jobs.live_view import MINUTE, NOTHING, RATE_SECONDS, Seconds, look, quantile, summary
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
@@ -119,6 +129,15 @@ def test_what_could_not_be_told_while_redis_was_away_is_told_later(redis_server:
     web._queue = back
     web.tell(at + 2)
     assert second_of(back, at).answered == 1
+
+
+def test_a_process_keeps_a_minute_of_counts_however_long_redis_is_away(queue: JobQueue) -> None:
+    now, web = queue.now(), LiveCounts(queue)
+    for seconds in range(2000, 1, -1):
+        web.answered(10.0, now - seconds)
+    assert len(web._untold) == MOST_UNTOLD_SECONDS
+    web.tell(now)
+    assert second_of(queue, now - 2).answered == 1
 
 
 def test_a_redis_that_is_out_of_memory_loses_the_counts_and_can_be_looked_at(queue: JobQueue, raw: redis.Redis) -> None:
