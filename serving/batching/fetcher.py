@@ -145,7 +145,7 @@ class Fetcher:
         taken = member.take(room, wait_seconds)
         turns.note(taken)
         model_waits = member.in_hand == 0 or self._inbox.model_waits()
-        if turns.may_take_bulk(taken, model_waits=model_waits, last_batch_seconds=self._state.last_batch_seconds):
+        if turns.may_take_bulk(taken, model_waits=model_waits, last_bulk_seconds=self._state.last_bulk_seconds):
             taken = member.take(room, lane=Lane.BULK)
             turns.note(taken)
         return taken

@@ -1,12 +1,12 @@
 """Decides from which lane the fetcher takes: people's jobs, for which requests wait, or bulk, the asynchronous ones.
 
     people    first, whenever some wait
-    bulk      when people's lane gave nothing and the model would wait, or its batches are short;
+    bulk      when people's lane gave nothing and the model would wait, or batches of bulk are short;
               and in any case after people had (bulk_every - 1) full batches since bulk had its turn
 
-A person's job must not stand behind a heap of asynchronous ones. Behind a model whose batches are long, bulk is
-therefore taken only as the model asks for work: a person then waits for one batch of bulk at most. Where batches are
-short the fetcher may keep one more at hand.
+A person's job must not stand behind a heap of asynchronous ones. Where batches of bulk are long, bulk is therefore
+taken only as the model asks for work: a person then waits for one batch of bulk at most. Where they are short the
+fetcher may keep one more at hand. What people's batches take says nothing of it: they may be of one job each.
 """
 
 from serving.jobs.job import Lane
@@ -31,9 +31,9 @@ class Turns:
         """Whether people have had their share while bulk waits."""
         return self.bulk_waits and self._people_since >= (self._bulk_every - 1) * batch_size
 
-    def may_take_bulk(self, people: Taken, *, model_waits: bool, last_batch_seconds: float | None) -> bool:
+    def may_take_bulk(self, people: Taken, *, model_waits: bool, last_bulk_seconds: float | None) -> bool:
         """Whether bulk may be taken after a take from people's lane gave `people`."""
-        is_short = last_batch_seconds is not None and last_batch_seconds < SHORT_BATCH_SECONDS
+        is_short = last_bulk_seconds is not None and last_bulk_seconds < SHORT_BATCH_SECONDS
         return self.bulk_waits and not people.jobs and not people.runs_alone and (model_waits or is_short)
 
     def note(self, taken: Taken) -> None:

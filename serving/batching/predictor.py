@@ -15,6 +15,7 @@ from serving.batching.handover import Handover
 from serving.batching.inbox import Inbox
 from serving.batching.state import LoopState
 from serving.errors import ModelFailed, OutOfMemory
+from serving.jobs.job import Lane
 from serving.jobs.model_queue import ModelQueue
 from serving.model.runtime import Model
 from serving.telemetry.metrics import ModelMetrics
@@ -98,7 +99,8 @@ class Predictor:
             return
         seconds = time.monotonic() - started
         if to_predict:
-            self._state.last_batch_seconds = seconds
+            if any(item.lane is Lane.BULK for item in to_predict):
+                self._state.last_bulk_seconds = seconds
             self._metrics.predicted(len(to_predict), seconds)
         by_row = {item.row: row for item, row in zip(to_predict, probabilities, strict=True)}
         yield Predicted(batch.member, batch.items, [by_row.get(item.row) for item in batch.items], 1000 * seconds)

@@ -6,7 +6,7 @@ stopping           a signal handler, any thread    the fetcher after each take, 
                                                    answerer while Redis is away
 failure            a thread that failed            the loop, which raises it; wait_for_model
 model_busy_since   the predictor                   the fetcher; wait_for_model
-last_batch_seconds the predictor                   the fetcher
+last_bulk_seconds  the predictor                   the fetcher
 """
 
 import logging
@@ -33,7 +33,8 @@ class LoopState:
     stopping: bool = False
     failure: BaseException | None = None
     model_busy_since: float | None = None  # monotonic seconds; None: the model is free
-    last_batch_seconds: float | None = None  # how long the model had its last batch; None: there was none
+    # How long the model had the last batch with asynchronous jobs; None: there was none.
+    last_bulk_seconds: float | None = None
 
     def is_model_late(self) -> bool:
         """Tell whether the model has been busy for longer than the lease."""

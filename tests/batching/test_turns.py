@@ -74,7 +74,7 @@ def test_bulk_keeps_its_turn_while_its_next_job_waits_for_empty_hands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("people", "model_waits", "last_batch_seconds", "may"),
+    ("people", "model_waits", "last_bulk_seconds", "may"),
     [
         (took(PEOPLE, 0, other_waits=True), True, 5.0, True),
         (took(PEOPLE, 0, other_waits=True), False, 5.0, False),  # a person who comes now would wait for two batches
@@ -86,11 +86,11 @@ def test_bulk_keeps_its_turn_while_its_next_job_waits_for_empty_hands() -> None:
     ],
 )
 def test_bulk_is_taken_only_where_no_person_would_wait_long(
-    people: Taken, model_waits: bool, last_batch_seconds: float | None, may: bool
+    people: Taken, model_waits: bool, last_bulk_seconds: float | None, may: bool
 ) -> None:
     turns = Turns(bulk_every=8)
     turns.note(people)
-    assert turns.may_take_bulk(people, model_waits=model_waits, last_batch_seconds=last_batch_seconds) is may
+    assert turns.may_take_bulk(people, model_waits=model_waits, last_bulk_seconds=last_bulk_seconds) is may
 
 
 def test_an_idle_model_server_takes_asynchronous_jobs(
@@ -118,6 +118,31 @@ def test_behind_a_busy_model_only_peoples_jobs_are_taken(
     running.model.free.set()
     wait_for(lambda: all_answered(raw, first + people + asynchronous))
     assert running.model.batches[:2] == [[0], list(range(1, 9))]
+
+
+def evals(raw: redis.Redis) -> int:
+    """How many scripts Redis has run: a model server's look at a lane is one."""
+    return int(raw.info("commandstats")["cmdstat_eval"]["calls"])
+
+
+def test_a_quick_batch_of_people_says_nothing_of_how_long_a_batch_of_bulk_takes(
+    raw: redis.Redis, queue: JobQueue, start: Callable[..., Running]
+) -> None:
+    running = start(batch_size=8)
+    quick = push(raw, [0])
+    wait_for(lambda: all_answered(raw, quick))
+    running.model.busy.clear()
+    running.model.free.clear()
+    push_bulk(raw, queue, 24)
+    assert running.model.busy.wait(5)
+    looks = evals(raw)
+    wait_for(lambda: evals(raw) > looks + 4 or queue.waiting(lane=Lane.BULK) < 16)
+    person = push(raw, [1])
+    wait_for(lambda: raw.llen("image_queue") == 0, seconds=5)  # no second batch of bulk took its place in the inbox
+    running.model.free.set()
+    wait_for(lambda: all_answered(raw, person))
+    assert running.model.batches[0] == [0]
+    assert running.model.batches[2] == [1]
 
 
 class SlowStart(Model):
