@@ -17,7 +17,7 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 
-from serving.errors import BadRequest, ClientGone, JobCanceled, RequestError, TimedOut, UnknownJob
+from serving.errors import BadRequest, ClientGone, JobCanceled, RequestError, TimedOut, Unavailable, UnknownJob
 from serving.jobs.async_jobs import AsyncJobs, Idempotency, JobState
 from serving.jobs.job import Status
 from serving.jobs.watch import Watch
@@ -71,12 +71,15 @@ def submit(images: list[bytes | RequestError], wanted: Wanted) -> Response:
         )
     wishes = preferences(request)
     seconds, is_async = wait_seconds(wishes), "respond-async" in wishes
-    state, decode_ms = _submit(images, wanted)
-    if is_async and not seconds:
-        return _accepted(state)
     door = _door()
     until = g.came + (seconds if is_async and seconds is not None else door.timeout_seconds)
-    state = _wait(state, until, also_while_stopping=not is_async)
+    try:
+        state, decode_ms = _submit(images, wanted)
+        if is_async and not seconds:
+            return _accepted(state)
+        state = _wait(state, until, also_while_stopping=not is_async)
+    except UnknownJob:  # 404 would say that the client has asked for a job
+        raise Unavailable("Redis has lost the job, or it has just expired. Send the request again.") from None
     if state.is_over:
         response = _finished(state, wanted, decode_ms)
         if is_async:

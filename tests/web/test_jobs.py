@@ -315,6 +315,16 @@ def test_many_requests_wait_for_their_jobs_at_once(
             stand_in.stop()
 
 
+def test_a_post_whose_job_redis_has_lost_asks_for_another_try(url: str, raw: redis.Redis) -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, url, Idempotency_Key="a")
+        wait_for(lambda: raw.llen(BULK) == 1)
+        raw.flushall()
+        answer = waiting.result(timeout=20)
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    assert "Send the request again" in answer.json["error"]
+
+
 def test_a_wait_ends_with_its_seconds_and_when_the_client_hangs_up(url: str, raw: redis.Redis) -> None:
     path = submit(url).headers["Location"]
     told = ask("GET", url + path, Prefer="wait=1")
