@@ -30,6 +30,7 @@ PROMISED_SHARE = 0.5
 SURE_MOVES, UNSURE_LENGTH = 4, 64
 KNOWN_SECONDS = 60.0  # for so long the rate of an earlier backlog counts
 MOST_MOVES = 64  # where batches are fast, so many moves are enough, in a shorter time
+SET_BACK_SECONDS = 60.0  # no reply comes so late: Redis's clock was set back
 LONG_GAP = 4.0  # times the usual gap
 # For so long Admission refuses by what it last saw of the queue, without asking Redis again.
 SEEN_GOOD_FOR_SECONDS = 0.05
@@ -110,10 +111,11 @@ class ServiceRate:
 
     def note(self, clock: float, ahead: int, settled_total: int, last_empty_at: float = 0.0) -> None:
         """Note what a reply told of the queue; see Admission.note."""
-        if clock <= self._clock:  # the replies to two threads overtook each other
+        was_set_back = clock < self._clock - SET_BACK_SECONDS
+        if clock <= self._clock and not was_set_back:  # the replies to two threads overtook each other
             return
         self._clock = clock
-        is_another_redis = settled_total < self._settled_total
+        is_another_redis = was_set_back or settled_total < self._settled_total
         if ahead == 0 or last_empty_at > self._backlog_since or is_another_redis:
             self._begin_anew()
         elif settled_total > self._settled_total:

@@ -139,3 +139,13 @@ def test_what_was_seen_long_ago_refuses_nobody() -> None:
     assert admission.is_full() is True
     admission._seen_at -= 1
     assert admission.is_full() is None
+
+
+def test_a_rate_is_measured_anew_after_redis_s_clock_was_set_back() -> None:
+    admission = Admission(1000, timeout_seconds=10.0)
+    for second in range(10):
+        admission.note(10_000.0 + second, 500, 100 * second)
+    assert admission.most_waiting() == 500
+    for second in range(60):
+        admission.note(6_400.0 + second, 500, 1000 + second)
+    assert admission.most_waiting() == 5
