@@ -20,6 +20,7 @@ The web process (run_web_server.py)
     web/uploads             a request -> the bytes of its images
     web/classify            the one path: upload -> gates -> decode -> job -> ticket -> answer
     web/answers             a model server's answer -> a body, and headers
+    web/connection          whether the client still waits
     web/places              how many requests a process has in hand
     images/decode           upload bytes -> RGB uint8 pixels
     images/metadata         leaves out what a picture does not need

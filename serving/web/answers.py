@@ -27,7 +27,7 @@ def predictions(answer: Answer, top: int | None = None) -> str:
         warning = {"warning": answer.about["warning"]} if "warning" in answer.about else {}
         parsed = {"predictions": parsed, **warning}
     parsed["predictions"] = parsed["predictions"][:top]
-    return json.dumps({"success": True, **parsed}, ensure_ascii=False, separators=(",", ":"))
+    return to_json({"success": True, **parsed})
 
 
 def results(replies: Sequence[Reply | RequestError], top: int | None = None) -> str:
@@ -45,11 +45,16 @@ def results(replies: Sequence[Reply | RequestError], top: int | None = None) -> 
             told.append(predictions(reply.answer, top))
         except RequestError as error:
             refusals.append(error)
-            told.append(json.dumps({"success": False, "error": str(error), "status": error.status}, ensure_ascii=False))
+            told.append(to_json({"success": False, "error": str(error), "status": error.status}))
     unavailable = [error for error in refusals if isinstance(error, Unavailable)]
     if unavailable and len(refusals) == len(replies):
         raise unavailable[0]
     return f'{{"success":true,"results":[{",".join(told)}]}}'
+
+
+def to_json(told: dict[str, Any]) -> str:
+    """Write a body as JSON without spaces, as the predictions of a model server are."""
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
 
 
 def headers(replies: Sequence[Reply | RequestError], total_ms: float) -> dict[str, str]:

@@ -22,6 +22,7 @@ from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.job import Answer, Job
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
+from serving.web.connection import check_connection
 from serving.web.places import Places
 
 # As images.decode.pixels_of_work counts. docs/decisions/027 has how long images below and above take.
@@ -126,7 +127,7 @@ class PredictionService:
         """
         until = came + self._options.timeout_seconds
         with contextlib.ExitStack() as stack:
-            found = [self._try_to_admit(stack, picture, wanted, until) for picture in pictures]
+            found = [self._try_to_admit(stack, picture, wanted, until, connection) for picture in pictures]
             return [self._reply(one, until, connection) for one in found]
 
     def classes(self) -> int | None:
@@ -165,8 +166,7 @@ class PredictionService:
         """
         ticket = admitted.ticket
         while (answer := ticket.wait(min(until, time.monotonic() + self._options.poll_seconds))) is None:
-            if connection is not None and has_hung_up(connection):
-                raise ClientGone("The client hung up.")
+            check_connection(connection)
             if time.monotonic() >= until:
                 raise TimedOut(
                     f"No answer came within {self._options.timeout_seconds:g} s. The service is busy, or its model "
@@ -201,8 +201,14 @@ class PredictionService:
         return to_pixels(image, *size)
 
     def _try_to_admit(
-        self, stack: contextlib.ExitStack, picture: bytes | np.ndarray | RequestError, wanted: Wanted, until: float
+        self,
+        stack: contextlib.ExitStack,
+        picture: bytes | np.ndarray | RequestError,
+        wanted: Wanted,
+        until: float,
+        connection: socket.socket | None,
     ) -> Admitted | RequestError:
+        check_connection(connection)  # the next pictures may take seconds to decode
         if isinstance(picture, RequestError):
             return picture
         try:
@@ -228,18 +234,3 @@ class PredictionService:
             self._web_side.counts.answered(reply.decode_ms + reply.wait_ms)
         elif isinstance(reply, Reply) or reply.status >= 500:
             self._web_side.counts.failed()
-
-
-def has_hung_up(connection: socket.socket) -> bool:
-    """Whether a client has closed its connection or its half of it. Bytes that it has sent stay unread."""
-    waits = connection.gettimeout()
-    try:
-        connection.settimeout(0.0)  # not MSG_DONTWAIT: gevent's sockets ignore this flag, and wait
-        return connection.recv(1, socket.MSG_PEEK) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        with contextlib.suppress(OSError):
-            connection.settimeout(waits)

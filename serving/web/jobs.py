@@ -17,12 +17,13 @@ from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, g, request
 
-from serving.errors import BadRequest, ClientGone, JobCanceled, RequestError, TimedOut, Unavailable, UnknownJob
+from serving.errors import BadRequest, JobCanceled, RequestError, TimedOut, Unavailable, UnknownJob
 from serving.jobs.async_jobs import AsyncJobs, Idempotency, JobState
 from serving.jobs.job import Status
 from serving.jobs.watch import Watch
 from serving.web import access, answers, uploads
-from serving.web.classify import PredictionService, Reply, Wanted, has_hung_up
+from serving.web.classify import PredictionService, Reply, Wanted
+from serving.web.connection import check_connection
 from serving.web.preferences import preferences, wait_seconds
 
 ASK_AGAIN_SECONDS = 1
@@ -172,8 +173,7 @@ def _wait(state: JobState, until: float, *, also_while_stopping: bool) -> JobSta
         return state
     with door.watch.watching(state.id) as over:
         while not over.wait(max(0.0, min(until - time.monotonic(), door.poll_seconds))):
-            if connection is not None and has_hung_up(connection):
-                raise ClientGone("The client hung up.")
+            check_connection(connection)
             if time.monotonic() >= until or (is_stopping and is_stopping.is_set() and not also_while_stopping):
                 break
     return door.jobs.look(state.id)
@@ -202,7 +202,7 @@ def _response(state: JobState, status: int) -> Response:
     """A job as JSON."""
     expires_at = datetime.fromtimestamp(int(state.expires_at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     told = {"id": state.id, "status": state.status, **_end(state), "expires_at": expires_at}
-    response = Response(json.dumps(told, ensure_ascii=False) + "\n", status, mimetype="application/json")
+    response = Response(answers.to_json(told) + "\n", status, mimetype="application/json")
     if not state.is_over:
         response.headers["Retry-After"] = str(ASK_AGAIN_SECONDS)
     if state.status == Status.SUCCEEDED and state.answer is not None and "version" in state.answer.about:

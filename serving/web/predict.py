@@ -53,7 +53,9 @@ def read_wanted(service: PredictionService) -> Wanted:
     top = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     if top < 1 or top > (most or top):
         to = f"to {most}, as many labels as the model has" if most is not None else "on"
-        raise BadRequest(f"`top` is `{uploads.quotable(text)}`; it must be a whole number from 1 {to}.")
+        raise BadRequest(
+            f"`top` is `{uploads.quotable(text.encode().decode('latin-1'))}`; it must be a whole number from 1 {to}."
+        )
     return Wanted(top=top, request_id=request_id())
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import redis
-from conftest import Answering, as_bytes, new_web_side, push, some_photo, wait_for
+from conftest import Answering, as_bytes, keys, new_web_side, push, some_photo, wait_for
 from flask import Flask
 
 import helpers
@@ -22,7 +22,8 @@ from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_view import summary
 from serving.web import classify, predict, problems, uploads
-from serving.web.classify import LARGE_PIXELS, ImageOptions, PredictionService, Reply, Wanted, has_hung_up
+from serving.web.classify import LARGE_PIXELS, ImageOptions, PredictionService, Reply, Wanted
+from serving.web.connection import has_hung_up
 from serving.web.places import Places
 
 PHOTO = as_bytes(some_photo(), "JPEG")
@@ -150,6 +151,16 @@ def test_a_client_that_hangs_up_gives_its_job_up_and_one_that_sends_more_does_no
         with pytest.raises(ClientGone):
             server_side(service, server)
     wait_for(lambda: raw.llen("image_queue") == 0)
+
+
+def test_the_pictures_of_a_client_that_hung_up_are_not_decoded(new_service: NewService, raw: redis.Redis) -> None:
+    service = new_service()
+    client, server = socket.socketpair()
+    with server:
+        client.close()
+        with pytest.raises(ClientGone):
+            service.predict_all([PHOTO, PHOTO], ANY, time.monotonic(), server)
+    assert keys(raw) == set()
 
 
 def server_side(service: PredictionService, connection: socket.socket) -> str:

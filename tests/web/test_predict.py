@@ -88,7 +88,9 @@ def test_as_many_labels_come_as_are_asked_for(service: str) -> None:
     assert upload(f"{service}/predict?colour=red", RED).json == upload(f"{service}/predict", RED).json
 
 
-@pytest.mark.parametrize("top", ["0", "5", "-1", "2.0", "two", "", "1e0", "%C2%B2", "99999999999999999999", "%00"])
+@pytest.mark.parametrize(
+    "top", ["0", "5", "-1", "2.0", "two", "%C3%A9", "", "1e0", "%C2%B2", "99999999999999999999", "%00"]
+)
 def test_a_top_that_is_no_number_of_labels_is_refused(service: str, top: str) -> None:
     answer = upload(f"{service}/predict?top={top}", RED)
     assert answer.status == 400

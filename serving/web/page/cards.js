@@ -10,26 +10,24 @@ const SHOW_PLACE_AFTER_MS = 1000;
 const MOST_CARDS = 100;
 
 export class Cards {
-  #cards = [];  // newest first
+  #cards = [];  // as they stand on the page
   #line = [];   // those that are not sent yet
   #inFlight = 0;
 
   // `live` knows the service's state, `history` keeps answers, `ask` holds the key, `top()` tells how many labels.
   constructor(live, history, ask, top) {
     Object.assign(this, {live, history, ask, top});
-    $("download-all").onclick = () => download("predictions.json", [...this.#cards].reverse().map(card => card.told()));
+    $("download-all").onclick = () => download("predictions.json", this.#cards.map(card => card.told()));
     $("remove-all").onclick = () => { [...this.#cards].forEach(card => this.remove(card)); $("file").focus(); };
     live.addEventListener("state", () => this.#cards.forEach(card => card.showWaiting()));
     ask.onSubmit = () => this.#cards.filter(card => card.answer?.status === 401).forEach(card => card.enqueue());
   }
 
   take(files) {
-    for (const file of files) {
-      const card = new Card(file, this);
-      this.#cards.unshift(card);
-      $("cards").prepend(card.element);
-      card.enqueue();
-    }
+    const taken = [...files].map(file => new Card(file, this));  // they stand in their order, before those that came earlier
+    this.#cards.unshift(...taken);
+    $("cards").prepend(...taken.map(card => card.element));
+    taken.forEach(card => card.enqueue());
     this.#cards.slice(MOST_CARDS).filter(card => !card.isBusy).forEach(card => this.remove(card));
     this.#show();
   }

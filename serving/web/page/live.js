@@ -83,7 +83,7 @@ export class Live extends EventTarget {
     if ($("banner").textContent !== banner) $("banner").textContent = banner;  // else a screen reader says it again
     $("banner").hidden = !banner;
     $("pulse").dataset.state = look;
-    const rate = state?.answered_per_second ? ` · ${number(state.answered_per_second)} a second` : "";
+    const rate = state?.answered_per_second ? ` · ${number(state.answered_per_second)} answers a second` : "";
     const servers = state?.model_servers.length ? ` · ${count(state.model_servers.length, "model server")}` : "";
     $("pulse-text").textContent = word && word + servers + rate;
     $("live").hidden = !state;
