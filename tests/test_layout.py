@@ -28,8 +28,7 @@ ONLY_IN = {
     "aiohttp": "serving/local/load.py",
     "cykooz_resizer": "serving/images/resize.py",
     "redis": "serving/jobs/redis_client.py serving/jobs/redis_url.py",
-    "orjson": "serving/jobs/job.py serving/jobs/listener.py serving/web/infer_request.py serving/web/tensors.py "
-    "serving/web/model_tensors.py",
+    "orjson": "serving/jobs/ serving/web/infer_request.py serving/web/tensors.py serving/web/model_tensors.py",
     "pybase64": "helpers.py",
     "keras": "serving/model/keras_runtime.py",
     "openvino": "serving/model/openvino_store.py",

@@ -14,9 +14,9 @@ from serving.jobs.job import Lane, Outcome
 from serving.jobs.model_queue import Member
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Item:
-    """A taken job: its text as it travelled, and the row of the array where its pixels lie.
+    """A taken job: its text as it travelled, and the row of the array where its pixels lie, which the inbox sets.
 
     Without a row the model does not run it: the job has failed, or is past its deadline and will be dropped.
     """

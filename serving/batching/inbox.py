@@ -9,7 +9,6 @@ moment would make the model wait, so the fetcher does it (docs/decisions/025).
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -74,7 +73,7 @@ class Inbox:
             for item, pixels in jobs:
                 if pixels is not None:
                     self._filling[self._used_rows] = pixels
-                    item = replace(item, row=self._used_rows)
+                    item.row = self._used_rows
                     self._used_rows += 1
                 self._items.append(item)
             self._has_jobs.notify()

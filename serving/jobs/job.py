@@ -89,7 +89,7 @@ class Job:
         }
         given = {name: value for name, value in optional.items() if value is not None}
         # Base64 has nothing to escape, so no code need look at each character of the image.
-        return f'{json.dumps({"id": self.id, **given})[:-1]}, "image": "{self.image}"}}'
+        return f'{orjson.dumps({"id": self.id, **given}).decode()[:-1]}, "image": "{self.image}"}}'
 
     @classmethod
     def from_text(cls, text: bytes) -> "Job":

@@ -31,16 +31,24 @@ CLOCK_GOOD_FOR_SECONDS = 60.0
 KEEP_SERVED_SECONDS = 30 * 24 * 3600
 
 _LUA = Path(__file__).with_name("lua")
-_COMMON, _STATUS = ((_LUA / name).read_text() for name in ("common.lua", "status.lua"))
+# By name, each with what stands right above it; one may call those above.
+_FUNCTIONS = {
+    match[1]: match[0]
+    for match in re.finditer(
+        r"(?:^local [A-Z].*\n)?^local function (\w+)\(.*?^end\n", (_LUA / "common.lua").read_text(), re.M | re.S
+    )
+}
 
 
-def _whole(text: str) -> str:
-    """A script with the functions that it uses. Without comments: Redis reads the whole text each time."""
-    whole = _COMMON + (_STATUS if "set_status" in text else "") + text
-    return re.sub(r"^ *--.*\n|^\n", "", whole, flags=re.MULTILINE)
+def _whole(script: str) -> str:
+    """A script with the functions that it calls. Without comments: Redis reads the whole text each time."""
+    for name, function in reversed(_FUNCTIONS.items()):
+        if f"{name}(" in script:
+            script = function + script
+    return re.sub(r"^ *--.*\n|^\n", "", script, flags=re.MULTILINE)
 
 
-_SCRIPTS = {path.stem: _whole(path.read_text()) for path in _LUA.glob("*.lua") if path.stem not in ("common", "status")}
+_SCRIPTS = {path.stem: _whole(path.read_text()) for path in _LUA.glob("*.lua") if path.stem != "common"}
 
 
 class JobQueue:

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+
 from serving.errors import BadJob, LeaseLost
 from serving.jobs.hand import Hand
 from serving.jobs.job import MOST_DEAD_LETTER_BYTES, Job, Lane, Outcome, read_id
@@ -216,7 +218,7 @@ class Membership:
             if outcome.job_id and reply is not None and self._queue.keys.is_channel(channel):
                 beside = about if channel.startswith(self._queue.keys.channel()) else {}
                 answers.setdefault(channel, dict(beside))[outcome.job_id] = reply
-        return [text for channel, replies in answers.items() for text in (channel, json.dumps(replies))]
+        return [text for channel, replies in answers.items() for text in (channel, orjson.dumps(replies).decode())]
 
     def _about_batch(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         """What travels beside the answers of one batch."""

@@ -36,8 +36,11 @@ def add_headers(app: Flask) -> None:
 
 
 def _add_headers(response: Response) -> Response:
-    own = {name.lower() for name in response.headers.keys()}  # noqa: SIM118
-    response.headers.extend([(name, value) for name, value in ALWAYS.items() if name.lower() not in own])
+    headers = response.headers
+    own = {name.lower() for name, _ in headers}
+    for name, value in ALWAYS.items():
+        if name.lower() not in own:
+            headers.add(name, value)
     return response
 
 

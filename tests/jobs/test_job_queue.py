@@ -470,7 +470,7 @@ def test_dead_letters_are_capped_and_the_newest_stay(raw: redis.Redis, new_membe
 def test_a_job_comes_back_from_its_text() -> None:
     job = new_job(dtype="uint8", shape=SHAPE, deadline=12.5, reply_to="{image_queue}:answered:x")
     assert Job.from_text(job.to_text().encode()) == job
-    assert job.to_text().startswith(f'{{"id": "{job.id}"')  # where the scripts look for it
+    assert job.to_text().startswith(f'{{"id":"{job.id}"')  # where the scripts look for it
 
 
 def test_the_tutorials_own_job_is_a_job() -> None:

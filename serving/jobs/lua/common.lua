@@ -1,4 +1,4 @@
--- Stands in front of every script of this folder, which therefore may use these functions.
+-- Each script of this folder has those of these functions in front of it that it calls.
 
 -- Unix seconds by Redis's clock, the only clock by which leases and deadlines count.
 local function now()
@@ -49,4 +49,16 @@ end
 -- free more memory than they take, and must run just then. So they begin with this write, which takes none.
 local function allow_out_of_memory(leases)
   redis.call('ZREM', leases, '')
+end
+
+-- Give an asynchronous job a status, unless the job has ended: how a job ended is final, and so is a cancel.
+-- Returns the status that the job has now, nil if it has no hash; and whether it ended, or not, only just now.
+local ENDED = {succeeded = true, failed = true, canceled = true}
+local function set_status(job, status)
+  local before = redis.call('HGET', job, 'status')
+  if not before then return nil, false end
+  if ENDED[before] then return before, false end
+  if redis.call('HGET', job, 'canceled') == '1' then status = 'canceled' end
+  redis.call('HSET', job, 'status', status)
+  return status, true
 end
