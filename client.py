@@ -841,6 +841,8 @@ class AsyncClient(_Core):
         by_jobs: bool = False,
     ) -> AsyncGenerator[Result, None]:
         """As Client.predict_many."""
+        if concurrency < 1:  # nothing would ever begin
+            raise ValueError("concurrency must be at least 1")
         places = asyncio.Semaphore(concurrency)
 
         async def one(image: Picture) -> Result:

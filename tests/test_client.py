@@ -513,6 +513,11 @@ def test_so_many_are_under_way_at_once_and_no_more(verbs, peer):
     assert server.most_busy == 3
 
 
+def test_none_at_once_is_an_error_and_no_endless_wait(verbs):
+    with pytest.raises(ValueError, match="greater than 0|at least 1"):
+        verbs("http://127.0.0.1:1").predict_many([RED], concurrency=0)
+
+
 def threads_of_predict_many() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("predict_many")]
 
