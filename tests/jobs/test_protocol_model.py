@@ -962,11 +962,18 @@ BROKEN_BETWEEN = {
 # What only few sequences find: `make test-all` looks for these.
 RARE = {
     "answer strikes off the newest",
+    "cancel clears the attempts of what was taken",
     "confirm puts back all that is in hand",
     "confirm puts back what others got",
+    "join is refused by the dead",
+    "requeue lets a job seem failed",
     "results change how a job ended",
     "results overrule a cancel",
+    "take adds to a job that runs alone",
+    "take adds to a job that runs alone in the other lane",
     "take goes on to a job that came back",
+    "take ignores the lease",
+    "take looks at one hand",
 }
 LANES_OF = {
     **dict.fromkeys(BROKEN, (PEOPLE,)),

@@ -144,7 +144,7 @@ def test_an_answer_and_all_answers_can_be_saved_as_json(
     assert isinstance(told, list)
     assert [one["file"] for one in told] == ["text.png", "red.png"]  # as they stand on the page
     assert told[0]["status"] == 415
-    assert "predictions" not in told[1]
+    assert "predictions" not in told[0]
 
 
 # From code.
