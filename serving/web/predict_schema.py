@@ -16,7 +16,7 @@ from serving.web.openapi import (
     reference,
 )
 
-PREDICTIONS = [{"label": "beagle", "probability": 0.539209}, {"label": "Walker_hound", "probability": 0.247834}]
+PREDICTIONS = [{"label": "beagle", "probability": 0.539772}, {"label": "Walker_hound", "probability": 0.246948}]
 ONE = {"success": True, "predictions": PREDICTIONS}
 REFUSED = {
     "success": False,
