@@ -45,11 +45,10 @@ def predict() -> Response:
 
 def read_wanted(service: PredictionService) -> Wanted:
     """What the request asks of its answer. Raises BadRequest: `top` is none of the model's numbers of labels."""
-    if not request.query_string:
-        return Wanted(request_id=request_id())
-    text, most = request.args.get("top"), service.classes()
+    text = request.args.get("top") if request.query_string else None
     if text is None:
         return Wanted(request_id=request_id())
+    most = service.classes()
     top = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     if top < 1 or top > (most or top):
         to = f"to {most}, as many labels as the model has" if most is not None else "on"
