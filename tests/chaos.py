@@ -161,7 +161,7 @@ def redis_killed(rig: Rig, seconds: float) -> Result:
         rig.redis.process.send_signal(next(orders))
         rig.redis.process.wait(timeout=10)
         time.sleep(1.0)
-        rig.redis.start()
+        assert rig.redis.start()
         wait_for(rig.is_whole, PATIENCE_SECONDS)
 
     with rig.traffic(rate=RATE) as traffic:

@@ -45,6 +45,7 @@ from serving.model.spec import ModelSpec
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
 PATIENCE_SECONDS = 60.0
+PORT_TRIES = 5
 # Below the ports that the kernel gives to connections, so none takes one between its choice and its use, or while a
 # server restarts. Each process of the tests (their ids are neighbours) has its own stretch and takes no port twice.
 PORTS = itertools.count(11_000 + os.getpid() * 307 % 19_000)
@@ -83,16 +84,21 @@ class RedisServer:
     def __init__(self, *options: str, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
         server = local_redis.find_server()
         assert server, "no Redis server: see the message of run_service.py"
-        self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="test-redis-")
+        for _ in range(PORT_TRIES):  # in cluster mode it takes a second port, 10,000 above, which may be in use
+            self.port = free_port()
+            self.command = [*prefix, *local_redis.command(server, self.port, self.directory), "--bind", host, *options]
+            self.client = redis.Redis(host=host, port=self.port)
+            if self.start():
+                break
+        assert self.process.poll() is None, f"this Redis does not start: {' '.join(self.command)}"
         self.url = f"redis://{host}:{self.port}/0"
-        self.command = [*prefix, *local_redis.command(server, self.port, self.directory), "--bind", host, *options]
-        self.client = redis.Redis(host=host, port=self.port)
-        self.start()
 
-    def start(self) -> None:
+    def start(self) -> bool:
+        """Start the server and wait until it answers; False: it ended instead."""
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
-        wait_for(self.answers)
+        wait_for(lambda: self.process.poll() is not None or self.answers())
+        return self.process.poll() is None
 
     def answers(self) -> bool:
         with contextlib.suppress(redis.exceptions.ConnectionError):
