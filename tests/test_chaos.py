@@ -35,6 +35,7 @@ SHORT = {
     "connections-cut": 0.4,
     "link-cut": 0.2,
 }
+LONG_PAUSES = ("redis-paused", "web-server-stopped")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,10 @@ IN_ORDER = sorted(
 )
 
 
-@pytest.mark.parametrize("one", IN_ORDER, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "one",
+    [pytest.param(one, marks=[pytest.mark.slow] if one.name in LONG_PAUSES else [], id=one.name) for one in IN_ORDER],
+)
 def test_nothing_is_lost_or_repeated_when(one: chaos.Scenario, rigs: chaos.Rigs) -> None:
     if reason := one.why_not():
         pytest.skip(reason)

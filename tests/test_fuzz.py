@@ -108,7 +108,12 @@ def test_every_broken_picture_is_decoded_or_refused(tmp_path: Path) -> None:
     assert min(ends["decoded"], ends["UnsupportedFormat"], ends["UndecodableImage"]) > INPUTS / 10
 
 
-@pytest.mark.parametrize("name", list(fuzzing.LARGE))
+SELDOM = ("TIFF, its tile larger than itself",)  # the dearest of them
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SELDOM else []) for name in fuzzing.LARGE]
+)
 def test_the_largest_picture_allowed_fits_into_memory(name: str, tmp_path: Path) -> None:
     (tmp_path / "picture").write_bytes(fuzzing.LARGE[name]())
     ended = run_fuzzing("file", tmp_path / "picture", fuzzing.MOST_SECONDS, seconds=60)

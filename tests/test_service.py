@@ -157,6 +157,7 @@ def test_real_photos_get_their_real_labels_and_ctrl_c_leaves_nothing_behind(
     assert "Traceback" not in output(service.process)
 
 
+@pytest.mark.slow  # test_keras_runtime.py compares the same model without HTTP
 def test_resnet50_over_http_is_keras_resnet50(processes: Processes, raw: redis.Redis, tmp_path: Path) -> None:
     weights = tmp_path / "seeded.weights.h5"
     script = (
@@ -261,6 +262,7 @@ def test_while_redis_is_away_nobody_is_said_to_hang() -> None:
     assert watch.hangs  # who hung before still does, as far as is known
 
 
+@pytest.mark.slow
 def test_several_model_servers_share_the_work(start: Callable[..., Service], light_model: dict[str, str]) -> None:
     metrics = free_port(count=2)  # one each
     service = start("--model-servers", "2", **light_model, METRICS_PORT=str(metrics))
@@ -275,6 +277,7 @@ def test_several_model_servers_share_the_work(start: Callable[..., Service], lig
     assert min(jobs) > 0
 
 
+@pytest.mark.slow
 def test_a_second_service_with_another_model_on_one_redis_ends_and_hands_out_no_answer_of_the_first(
     start: Callable[..., Service], redis_server: RedisServer, raw: redis.Redis, light_model: dict[str, str]
 ) -> None:
@@ -307,6 +310,7 @@ def test_without_the_imagenet_weights_it_goes_on_with_random_ones_and_says_so(
     assert service.process.wait(timeout=30) == 0
 
 
+@pytest.mark.slow
 def test_what_a_redis_may_lose_is_told_once_for_the_whole_service_and_not_of_a_private_one(
     start: Callable[..., Service], light_model: dict[str, str]
 ) -> None:
@@ -331,6 +335,7 @@ def test_a_closed_terminal_stops_everything(start: Callable[..., Service], light
     assert gone(everything)
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_gone_keeps_nothing_from_stopping(light_model: dict[str, str]) -> None:
     port = str(free_port())
     environment = clean_environment() | light_model | {"WEB_PORT": port, "METRICS_PORT": "0"}

@@ -143,6 +143,7 @@ def answered_again(load: Load) -> None:
     wait_for(lambda: load.statuses[200] >= before + 10)
 
 
+@pytest.mark.slow  # two failovers
 def test_a_primary_that_is_killed_and_one_that_steps_down_cost_seconds_and_no_restart(
     cluster: Cluster, light_model: dict[str, str]
 ) -> None:

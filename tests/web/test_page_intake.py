@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Answering
+from conftest import Answering, wait_for
 from page_rig import (
     Requests,
     Visit,
@@ -142,7 +142,8 @@ def test_a_camera_that_comes_only_after_the_dialog_was_closed_is_switched_off(pa
     page.get_by_role("button", name="Take a photo").click()
     page.get_by_role("button", name="Cancel").click()
     page.evaluate("window.letGo()")
-    page.wait_for_function("window.stream?.getTracks().every(track => track.readyState === 'ended')")
+    # Playwright's own waiting evaluates text, which the page's policy forbids.
+    wait_for(lambda: page.evaluate("window.stream?.getTracks().every(track => track.readyState === 'ended')"))
 
 
 def test_a_page_that_may_not_use_the_camera_says_so(page: Page) -> None:

@@ -1,5 +1,8 @@
 """Multipart forms as clients send them, and as they should not."""
 
+import threading
+import time
+
 import pytest
 
 from serving.errors import NoImage, TooLarge
@@ -148,7 +151,12 @@ def test_what_is_no_form_is_told_so(body: bytes, boundary: str) -> None:
 
 def test_other_requests_go_on_while_a_large_form_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
+    sleep, reader = time.sleep, threading.current_thread()
+
+    def note(seconds: float) -> None:
+        pauses.append(seconds) if threading.current_thread() is reader else sleep(seconds)
+
+    monkeypatch.setattr("time.sleep", note)
     image = b"\r\n--y-" * (7 * 2**19)  # 21 MiB: its beginnings of a boundary fall between the pieces
     assert read_form_files(form((IMAGE, image), (IMAGE, b"small")), "x", "image", most=2) == [image, b"small"]
     assert pauses == [0] * 5
