@@ -18,7 +18,7 @@ from page_rig import (
     note,
     paste,
 )
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, JSHandle, Locator, Page, expect
 
 pytest_plugins = "page_fixtures"
 pytestmark = needs_chromium
@@ -99,6 +99,11 @@ def test_a_pasted_picture_is_classified_and_pasted_text_changes_no_card(
 # Photographed.
 
 
+def wait_until_off(track: JSHandle) -> None:
+    """Wait until a camera's light is out: the dialog tells the page a moment later that it has closed."""
+    wait_for(lambda: track.evaluate("track => track.readyState === 'ended'"))
+
+
 def test_a_computers_camera_is_shown_and_its_photo_classified(page: Page, seeing: Answering) -> None:
     page.get_by_role("button", name="Take a photo").click()
     dialog = page.get_by_role("dialog", name="Camera")
@@ -111,7 +116,7 @@ def test_a_computers_camera_is_shown_and_its_photo_classified(page: Page, seeing
     expect(dialog).to_be_hidden()
     expect(cards(page)).to_contain_text("Answered in")
     expect(card(page, "photo.jpg").get_by_role("img")).to_have_js_property("naturalWidth", 1280)
-    assert track.evaluate("track => track.readyState") == "ended"  # the camera's light is out
+    wait_until_off(track)
 
 
 def test_a_camera_that_is_closed_again_is_switched_off(page: Page) -> None:
@@ -125,7 +130,7 @@ def test_a_camera_that_is_closed_again_is_switched_off(page: Page) -> None:
         else:
             page.keyboard.press("Escape")
         expect(page.get_by_role("dialog")).to_be_hidden()
-        assert track.evaluate("track => track.readyState") == "ended"
+        wait_until_off(track)
     expect(cards(page)).to_have_count(0)
 
 
