@@ -89,6 +89,8 @@ Beside the way
     web/jobs_schema         what /jobs/<id> says of itself
     web/predict_schema      what POST /predict says of itself
     web/open_inference_schema  what /v2 says of itself
+    jobs/control            an operator's verbs: pause, drain, resume, quiet, wake
+    jobs/overview           what an operator sees of the queue
     jobs/operator           dead letters
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted

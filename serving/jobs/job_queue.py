@@ -35,7 +35,7 @@ _LUA = Path(__file__).with_name("lua")
 _FUNCTIONS = {
     match[1]: match[0]
     for match in re.finditer(
-        r"(?:^local [A-Z].*\n)?^local function (\w+)\(.*?^end\n", (_LUA / "common.lua").read_text(), re.M | re.S
+        r"(?:^local [A-Z][^\n]*\n)?^local function (\w+)\(.*?^end\n", (_LUA / "common.lua").read_text(), re.M | re.S
     )
 }
 

@@ -19,6 +19,10 @@ Both lanes share
     {Q}:served_last         STRING  what joined last, as in {Q}:serves             30 days, renewed
     {Q}:answered_at         STRING  when a web server last had an answer           60 s
     {Q}:seconds             HASH    second modulo 64 -> what happened in it, JSON  75 s, renewed
+    {Q}:paused              STRING  since when nobody takes, unix seconds          until resumed, or drained
+    {Q}:draining            STRING  since when no job is accepted, unix seconds    until resumed
+    {Q}:quiet               HASH    model server that takes no more -> since when, until it wakes, or leaves; a dead
+                                    unix seconds                                   one's: until its name is forgotten
     <job id>                STRING  the answer, JSON                               read once, or its time to live
     {Q}:about:<job id>      STRING  what travels beside it, JSON, if it warns      the answer's time to live
     {Q}:answered:…          pub/sub answers just set, JSON: job id -> answer; ABOUT  -
@@ -64,7 +68,7 @@ class Keys:
         self.bulk = self._lane(f"{self._start}bulk", "bulk:")
         self.leases, self.attempts, self.dead = self._named("workers", "attempts", "dead")
         self.serves, self.served_last, self.answered_at = self._named("serves", "served_last", "answered_at")
-        (self.seconds,) = self._named("seconds")
+        self.seconds, self.paused, self.draining, self.quiet = self._named("seconds", "paused", "draining", "quiet")
         self.all_jobs = f"{self._start}job:"  # how the keys of all asynchronous jobs begin
 
     def _named(self, *kinds: str) -> list[str]:

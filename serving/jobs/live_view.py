@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_counts import SLOTS, middle_ms
@@ -21,6 +22,7 @@ RATE_SECONDS = 10
 MOST_COUNTED = 2**53  # a greater number is garbage
 # A job's image, 200 kB as a rule, stands behind its other fields.
 FIELDS_BYTES = 2000
+LOOK_ARGS = (SLOTS, MINUTE, FIELDS_BYTES)  # of look.lua
 _SUBMITTED_AT = re.compile(rb'"submitted_at": ?([0-9.]{1,20})[,}]')
 _BUCKET = re.compile("d-?[0-9]{1,3}")
 
@@ -70,6 +72,8 @@ class LiveView:
     last_minute: Seconds
     seconds: Sequence[Second]  # oldest first
     model_servers: Sequence[ModelServer]
+    is_paused: bool = False  # an operator has told model servers to take nothing
+    is_draining: bool = False  # an operator has told web servers to accept nothing
 
     @property
     def is_served(self) -> bool:
@@ -84,15 +88,19 @@ class LiveView:
 
 def look(queue: JobQueue) -> LiveView:
     """Ask Redis how the service is doing, in one round trip. Raises QueueAway."""
+    return read(queue, queue.run("look", look_keys(queue), LOOK_ARGS))
+
+
+def look_keys(queue: JobQueue) -> list[str]:
+    """The keys that look.lua reads."""
     keys = queue.keys
-    clock, waiting, bulk_waiting, settled_total, oldest, answered_lately, texts, servers = queue.run(
-        "look",
-        [
-            *(keys.people.waiting, keys.bulk.waiting, keys.people.settled_total),
-            *(keys.leases, keys.serves, keys.answered_at, keys.seconds),
-        ],
-        [SLOTS, MINUTE, FIELDS_BYTES],
-    )
+    lanes = [keys.people.waiting, keys.bulk.waiting, keys.people.settled_total]
+    return [*lanes, keys.leases, keys.serves, keys.answered_at, keys.seconds, keys.paused, keys.draining]
+
+
+def read(queue: JobQueue, reply: Sequence[Any]) -> LiveView:
+    """What look.lua has returned."""
+    clock, waiting, bulk_waiting, settled_total, oldest, answered_lately, paused, draining, texts, servers = reply
     now = float(clock)
     queue.set_clock(now)
     told = {second.at: (counts, second) for counts, second in map(_read, texts)}
@@ -101,7 +109,7 @@ def look(queue: JobQueue) -> LiveView:
     return LiveView(
         waiting=waiting,
         bulk_waiting=bulk_waiting,
-        oldest_waiting_seconds=_age(oldest, now),
+        oldest_waiting_seconds=age(oldest, now),
         answered_total=settled_total,
         answered_lately=bool(answered_lately),
         answered_per_second=sum(second.counts.answered for _, second in minute[-RATE_SECONDS:]) / RATE_SECONDS,
@@ -111,6 +119,8 @@ def look(queue: JobQueue) -> LiveView:
             ModelServer(hashlib.sha256(name).hexdigest()[:8], Served.from_text(text))
             for name, text in zip(servers[::2], servers[1::2], strict=True)
         ],
+        is_paused=bool(paused),
+        is_draining=bool(draining),
     )
 
 
@@ -156,8 +166,8 @@ def _read(text: bytes) -> tuple[Mapping[str, int], Second]:
     return counts, Second(counts.get("at", 0), counts.get("waiting"), summary([counts]))
 
 
-def _age(job: bytes, now: float) -> float | None:
-    """For how long a job has waited, seconds; None: it does not tell."""
+def age(job: bytes, now: float) -> float | None:
+    """For how long a job has waited, seconds, by the beginning of its text; None: it does not tell."""
     found = _SUBMITTED_AT.search(job.partition(b'"image"')[0])
     try:
         return round(max(0.0, now - float(found[1])), 3) if found else None

@@ -53,6 +53,12 @@ class RedisClient(redis.Redis):
         replies = self.exchange(*ahead, ("MULTI",), *commands, ("EXEC",))
         return replies[: len(ahead)], replies[-1]
 
+    def told(self) -> dict[str, Any]:
+        """What INFO tells; nothing where this user may not ask. Raises QueueAway."""
+        with redis_errors_as_ours(), contextlib.suppress(redis.exceptions.NoPermissionError):
+            return dict(self.info())
+        return {}
+
     @contextlib.contextmanager
     def subscribed(self, channel: str) -> Iterator[Iterator[bytes]]:
         """An endless iterator over the messages that arrive on `channel` from now on, as bytes.

@@ -62,3 +62,25 @@ local function set_status(job, status)
   redis.call('HSET', job, 'status', status)
   return status, true
 end
+
+-- The beginning of the job that waits longest, so many bytes of it; '' if none waits.
+local function oldest(waiting, bytes)
+  return string.sub(redis.call('LINDEX', waiting, 0) or '', 1, tonumber(bytes))
+end
+
+-- How the service is doing: what look.lua returns, of its KEYS and ARGV.
+local function live_view(keys, args, clock)
+  local seconds, servers = {}, {}
+  -- The last second that is over may still be told of.
+  for second = math.floor(clock) - args[2] - 1, math.floor(clock) - 2 do
+    local counts = redis.call('HGET', keys[7], second % args[1])
+    if counts then seconds[#seconds + 1] = counts end
+  end
+  for _, server in ipairs(alive(keys[4], clock)) do
+    servers[#servers + 1] = server
+    servers[#servers + 1] = redis.call('HGET', keys[5], server) or ''
+  end
+  return {string.format('%.6f', clock), redis.call('LLEN', keys[1]), redis.call('LLEN', keys[2]),
+    tonumber(redis.call('GET', keys[3]) or '0'), oldest(keys[1], args[3]), redis.call('GET', keys[6]) and 1 or 0,
+    redis.call('GET', keys[8]) or '', redis.call('GET', keys[9]) or '', seconds, servers}
+end
