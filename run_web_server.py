@@ -45,6 +45,7 @@ from serving.web import (
     predict_schema,
     problems,
     request_ids,
+    request_notes,
     server,
     uploads,
 )
@@ -65,10 +66,11 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
     web_side = app.extensions["web side"] = open_web_side(config, queue)
     service = PredictionService(web_side, image_options(config), places=config.web_threads, pool=pool)
+    request_notes.add_to(app, [counts])
     access.add_headers(app)
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     request_ids.add_to(app)
-    predict.add_to(app, service, counts, limits)
+    predict.add_to(app, service, limits)
     jobs.add_to(app, open_jobs_door(config, queue, web_side, service))
     pages.add_to(app, queue, counts, describe(config))
     live_state.add_to(app, queue, page_facts(config))

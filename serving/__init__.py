@@ -15,6 +15,7 @@ The web process (run_web_server.py)
     web/model_tensors       tensors -> pictures; predictions -> the output tensor
     web/access              who may ask; the headers that every answer carries
     web/request_ids         an id for each request
+    web/request_notes       what is noted of each request: its route, its stages, why it was refused
     web/jobs                asynchronous jobs: POST /predict with Prefer, /jobs/<id>
     web/preferences         the header Prefer
     web/uploads             a request -> the bytes of its images

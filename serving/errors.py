@@ -35,6 +35,8 @@
 The message of a RequestError and of a StartError says what was wrong and what to do.
 """
 
+from enum import StrEnum
+
 
 class RequestError(Exception):
     """The root of all that a client is told. `status` is the HTTP status of the answer.
@@ -135,18 +137,36 @@ class OutOfMemory(ModelFailed):
     pass
 
 
+class Refused(StrEnum):
+    """Why a request is not admitted: the reasons that /metrics and the log tell apart."""
+
+    QUEUE_FULL = "queue_full"  # more jobs wait than can be answered in time
+    BULK_FULL = "bulk_full"  # too many asynchronous jobs wait
+    PLACES = "places"  # the web process has too many requests in hand
+    UPLOAD_BYTES = "upload_bytes"  # … or too many bytes of them
+    REDIS_AWAY = "redis_away"
+    REDIS_OUT_OF_MEMORY = "redis_out_of_memory"
+    DRAINING = "draining"  # the operator has the queue emptied
+    NO_MODEL_SERVER = "no_model_server"  # none has told yet what it serves
+    OTHER_MODEL = "other_model"  # the queue is served by another model than the wanted one
+
+
 class Unavailable(RequestError):
+    """`reason` tells a refusal of the service from an answer that has failed (None)."""
+
     status = 503
+    reason: Refused | None = None
     when = "More requests wait than can be answered in time, Redis is away, or the model has just been replaced."
     advice = "Wait as many seconds as the header `Retry-After` says, then send the request again."
 
-    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+    def __init__(self, message: str, retry_after_seconds: int = 1, *, reason: Refused | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.reason = reason or type(self).reason
 
 
 class QueueFull(Unavailable):
-    pass
+    reason = Refused.QUEUE_FULL
 
 
 class StartError(Exception):
@@ -174,11 +194,12 @@ class WeightsDownloadFailed(ModelUnavailable):
 
 
 class QueueAway(Unavailable):
+    reason = Refused.REDIS_AWAY
     exit_status = StartError.exit_status  # of a program that meets it at its start
 
 
 class QueueOutOfMemory(QueueAway):
-    pass
+    reason = Refused.REDIS_OUT_OF_MEMORY
 
 
 class TimedOut(RequestError):

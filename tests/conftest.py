@@ -276,6 +276,7 @@ class Answering:
         self.served, self.labels = served, labels
         self.reply: Callable[[Job], str | None] = lambda job: json.dumps(PREDICTIONS)
         self.failure: str | None = None  # of each job, in the place of an answer
+        self.model_ms: float | None = None  # for which it says that it had a batch; None: it does not tell
         self.jobs: list[Job] = []
         self.going = True
         self.queue = JobQueue(url, "image_queue")
@@ -293,7 +294,11 @@ class Answering:
                 if jobs:
                     member.answer(
                         [
-                            Outcome(text, job.id, job.reply_to, self.reply(job), self.failure, lane=lane)
+                            Outcome(
+                                *(text, job.id, job.reply_to, self.reply(job), self.failure),
+                                model_ms=self.model_ms,
+                                lane=lane,
+                            )
                             for text, job in zip(texts, jobs, strict=True)
                         ]
                     )

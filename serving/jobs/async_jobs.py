@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from serving.errors import KeyReused, QueueFull, Unavailable, UnknownJob
+from serving.errors import KeyReused, QueueFull, Refused, Unavailable, UnknownJob
 from serving.jobs.job import EXPIRED, Answer, Job, Status
 from serving.jobs.job_queue import CLOCK_GOOD_FOR_SECONDS, JobQueue
 from serving.jobs.redis_client import Command
@@ -168,7 +168,7 @@ class AsyncJobs:
 
 def _full() -> QueueFull:
     says = f"Too many asynchronous jobs wait already. Try again in {FULL_RETRY_AFTER_SECONDS} s."
-    return QueueFull(says, retry_after_seconds=FULL_RETRY_AFTER_SECONDS)
+    return QueueFull(says, retry_after_seconds=FULL_RETRY_AFTER_SECONDS, reason=Refused.BULK_FULL)
 
 
 def _reused() -> KeyReused:

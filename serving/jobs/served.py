@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from serving.errors import QueueOutOfMemory, Unavailable
+from serving.errors import QueueOutOfMemory, Refused, Unavailable
 from serving.jobs.job import Answer
 from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 
@@ -148,7 +148,8 @@ class ServedNow:
         if self._own_name is not None and name not in (None, self._own_name):
             raise Unavailable(
                 f"The queue {self._queue.name} is served by the model {name}, and this web server is for "
-                f"{self._own_name}. Set IMAGE_QUEUE to another name for this web server and its model servers."
+                f"{self._own_name}. Set IMAGE_QUEUE to another name for this web server and its model servers.",
+                reason=Refused.OTHER_MODEL,
             )
 
     def look_if_due(self, seconds: float = LOOK_EVERY_SECONDS) -> None:

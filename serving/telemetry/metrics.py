@@ -25,6 +25,14 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BUCKETS = (*_SECONDS, math.inf)
 _FIRST_STATUS, _STATUSES = 100, 500
 MOST_ROWS = 1024
+PREDICTING = ("predict", "infer")  # the routes on which clients ask for predictions
+
+
+class AnsweredRequest(Protocol):
+    """What the web server notes of a request: serving.web.request_notes.RequestNotes."""
+
+    route: str  # the front door that it came to
+    total_ms: float  # until its response was ready, milliseconds
 
 
 class WebMetrics:
@@ -47,9 +55,11 @@ class WebMetrics:
         self._forks[0] += 1
         self._row = self._rows[int(self._forks[0]) % MOST_ROWS]
 
-    def answered(self, status: int, seconds: float) -> None:
-        """Count a request for predictions that ended with this HTTP status, 100 to 599, after `seconds`."""
-        row = self._row
+    def answered(self, request: AnsweredRequest, status: int) -> None:
+        """Count a request for predictions whose response has this HTTP status, 100 to 599."""
+        if request.route not in PREDICTING:
+            return
+        row, seconds = self._row, request.total_ms / 1000
         row[0] += seconds
         row[1 + bisect.bisect_left(_SECONDS, seconds)] += 1
         row[1 + len(_BUCKETS) + status - _FIRST_STATUS] += 1

@@ -7,6 +7,7 @@ from typing import Any
 from serving.errors import ModelFailed, RequestError, Unavailable
 from serving.jobs.job import Answer
 from serving.web.classify import Reply
+from serving.web.request_notes import RequestNotes
 
 
 def predictions(answer: Answer, top: int | None = None) -> str:
@@ -57,22 +58,22 @@ def to_json(told: dict[str, Any]) -> str:
     return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
 
 
-def headers(replies: Sequence[Reply | RequestError], total_ms: float) -> dict[str, str]:
+def headers(given: Sequence[Answer], notes: RequestNotes) -> dict[str, str]:
     """The headers of an answer with predictions: Server-Timing, and X-Model-Version where a model server tells it.
 
-    Of several images the times of decoding add up, and the longest waits count. `total_ms` is of the whole request.
+    Args:
+        given: the answers of model servers that the response tells of.
+        notes: of the request. Server-Timing's `queue` is the time from the job to the model.
     """
-    answered = [reply for reply in replies if isinstance(reply, Reply)]
-    times: dict[str, float] = {}
-    if answered:
-        times["decode"] = sum(reply.decode_ms for reply in answered)
-    model_ms = [reply.answer.about["model_ms"] for reply in answered if "model_ms" in reply.answer.about]
-    if model_ms:
-        waited_ms = [reply.wait_ms - reply.answer.about.get("model_ms", reply.wait_ms) for reply in answered]
-        times["queue"], times["model"] = max(0.0, *waited_ms), max(model_ms)
-    times["total"] = total_ms
-    found: dict[str, Any] = {"Server-Timing": ", ".join(f"{name};dur={value:.1f}" for name, value in times.items())}
-    versions = [reply.answer.about["version"] for reply in answered if "version" in reply.answer.about]
+    told = (("decode", notes.decode_ms), ("queue", notes.until_predict_ms), ("model", notes.predict_ms))
+    times = [f"{name};dur={value:.1f}" for name, value in told if value is not None]
+    found = {"Server-Timing": ", ".join([*times, f"total;dur={notes.milliseconds():.1f}"])}
+    versions = [answer.about["version"] for answer in given if "version" in answer.about]
     if versions:
         found["X-Model-Version"] = versions[-1]
     return found
+
+
+def of_replies(replies: Sequence[Reply | RequestError]) -> list[Answer]:
+    """The answers among what became of several images."""
+    return [reply.answer for reply in replies if isinstance(reply, Reply)]

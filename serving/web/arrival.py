@@ -13,7 +13,7 @@ from typing import Any
 import gevent
 import gevent.monkey
 
-from serving.errors import Unavailable
+from serving.errors import Refused, Unavailable
 
 # The usual load balancers drop an idle connection after 60 s, and must do so before we do.
 KEEP_ALIVE_SECONDS = 75.0
@@ -129,7 +129,8 @@ class RequestBody(io.RawIOBase):
             self._received += len(piece)
             RequestBody.in_hand += len(piece)
             if RequestBody.in_hand > self.most_in_hand:
-                raise Unavailable("Too many bytes of uploads are in hand already. Try again in a moment.")
+                says = "Too many bytes of uploads are in hand already. Try again in a moment."
+                raise Unavailable(says, reason=Refused.UPLOAD_BYTES)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def before_the_answer(self) -> None:

@@ -17,13 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 
 import helpers
-from serving.errors import ClientGone, RequestError, TimedOut
+from serving.errors import ClientGone, RequestError, TimedOut, Unavailable
 from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.job import Answer, Job
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
 from serving.web.connection import check_connection
 from serving.web.places import Places
+from serving.web.request_notes import RequestNotes
 
 # As images.decode.pixels_of_work counts. docs/decisions/027 has how long images below and above take.
 LARGE_PIXELS = 2_000_000
@@ -54,6 +55,7 @@ class Admitted:
 
     ticket: Ticket
     decode_ms: float  # from the upload to the job
+    submit_ms: float  # from the job until Redis had accepted it
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,14 @@ class PredictionService:
         self.places = Places(places)
 
     def predict(
-        self, picture: bytes | np.ndarray, wanted: Wanted, came: float, connection: socket.socket | None = None
+        self, picture: bytes | np.ndarray, wanted: Wanted, notes: RequestNotes, connection: socket.socket | None = None
     ) -> Reply:
         """Classify a picture; returns a model server's answer.
 
         Args:
             picture: the bytes of an image file; or pixels (height, width, 3) uint8 0..255, of the model's size.
             wanted: what the client wants of its answer.
-            came: when the request came, monotonic seconds; its deadline counts from here.
+            notes: of the request; its deadline counts from the moment that it came, and its stages are noted there.
             connection: the client's socket, by which to notice that it hung up; None: do not look.
 
         Raises:
@@ -103,11 +105,10 @@ class PredictionService:
             TimedOut: no answer came within the timeout.
             ClientGone: the client hung up.
         """
-        until = came + self._options.timeout_seconds
         try:
-            with self.admit(picture, wanted, until) as admitted:
+            with self.admit(picture, wanted, notes) as admitted:
                 del picture  # a process has 256 places by default, and each upload may have 16 MB
-                reply = self.wait(admitted, until, connection)
+                reply = self.wait(admitted, notes, connection)
         except RequestError as error:
             self._count(error)
             raise
@@ -118,17 +119,16 @@ class PredictionService:
         self,
         pictures: Iterable[bytes | np.ndarray | RequestError],
         wanted: Wanted,
-        came: float,
+        notes: RequestNotes,
         connection: socket.socket | None = None,
     ) -> list[Reply | RequestError]:
         """Classify several pictures, which wait together; returns an answer for each, or why there is none.
 
         `predict` describes the arguments; an error among the pictures stays where it is. Raises ClientGone.
         """
-        until = came + self._options.timeout_seconds
         with contextlib.ExitStack() as stack:
-            found = [self._try_to_admit(stack, picture, wanted, until, connection) for picture in pictures]
-            return [self._reply(one, until, connection) for one in found]
+            found = [self._try_to_admit(stack, picture, wanted, notes, connection) for picture in pictures]
+            return [self._reply(one, notes, connection) for one in found]
 
     def classes(self) -> int | None:
         """How many labels the model tells apart; None: no model server has said so."""
@@ -136,12 +136,13 @@ class PredictionService:
         return None if labels is None else len(labels)
 
     @contextlib.contextmanager
-    def admit(self, picture: bytes | np.ndarray, wanted: Wanted, until: float) -> Iterator[Admitted]:
+    def admit(self, picture: bytes | np.ndarray, wanted: Wanted, notes: RequestNotes) -> Iterator[Admitted]:
         """Lead a picture through the gates to its ticket, for a `with` block.
 
-        The job's deadline is `until`, monotonic seconds. The block holds one place; at its end the job is given up,
-        unless the answer came. Raises what `predict` raises before it waits.
+        The block holds one place; at its end the job is given up, unless the answer came. Raises what `predict` raises
+        before it waits.
         """
+        until = self._deadline(notes)
         # Let others run first: an event loop runs new requests before those that were woken, with answers among them.
         time.sleep(0)
         self._web_side.check_room()  # 503: too many images wait already
@@ -150,21 +151,24 @@ class PredictionService:
             job = self.make_job(picture, wanted)
             del picture
             decode_ms = 1000 * (time.monotonic() - began)
+            notes.decoded(decode_ms)
             deadline = self._web_side.deadline_at(until)
             submitted_at = deadline - (until - time.monotonic())
             job = replace(job, deadline=deadline, submitted_at=submitted_at, reply_to=self._web_side.channel)
             with self._web_side.submit(job) as ticket:  # 503: the queue filled up just now
-                yield Admitted(ticket, decode_ms)
+                submit_ms = 1000 * (time.monotonic() - ticket.since)
+                notes.submitted(job.id, submit_ms)
+                yield Admitted(ticket, decode_ms, submit_ms)
 
-    def wait(self, admitted: Admitted, until: float, connection: socket.socket | None = None) -> Reply:
-        """Wait for the answer until `until`, monotonic seconds.
+    def wait(self, admitted: Admitted, notes: RequestNotes, connection: socket.socket | None = None) -> Reply:
+        """Wait for the answer until the request's deadline.
 
         Raises:
             TimedOut: no answer came by then.
             Unavailable: another model than the wanted one answered.
             ClientGone: the client closed `connection`, its socket.
         """
-        ticket = admitted.ticket
+        ticket, until = admitted.ticket, self._deadline(notes)
         while (answer := ticket.wait(min(until, time.monotonic() + self._options.poll_seconds))) is None:
             check_connection(connection)
             if time.monotonic() >= until:
@@ -173,7 +177,9 @@ class PredictionService:
                     "server is away. Try again."
                 )
         self._web_side.served.check_answer(answer)
-        return Reply(answer, admitted.decode_ms, 1000 * (ticket.answered_at - ticket.since))
+        wait_ms = 1000 * (ticket.answered_at - ticket.since)
+        notes.answered(ticket.answered_at, wait_ms, admitted.submit_ms, answer.about.get("model_ms"))
+        return Reply(answer, admitted.decode_ms, wait_ms)
 
     def make_job(self, picture: bytes | np.ndarray, wanted: Wanted) -> Job:
         """Decode and resize a picture (see `predict`), and make a job of it, without a deadline or a channel.
@@ -191,6 +197,10 @@ class PredictionService:
             request_id=wanted.request_id,
         )
 
+    def _deadline(self, notes: RequestNotes) -> float:
+        """Until when a request waits, monotonic seconds."""
+        return notes.came + self._options.timeout_seconds
+
     def _decode(self, upload: bytes) -> np.ndarray:
         """The pixels of an upload, (height, width, 3) uint8 0..255, of the model's size."""
         image = open_image(upload, self._options.max_pixels)
@@ -205,26 +215,28 @@ class PredictionService:
         stack: contextlib.ExitStack,
         picture: bytes | np.ndarray | RequestError,
         wanted: Wanted,
-        until: float,
+        notes: RequestNotes,
         connection: socket.socket | None,
     ) -> Admitted | RequestError:
         check_connection(connection)  # the next pictures may take seconds to decode
         if isinstance(picture, RequestError):
             return picture
         try:
-            return stack.enter_context(self.admit(picture, wanted, until))
+            return stack.enter_context(self.admit(picture, wanted, notes))
         except RequestError as error:
             return error
 
     def _reply(
-        self, found: Admitted | RequestError, until: float, connection: socket.socket | None
+        self, found: Admitted | RequestError, notes: RequestNotes, connection: socket.socket | None
     ) -> Reply | RequestError:
         try:
-            reply = found if isinstance(found, RequestError) else self.wait(found, until, connection)
+            reply = found if isinstance(found, RequestError) else self.wait(found, notes, connection)
         except ClientGone:
             raise
         except RequestError as error:
             reply = error
+        if isinstance(reply, Unavailable):
+            notes.refuse(reply.reason)
         self._count(reply)
         return reply
 

@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, g, request
+from flask import Blueprint, Flask, Response, current_app, request
 
 from serving.errors import BadRequest, JobCanceled, RequestError, TimedOut, Unavailable, UnknownJob
 from serving.jobs.async_jobs import AsyncJobs, Idempotency, JobState
 from serving.jobs.job import Status
 from serving.jobs.watch import Watch
 from serving.web import access, answers, uploads
-from serving.web.classify import PredictionService, Reply, Wanted
+from serving.web.classify import PredictionService, Wanted
 from serving.web.connection import check_connection
 from serving.web.preferences import preferences, wait_seconds
+from serving.web.request_notes import notes
 
 ASK_AGAIN_SECONDS = 1
 MOST_KEY_CHARACTERS = 255
@@ -73,16 +74,16 @@ def submit(images: list[bytes | RequestError], wanted: Wanted) -> Response:
     wishes = preferences(request)
     seconds, is_async = wait_seconds(wishes), "respond-async" in wishes
     door = _door()
-    until = g.came + (seconds if is_async and seconds is not None else door.timeout_seconds)
+    until = notes().came + (seconds if is_async and seconds is not None else door.timeout_seconds)
     try:
-        state, decode_ms = _submit(images, wanted)
+        state = _submit(images, wanted)
         if is_async and not seconds:
             return _accepted(state)
         state = _wait(state, until, also_while_stopping=not is_async)
     except UnknownJob:  # 404 would say that the client has asked for a job
         raise Unavailable("Redis has lost the job, or it has just expired. Send the request again.") from None
     if state.is_over:
-        response = _finished(state, wanted, decode_ms)
+        response = _finished(state, wanted)
         if is_async:
             response.headers["Preference-Applied"] = f"wait={seconds}"
         return response
@@ -128,20 +129,24 @@ def _checked(job_id: str) -> str:
     return job_id.lower()
 
 
-def _submit(images: list[bytes | RequestError], wanted: Wanted) -> tuple[JobState, float]:
-    """The job that stands for this request, and for how many milliseconds its image was decoded."""
-    door, picture = _door(), uploads.pop_only(images)
+def _submit(images: list[bytes | RequestError], wanted: Wanted) -> JobState:
+    """The job that stands for this request."""
+    door, picture, noted = _door(), uploads.pop_only(images), notes()
     idempotency = _idempotency(picture, wanted)
     earlier = door.jobs.find(idempotency)
     if earlier is not None:
-        return door.jobs.look(earlier), 0.0
+        noted.job_ids.append(earlier)
+        return door.jobs.look(earlier)
     with door.service.places.hold():
         began = time.monotonic()
         with uploads.hint_of_curl(request):
             job = door.service.make_job(picture, wanted)
         del picture
-        decode_ms = 1000 * (time.monotonic() - began)
-        return door.jobs.submit(job, idempotency), decode_ms
+        noted.decoded(1000 * (time.monotonic() - began))
+        began = time.monotonic()
+        state = door.jobs.submit(job, idempotency)
+        noted.submitted(state.id, 1000 * (time.monotonic() - began))
+        return state
 
 
 def _idempotency(picture: bytes, wanted: Wanted) -> Idempotency | None:
@@ -179,15 +184,17 @@ def _wait(state: JobState, until: float, *, also_while_stopping: bool) -> JobSta
     return door.jobs.look(state.id)
 
 
-def _finished(state: JobState, wanted: Wanted, decode_ms: float) -> Response:
+def _finished(state: JobState, wanted: Wanted) -> Response:
     """The answer to POST /predict whose job is over. Raises ModelFailed, Unavailable, TimedOut, JobCanceled."""
     if state.status == Status.CANCELED:
         raise JobCanceled(f"The job {state.id}, for which this request stands, was canceled. Use another key.")
     if state.answer is None:
         raise TimedOut(state.error or f"Nothing is known of what became of the job {state.id}.")
     body = answers.predictions(state.answer, wanted.top)
-    total_ms = 1000 * (time.monotonic() - g.came)
-    headers = answers.headers([Reply(state.answer, decode_ms, total_ms - decode_ms)], total_ms)
+    noted = notes()
+    wait_ms = noted.milliseconds() - (noted.decode_ms or 0.0)
+    noted.answered(time.monotonic(), wait_ms, noted.submit_ms or 0.0, state.answer.about.get("model_ms"))
+    headers = answers.headers([state.answer], noted)
     return Response(body + "\n", mimetype="application/json", headers=headers)
 
 

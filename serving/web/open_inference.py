@@ -4,19 +4,19 @@ POST …/infer -- infer_request: tensors -- model_tensors: pictures --> Predicti
 JSON, bytes <-- tensors <-- model_tensors: the output <-- Reply, a picture each
 """
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, g, jsonify, request
+from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from werkzeug.exceptions import NotFound
 
-from serving.errors import BadRequest, RequestError, Unavailable, UnsupportedFormat
+from serving.errors import BadRequest, Refused, RequestError, Unavailable, UnsupportedFormat
 from serving.jobs.served import ServedNow
 from serving.web import access, answers, infer_request, pages, problems, tensors, uploads
 from serving.web.classify import PredictionService, Reply, Wanted
 from serving.web.model_tensors import ServedModel, read_replies
 from serving.web.request_ids import request_id
+from serving.web.request_notes import notes
 
 NAME, VERSION = "image-classification-service", "1"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
@@ -32,8 +32,7 @@ def add_to(app: Flask) -> None:
 
 @blueprint.before_request
 def check() -> None:
-    """Note when the request came, and check its API key. Raises Unauthorized."""
-    g.came = time.monotonic()
+    """Check the request's API key. Raises Unauthorized."""
     if request.endpoint not in OPEN:
         access.check_key()
 
@@ -90,17 +89,18 @@ def infer(name: str, version: str | None = None) -> Response:
     model = model_of(name, version)
     sent = infer_request.read(read_body(limits.request_bytes), request.headers.get(tensors.SIZE_HEADER))
     asked, given_id, input_name = model.asked(sent), sent.id, sent.inputs[0].name
-    pictures = model.pictures(sent, limits)
+    pictures, noted = model.pictures(sent, limits), notes()
+    noted.read(sent.inputs[0].shape[0])
     del sent  # so that the memory of the body is free once the pictures are jobs
     wanted = Wanted(asked.classification or model.classes, index=True, request_id=request_id())
-    replies = service.predict_all(pictures, wanted, g.came, request.environ.get("service.connection"))
+    replies = service.predict_all(pictures, wanted, noted, request.environ.get("service.connection"))
     found, warning = read_replies(input_name, replies)
     answered_by = check_version(replies, version)
     head: dict[str, Any] = {"model_name": name, "model_version": answered_by or model.served.version}
     head |= {"id": given_id} if given_id is not None else {}
     head |= {"parameters": {"warning": warning}} if warning is not None else {}
     body, json_bytes = tensors.write(head, [(model.output(asked, found), asked.is_binary)])
-    headers = answers.headers(replies, 1000 * (time.monotonic() - g.came))
+    headers = answers.headers(answers.of_replies(replies), noted)
     if json_bytes is None:
         return Response(body, mimetype="application/json", headers=headers)
     return Response(body, mimetype="application/octet-stream", headers=headers | {tensors.SIZE_HEADER: str(json_bytes)})
@@ -119,7 +119,9 @@ def model_of(name: str, version: str | None) -> ServedModel:
     labels, served = served_now.labels(), served_now.served()
     if served is None or labels is None:
         raise Unavailable(
-            "No model server has told yet what it serves: start one, or wait while it loads.", retry_after_seconds=5
+            "No model server has told yet what it serves: start one, or wait while it loads.",
+            retry_after_seconds=5,
+            reason=Refused.NO_MODEL_SERVER,
         )
     if name != served.name:
         raise NotFound(f"There is no model `{name}`; this service has `{served.name}`.")
@@ -155,11 +157,3 @@ def check_version(replies: Sequence[Reply | RequestError], version: str | None) 
 def unknown(error: NotFound) -> tuple[Response, int]:
     """The answer to a request for another model or version."""
     return problems.body(str(error.description), error.code), error.code
-
-
-@blueprint.after_request
-def count(response: Response) -> Response:
-    """Count an answer of …/infer as those of POST /predict are; returns the answer as it is."""
-    if request.endpoint == "open_inference.infer" and request.method == "POST":
-        current_app.extensions["counts"].answered(response.status_code, time.monotonic() - g.came)
-    return response

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify
 
-from serving.errors import QueueAway, Unavailable
+from serving.errors import QueueAway, Refused, Unavailable
 from serving.jobs.job import Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.readiness import readiness
@@ -73,7 +73,8 @@ def readyz() -> Response:
     served.look()  # whoever reads 200 may send the next moment
     served.check_name()
     if not (model_servers or answered or current_app.config["READY_WITHOUT_MODEL_SERVER"]):
-        raise Unavailable("No model server is ready: start one, or wait while it loads.", retry_after_seconds=5)
+        says = "No model server is ready: start one, or wait while it loads."
+        raise Unavailable(says, retry_after_seconds=5, reason=Refused.NO_MODEL_SERVER)
     return jsonify(ready=True, model_servers=model_servers)
 
 

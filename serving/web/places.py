@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from serving.errors import Unavailable
+from serving.errors import Refused, Unavailable
 
 
 class Places:
@@ -22,7 +22,8 @@ class Places:
     def hold(self) -> Iterator[None]:
         """Hold one place as long as a `with` block lasts. Raises Unavailable when none is free."""
         if not self._free.acquire(blocking=False):
-            raise Unavailable(f"{self._count} requests are in hand already. Try again in a moment.")
+            says = f"{self._count} requests are in hand already. Try again in a moment."
+            raise Unavailable(says, reason=Refused.PLACES)
         try:
             yield
         finally:

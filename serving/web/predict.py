@@ -1,26 +1,24 @@
-"""Answers POST /predict, and counts the answers.
+"""Answers POST /predict.
 
 request -- uploads --> images -- PredictionService --> Reply, an image each -- answers --> the body of a 200
 """
 
-import time
 from collections.abc import Sequence
 
-from flask import Blueprint, Flask, Response, current_app, g, request
+from flask import Blueprint, Flask, Response, current_app, request
 
 from serving.errors import BadRequest, RequestError
-from serving.telemetry.metrics import WebMetrics
 from serving.web import access, answers, jobs, uploads
 from serving.web.classify import PredictionService, Reply, Wanted
 from serving.web.request_ids import request_id
+from serving.web.request_notes import notes
 
 blueprint = Blueprint("predict", __name__)
 
 
-def add_to(app: Flask, service: PredictionService, counts: WebMetrics, limits: uploads.Limits) -> None:
-    """Have `app` answer POST /predict with `service`, within `limits`, and count each answer in `counts`."""
-    app.extensions["prediction service"], app.extensions["counts"] = service, counts
-    app.extensions["upload limits"] = limits
+def add_to(app: Flask, service: PredictionService, limits: uploads.Limits) -> None:
+    """Have `app` answer POST /predict with `service`, within `limits`."""
+    app.extensions["prediction service"], app.extensions["upload limits"] = service, limits
     app.register_blueprint(blueprint)
 
 
@@ -32,14 +30,16 @@ def predict() -> Response:
     wanted = read_wanted(service)
     connection = request.environ.get("service.connection")
     images = uploads.read_images(request, current_app.extensions["upload limits"])
+    noted = notes()
+    noted.read(len(images))
     if jobs.is_wanted():
         return jobs.submit(images, wanted)
     if len(images) == 1:
         with uploads.hint_of_curl(request):
             # The image has no name here, so that its memory is free while the request waits.
-            reply = service.predict(uploads.pop_only(images), wanted, g.came, connection)
+            reply = service.predict(uploads.pop_only(images), wanted, noted, connection)
         return answer_with(answers.predictions(reply.answer, wanted.top), [reply])
-    replies = service.predict_all(uploads.pop_each(images), wanted, g.came, connection)
+    replies = service.predict_all(uploads.pop_each(images), wanted, noted, connection)
     return answer_with(answers.results(replies, wanted.top), replies)
 
 
@@ -60,20 +60,5 @@ def read_wanted(service: PredictionService) -> Wanted:
 
 def answer_with(body: str, replies: Sequence[Reply | RequestError]) -> Response:
     """The 200 with this body, JSON, and the headers that tell of `replies`."""
-    headers = answers.headers(replies, 1000 * (time.monotonic() - g.came))
+    headers = answers.headers(answers.of_replies(replies), notes())
     return Response(body + "\n", mimetype="application/json", headers=headers)
-
-
-@blueprint.before_request
-def start_clock() -> None:
-    """Note when the request came: its deadline and its duration count from here."""
-    g.came = time.monotonic()
-
-
-@blueprint.after_request
-def count(response: Response) -> Response:
-    """Count an answer of POST /predict, of any status; returns the answer as it is."""
-    if request.method == "OPTIONS":  # a browser's preflight, no prediction
-        return response
-    current_app.extensions["counts"].answered(response.status_code, time.monotonic() - g.came)
-    return response

@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 from serving.errors import RequestError, Unauthorized, Unavailable
 from serving.web.refusal_log import RefusalLog
 from serving.web.request_ids import request_id
+from serving.web.request_notes import notes
 
 # Probes ask all the time while nobody waits: what they are told is not logged.
 PROBED = re.compile(r"/readyz|/v2/.*/ready")
@@ -40,6 +41,9 @@ def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
+        found = notes()
+        if not found.refusals:  # else its images have told why already
+            found.refuse(error.reason)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return body(str(error), error.status), error.status, headers

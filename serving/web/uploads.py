@@ -12,6 +12,7 @@ import multipart
 from flask import Request
 
 from serving.errors import NoImage, RequestError, TooLarge, UndecodableImage, UnsupportedFormat
+from serving.web.request_notes import notes_in
 
 HOW_TO_SEND = (
     "Send one as multipart field `image` (curl -F image=@photo.jpg), or as the body with Content-Type: image/…."
@@ -81,6 +82,7 @@ def read_all(request: Request, most_bytes: int) -> bytes:
     most_read = most_bytes + OVERHEAD_BYTES
     if (request.content_length or 0) <= most_read:
         body = request.environ["wsgi.input"].read(most_read + 1)
+    notes_in(request.environ).body_bytes += len(body)
     if (request.content_length or len(body)) > most_read:
         raise TooLarge(f"The upload is too large: at most {most_bytes:,} bytes are accepted.")
     return body
@@ -116,6 +118,7 @@ def _read_body(request: Request, limits: Limits) -> list[bytes | RequestError]:
     beginning = b""
     if not request.mimetype.startswith("image/") and request.mimetype != "application/octet-stream":
         beginning = request.environ["wsgi.input"].read(BEGINNING_BYTES)
+        notes_in(request.environ).body_bytes = len(beginning)
         _check_beginning(beginning, request.mimetype)
     return [beginning + read_all(request, limits.image_bytes)]
 

@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,10 +24,16 @@ from serving.web import classify, predict, problems, uploads
 from serving.web.classify import LARGE_PIXELS, ImageOptions, PredictionService, Reply, Wanted
 from serving.web.connection import has_hung_up
 from serving.web.places import Places
+from serving.web.request_notes import RequestNotes
 
 PHOTO = as_bytes(some_photo(), "JPEG")
 ANY = Wanted()
 NewService = Callable[..., PredictionService]
+
+
+def new_notes(seconds: float = 0.0) -> RequestNotes:
+    """The notes of a request that came so many seconds ago."""
+    return RequestNotes(time.monotonic() - seconds)
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def new_service(queue: JobQueue) -> Iterator[NewService]:
 
 def test_an_upload_becomes_a_job_and_its_answer_comes_back(new_service: NewService, answering: Answering) -> None:
     wanted = Wanted(top=3, index=True, request_id="from-the-browser")
-    reply = new_service().predict(PHOTO, wanted, time.monotonic())
+    reply = new_service().predict(PHOTO, wanted, new_notes())
     assert reply.answer.text == answering.reply(answering.jobs[0])
     (job,) = answering.jobs
     assert helpers.decode_image(job.image, (48, 64, 3), "uint8").shape == (48, 64, 3)
@@ -62,9 +67,7 @@ def test_several_pictures_wait_together_and_each_gets_its_own_answer_or_error(
 ) -> None:
     answering.reply = lambda job: json.dumps(int(helpers.decode_image(job.image, (48, 64, 3), "uint8").mean()))
     pixels = np.full((48, 64, 3), 7, np.uint8)
-    found = new_service(places=4).predict_all(
-        [pixels, PHOTO[:2000], NoImage("empty"), pixels + 1], ANY, time.monotonic()
-    )
+    found = new_service(places=4).predict_all([pixels, PHOTO[:2000], NoImage("empty"), pixels + 1], ANY, new_notes())
     first, second, third, fourth = found
     assert isinstance(second, UndecodableImage)
     assert isinstance(third, NoImage)
@@ -79,13 +82,13 @@ def test_what_became_of_each_picture_counts_for_the_state_but_not_what_its_clien
     monkeypatch.setattr(counts, "tell_if_due", lambda: None)
     ends = iter([json.dumps([]), json.dumps({"error": "the model failed"}), json.dumps([])])
     answering.reply = lambda job: next(ends)
-    service.predict_all([pixels, PHOTO[:2000], NoImage("empty"), pixels], ANY, time.monotonic())
-    service.predict(pixels, ANY, time.monotonic())
+    service.predict_all([pixels, PHOTO[:2000], NoImage("empty"), pixels], ANY, new_notes())
+    service.predict(pixels, ANY, new_notes())
     with pytest.raises(UndecodableImage):
-        service.predict(PHOTO[:2000], ANY, time.monotonic())
+        service.predict(PHOTO[:2000], ANY, new_notes())
     answering.stop()
     with pytest.raises(TimedOut):
-        service.predict(pixels, ANY, time.monotonic() - 9.9)
+        service.predict(pixels, ANY, new_notes(9.9))
 
     counted = summary(list(counts._untold.values()))
     assert (counted.answered, counted.failed) == (2, 2)
@@ -96,29 +99,28 @@ def test_each_of_several_pictures_takes_a_place_and_gives_it_back(
 ) -> None:
     service = new_service(places=2)
     for _ in range(2):
-        found = service.predict_all([PHOTO] * 3, ANY, time.monotonic())
+        found = service.predict_all([PHOTO] * 3, ANY, new_notes())
         assert [type(one) for one in found] == [Reply, Reply, Unavailable]
 
 
 def test_the_gates_refuse_each_with_its_own_sentence_and_nothing_stays(
     new_service: NewService, raw: redis.Redis, queue: JobQueue
 ) -> None:
-    until = time.monotonic() + 5
     push(raw, 3)
     full = new_service(max_queue_length=3)
     for sentence in ("the queue filled up just now", "Too many images wait already"):  # the second time it knows
-        with pytest.raises(QueueFull, match=sentence), full.admit(PHOTO, ANY, until):
+        with pytest.raises(QueueFull, match=sentence), full.admit(PHOTO, ANY, new_notes()):
             pass
     assert raw.llen("image_queue") == 3
     raw.delete("image_queue")
     narrow = new_service(places=1)
     with (
-        narrow.admit(PHOTO, ANY, until),
+        narrow.admit(PHOTO, ANY, new_notes()),
         pytest.raises(Unavailable, match="1 requests are in hand already"),
-        narrow.admit(PHOTO, ANY, until),
+        narrow.admit(PHOTO, ANY, new_notes()),
     ):
         pass
-    with narrow.admit(PHOTO, ANY, until):  # the place was given back
+    with narrow.admit(PHOTO, ANY, new_notes()):  # the place was given back
         pass
 
 
@@ -127,7 +129,7 @@ def test_an_image_that_is_refused_gives_its_place_back(new_service: NewService, 
     for upload, error in ((PHOTO[:2000], UndecodableImage), (as_bytes(some_photo(2000, 1000), "PNG"), TooLarge)):
         for _ in range(2):
             with pytest.raises(error):
-                service.predict(upload, ANY, time.monotonic())
+                service.predict(upload, ANY, new_notes())
     assert raw.llen("image_queue") == 0
 
 
@@ -135,7 +137,7 @@ def test_the_deadline_counts_from_when_the_request_came(new_service: NewService,
     service = new_service(timeout_seconds=1.0)
     began = time.monotonic()
     with pytest.raises(TimedOut, match="No answer came within 1 s"):
-        service.predict(PHOTO, ANY, came=began - 0.5)
+        service.predict(PHOTO, ANY, RequestNotes(began - 0.5))
     assert time.monotonic() - began < 0.9
     wait_for(lambda: raw.llen("image_queue") == 0)
 
@@ -159,7 +161,7 @@ def test_the_pictures_of_a_client_that_hung_up_are_not_decoded(new_service: NewS
     with server:
         client.close()
         with pytest.raises(ClientGone):
-            service.predict_all([PHOTO, PHOTO], ANY, time.monotonic(), server)
+            service.predict_all([PHOTO, PHOTO], ANY, new_notes(), server)
     assert keys(raw) == set()
 
 
@@ -167,7 +169,7 @@ def server_side(service: PredictionService, connection: socket.socket) -> str:
     time.sleep(0.1)
     assert not has_hung_up(connection)
     assert connection.recv(100) == b"the next request"  # it was left unread
-    return service.predict(PHOTO, ANY, time.monotonic(), connection)
+    return service.predict(PHOTO, ANY, new_notes(), connection)
 
 
 def test_a_connection_is_looked_at_without_waiting_and_stays_as_it_was() -> None:
@@ -206,7 +208,7 @@ def test_who_waits_over_http_holds_a_place_and_not_the_upload(
     monkeypatch.setattr(service, "wait", looking)
     app = Flask("any")
     app.config["API_KEYS"] = []
-    predict.add_to(app, service, SimpleNamespace(answered=lambda *_: None), uploads.Limits(10**6, 16, 10**7))
+    predict.add_to(app, service, uploads.Limits(10**6, 16, 10**7))
     problems.add_to(app)
     assert app.test_client().post("/predict").status_code == 504
     assert alive == [None]
@@ -226,12 +228,12 @@ def test_large_images_go_to_the_pool_and_photos_do_not(
     monkeypatch.setattr(classify, "LARGE_PIXELS", 320 * 240)
     service = new_service()
     here = threading.current_thread().name
-    service.predict(PHOTO, ANY, time.monotonic())
-    service.predict(as_bytes(some_photo(400, 300), "JPEG"), ANY, time.monotonic())
+    service.predict(PHOTO, ANY, new_notes())
+    service.predict(as_bytes(some_photo(400, 300), "JPEG"), ANY, new_notes())
     assert threads[0] == here
     assert threads[1] != here
     with pytest.raises(UndecodableImage):  # raised in the thread, heard here
-        service.predict(as_bytes(some_photo(400, 300), "JPEG")[:3000], ANY, time.monotonic())
+        service.predict(as_bytes(some_photo(400, 300), "JPEG")[:3000], ANY, new_notes())
     assert len(answering.jobs) == 2
     assert isinstance(answering.jobs[0], Job)
 

@@ -23,6 +23,7 @@ from conftest import (
 )
 
 from serving.telemetry.metrics import WebMetrics
+from serving.web.request_notes import RequestNotes
 
 PHOTO = as_bytes(some_photo(), "JPEG")
 SEAL = 'mount --bind "$folder" "$folder" && mount -o remount,bind,ro "$folder" && ! test -w "$folder"'
@@ -96,13 +97,17 @@ def test_a_web_server_serves_where_no_temporary_folder_can_be_written(
     check_that_processes_are_replaced(processes, start(processes))
 
 
+def took(seconds: float) -> RequestNotes:
+    return RequestNotes(0.0, route="predict", total_ms=1000 * seconds)
+
+
 def test_each_process_counts_in_a_row_of_its_own_and_the_page_has_the_sums(raw: redis.Redis) -> None:
     counts = WebMetrics()
     for seconds in (0.001, 0.005, 0.006):
-        counts.answered(200, seconds)
+        counts.answered(took(seconds), 200)
     counts.next_process()
     for status, seconds in ((200, 0.3), (503, 31.0), (499, 30.0)):
-        counts.answered(status, seconds)
+        counts.answered(took(seconds), status)
     page, kind = counts.render(7, 9, None)
     assert kind.startswith("text/plain")
     samples = dict(line.rsplit(" ", 1) for line in page.decode().splitlines() if not line.startswith("#"))
@@ -127,7 +132,7 @@ def test_processes_that_are_forked_add_up_however_often_they_are_replaced() -> N
     for number in range(2000):  # more than there are rows
         counts.next_process()
         if number % 100 == 0 and not (child := os.fork()):
-            counts.answered(200, 0.1)
+            counts.answered(took(0.1), 200)
             os._exit(0)
         elif number % 100 == 0:
             os.waitpid(child, 0)

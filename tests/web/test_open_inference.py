@@ -433,7 +433,6 @@ def test_who_waits_holds_no_body(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         "web side": SimpleNamespace(served=served),
         "prediction service": SimpleNamespace(predict_all=predict_all),
         "upload limits": uploads.Limits(10**6, 16, 10**7),
-        "counts": SimpleNamespace(answered=lambda *_: None),
     }
     open_inference.add_to(app)
     problems.add_to(app)
