@@ -34,6 +34,7 @@ MOST_DEAD_LETTER_BYTES = 32 * 1024 * 1024
 EXPIRED = "The job expired: no model server came to it before its deadline. Send it again."
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # of W3C's Trace Context
 
 _IMAGE = b', "image": "'
 
@@ -74,6 +75,7 @@ class Job:
     index: bool = False  # whether each prediction has the index of its class
     request_id: str | None = None  # of the HTTP request, for the log
     submitted_at: float | None = None  # unix seconds, by Redis's clock
+    traceparent: str | None = None  # the span that submitted the job; None: nobody traces it
 
     def to_text(self) -> str:
         """Write the job as JSON, the id first, where the scripts look for it, and the long image last."""
@@ -86,6 +88,7 @@ class Job:
             "index": self.index or None,
             "request_id": self.request_id,
             "submitted_at": self.submitted_at,
+            "traceparent": self.traceparent,
         }
         given = {name: value for name, value in optional.items() if value is not None}
         # Base64 has nothing to escape, so no code need look at each character of the image.
@@ -120,6 +123,7 @@ class Job:
                 top=_read_top(fields.get("top")),
                 index=fields.get("index") is True,
                 submitted_at=_read_seconds("submitted_at", fields),
+                traceparent=_read_traceparent(fields.get("traceparent")),
                 **texts,
             )
         except KeyError as error:
@@ -166,6 +170,11 @@ def _read_top(value: Any) -> int | None:
     if value is None or (type(value) is int and value >= 1):
         return value
     raise ValueError("top is a whole number, at least 1")
+
+
+def _read_traceparent(value: Any) -> str | None:
+    """The field if it is one; garbage in it costs a job its place in a trace, and no more."""
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
 def _read_seconds(name: str, fields: Mapping[str, Any]) -> float | None:

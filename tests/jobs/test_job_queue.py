@@ -555,9 +555,25 @@ def test_the_short_way_to_read_a_job_reads_what_a_json_parser_does(text: str) ->
     assert job_module._read_ours(text.encode()) is None
 
 
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
 def test_what_we_write_is_read_the_short_way() -> None:
-    text = new_job(shape=SHAPE, dtype="uint8", deadline=1e9, reply_to="web").to_text()
+    text = new_job(shape=SHAPE, dtype="uint8", deadline=1e9, reply_to="web", traceparent=TRACEPARENT).to_text()
     assert job_module._read_ours(text.encode()) == json.loads(text)
+    assert Job.from_text(text.encode()).traceparent == TRACEPARENT
+
+
+@pytest.mark.parametrize(
+    "value", ["", "garbage", TRACEPARENT + "-more", TRACEPARENT.upper(), TRACEPARENT * 10_000, 7, True, [], {}, None]
+)
+def test_garbage_in_the_place_of_a_traceparent_fails_no_job(value: object) -> None:
+    given = {"id": "11111111-1111-1111-1111-111111111111", "traceparent": value, "image": "AAAA"}
+    assert Job.from_text(json.dumps(given).encode()) == Job(str(given["id"]), "AAAA")
+
+
+def test_a_job_that_nobody_traces_has_no_field_for_it() -> None:
+    assert "traceparent" not in new_job(shape=SHAPE, dtype="uint8", submitted_at=1.5).to_text()
 
 
 @pytest.mark.parametrize(("text", "deadline"), [("null", math.inf), ("-1", -1.0), ("1e308", 1e308), ("7", 7.0)])
