@@ -168,6 +168,11 @@ def keys(raw: redis.Redis) -> set[str]:
     return {key.decode() for key in raw.keys("*")} - told
 
 
+def calls(raw: redis.Redis, command: str) -> int:
+    """How often a Redis has run a command, also from scripts."""
+    return int(raw.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
 class Counts:
     """Stands in for ModelMetrics: notes how jobs ended."""
 

@@ -2,8 +2,10 @@
 
 take -- plain moves, confirmed by confirm.lua ----------------> jobs
      `-- some job came back, or Redis is out of memory: take.lua --> jobs, one by one
+     `-- an operator has paused the queue, or made this model server quiet: nothing, until take.lua gives jobs again
 """
 
+import logging
 import time
 from enum import IntEnum
 
@@ -13,7 +15,11 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_queue import Taken
 
 SLEEP_WHEN_FULL_SECONDS = 0.1  # Redis, out of memory, does not block a model server then
+SLEEP_WHEN_PAUSED_SECONDS = 0.1  # after so long a model server sees that it may take again
 FIRST_LOOK = 4  # jobs to ask for while the model server does not know how many wait
+TAKES_NOTHING = "takes nothing: an operator has paused the queue, or told this model server to be quiet"
+
+log = logging.getLogger(__name__)
 
 
 class Refusal(IntEnum):
@@ -22,6 +28,7 @@ class Refusal(IntEnum):
     ALONE_LATER = -1  # the next job, or the one in hand, runs alone: ask again with empty hands
     LEASE_LOST = -2  # this name was taken for dead: join again
     ONE_BY_ONE = -3  # some job came back and has not ended: ask take.lua, which looks at each job
+    PAUSED = -4  # an operator has told this model server to take nothing
 
 
 class Hand:
@@ -38,7 +45,7 @@ class Hand:
         # Jobs, so far. The thread that takes is the only one to raise the first, the thread that answers the second.
         self.taken = self.settled = 0
         self._waiting = self._of_other_lane = 0  # jobs that waited when last seen
-        self._some_came_back = False
+        self._some_came_back = self._is_paused = False
 
     @property
     def processing_of_other(self) -> str:
@@ -52,9 +59,15 @@ class Hand:
 
     def take(self, most: int, wait_seconds: float = 0.0) -> Taken:
         """Take up to `most` jobs; with `wait_seconds`, wait for a first one. Raises LeaseLost, QueueAway."""
+        if self._is_paused:
+            taken = self._take_one_by_one(most)
+            if self._is_paused and wait_seconds > 0:  # a BLMOVE would move each job that comes, which must then go back
+                time.sleep(SLEEP_WHEN_PAUSED_SECONDS)
+            return taken
         if self._some_came_back:
             taken = self._take_one_by_one(most)
-            return taken if taken.jobs or taken.runs_alone else self._move(most, wait_seconds)
+            done = taken.jobs or taken.runs_alone or self._is_paused
+            return taken if done else self._move(most, wait_seconds)
         try:
             return self._move(most, wait_seconds)
         except QueueOutOfMemory:  # Redis refuses plain moves then, while a script may still take jobs
@@ -79,6 +92,8 @@ class Hand:
             state, clock, self._waiting, self._of_other_lane = reply
             self._queue.set_clock(float(clock))
             self._check(state)
+            if state == Refusal.PAUSED:
+                return self._told(jobs)
             if state == Refusal.ONE_BY_ONE:
                 return self._told(jobs) if jobs else self._take_one_by_one(most)
             self.taken += len(moved)
@@ -108,7 +123,7 @@ class Hand:
             "take",
             [
                 *(self.keys.waiting, self.processing, keys.leases, keys.attempts, self.keys.last_empty_at),
-                *(self.other.waiting, self.processing_of_other),
+                *(self.other.waiting, self.processing_of_other, keys.paused, keys.quiet),
             ],
             [self._server, self._lease_seconds, most],
         )
@@ -121,3 +136,6 @@ class Hand:
     def _check(self, state: int) -> None:
         if state == Refusal.LEASE_LOST:
             raise LeaseLost(f"the lease of {self._server} ran out; its jobs go to others")
+        was_paused, self._is_paused = self._is_paused, state == Refusal.PAUSED
+        if was_paused != self._is_paused and self.lane is Lane.PEOPLE:
+            log.info(TAKES_NOTHING if self._is_paused else "takes jobs again")

@@ -158,7 +158,8 @@ class JobQueue:
             ahead = [("BLMOVE", waiting, processing, "LEFT", "RIGHT", wait_seconds)]
         moves: list[Command] = [("LMOVE", waiting, processing, "LEFT", "RIGHT")] * (most - len(ahead))
         shared = [self.keys.leases, self.keys.attempts, keys.last_empty_at, keys.settled_by_server]
-        script = _command("confirm", [waiting, processing, *shared, other.waiting, other.processing(server)], confirm)
+        shared += [other.waiting, other.processing(server), self.keys.paused, self.keys.quiet]
+        script = _command("confirm", [waiting, processing, *shared], confirm)
         first, (*moved, reply) = self._transact([*moves, script], ahead)
         return [job for job in (*first, *moved) if job is not None], reply  # b"" is a job, too, a bad one
 

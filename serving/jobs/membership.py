@@ -170,7 +170,7 @@ class Membership:
         for name in queue.model_server_names(expired=True):
             count, *given_up = queue.run(
                 "return_jobs",
-                [keys.leases, keys.attempts, keys.dead, keys.serves, *self._lists_of(name)],
+                [keys.leases, keys.attempts, keys.dead, keys.serves, *self._lists_of(name), keys.quiet],
                 [
                     *(name, self._terms.max_attempts, MOST_DEAD_LETTERS, MOST_DEAD_LETTER_BYTES),
                     *(FORGET_NAME_SECONDS, FORGET_ATTEMPTS_SECONDS, keys.all_jobs),
@@ -195,7 +195,7 @@ class Membership:
         With `forget` False others go on looking after this name, because one of its commands may still be under way.
         """
         keys = self._queue.keys
-        lists = [keys.leases, keys.serves, *self._lists_of(self.name)]
+        lists = [keys.leases, keys.serves, *self._lists_of(self.name), keys.quiet]
         return int(self._queue.run("leave", lists, [self.name, int(forget), keys.all_jobs]))
 
     def _given_up(self, text: bytes, lane: Lane) -> Outcome:

@@ -41,9 +41,12 @@ class ModelSide:
         self.queue = queue
         self._counts = LiveCounts(queue)
         self._terms = Terms(lease_seconds, max_attempts, result_ttl_seconds, served, labels)
+        self._last_name = ""  # under which this model server joined last
 
     def join(self) -> Membership:
         """Register under a fresh name, whose lease begins now, and publish what is served.
+
+        A model server that an operator has told to be quiet stays so.
 
         Raises:
             OtherModel: a model server that lives serves something else on this queue.
@@ -56,9 +59,12 @@ class ModelSide:
             "join",
             [
                 *(keys.leases, keys.people.settled_by_server, keys.bulk.settled_by_server),
-                *(keys.serves, keys.served_last, keys.labels(digest)),
+                *(keys.serves, keys.served_last, keys.labels(digest), keys.quiet),
             ],
-            [member.name, self._terms.lease_seconds, text, json.dumps(list(self._terms.labels)), KEEP_SERVED_SECONDS],
+            [
+                *(member.name, self._terms.lease_seconds, text, json.dumps(list(self._terms.labels))),
+                *(KEEP_SERVED_SECONDS, self._last_name),
+            ],
         )
         queue.set_clock(float(clock))
         if other and served is not None:
@@ -70,6 +76,7 @@ class ModelSide:
                 "IMAGE_QUEUE to another name for this model server and its web servers.",
                 lease_seconds=float(seconds),
             )
+        self._last_name = member.name
         return member
 
     def now(self) -> float:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from conftest import Counts, new_job, wait_for, wired
+from conftest import Counts, calls, new_job, wait_for, wired
 
 import helpers
 from serving.batching.inbox import Inbox
 from serving.batching.state import EXIT_STUCK
 from serving.errors import ModelFailed, OutOfMemory, QueueAway
+from serving.jobs import control
+from serving.jobs.hand import TAKES_NOTHING
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
@@ -517,3 +519,25 @@ def test_a_model_server_whose_name_was_taken_away_while_idle_goes_on(
     jobs = push(raw, [1])
     wait_for(lambda: all_answered(raw, jobs))
     assert len(running.names) == 2
+
+
+def test_a_paused_model_server_sleeps_whatever_waits_keeps_its_lease_and_goes_on(
+    queue: JobQueue, raw: redis.Redis, start: Callable[..., Running], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "serving.jobs.hand")
+    running = start(lease_seconds=0.6)
+    wait_for(lambda: running.names)
+    control.pause(queue)
+    wait_for(lambda: TAKES_NOTHING in caplog.messages)
+    jobs = push(raw, range(20))
+    raw.rpush(queue.keys.bulk.waiting, new_job(image=image(1)).to_text())
+    before = calls(raw, "eval"), calls(raw, "blmove")
+    time.sleep(1.5)  # two leases and more
+    assert calls(raw, "eval") - before[0] <= 25  # ten a second, and one a second for the dead
+    assert calls(raw, "blmove") == before[1]
+    assert len(running.names) == 1
+    assert len(queue.model_server_names(expired=False)) == 1
+    assert not any(answers(raw, jobs))
+    control.resume(queue)
+    wait_for(lambda: all_answered(raw, jobs) and not raw.exists(queue.keys.bulk.waiting))
+    assert caplog.messages.count("takes jobs again") == 1

@@ -35,6 +35,11 @@ local function lost(leases, server, clock, processing, processing_of_other_lane)
   return ends <= clock
 end
 
+-- Whether an operator has told a model server to take nothing: the queue is paused, or this model server is quiet.
+local function is_paused(paused, quiet, server)
+  return redis.call('GET', paused) or redis.call('HGET', quiet, server)
+end
+
 -- The id under which a job's attempts are counted. The pattern saves decoding 270 kB of JSON. A text that is no job at
 -- all is counted by its digest, since it may be the one that kills the model servers.
 local function job_id(text)

@@ -1,6 +1,7 @@
 -- Give a model server's jobs back to the heads of their lanes, in their order and with no attempt counted, and end its
 -- lease.
 -- KEYS: 1 leases  2 serves, and of each lane: 3, 6 waiting jobs  4, 7 processing list  5, 8 settled_by_server
+--       9 quiet
 -- ARGV: 1 model server  2 whether to forget its name: 1, or 0 when one of its commands may still be under way
 --       3 how the keys of asynchronous jobs begin
 -- Returns how many jobs went back
@@ -18,6 +19,7 @@ end
 redis.call('HDEL', KEYS[2], ARGV[1])
 if ARGV[2] == '1' then
   redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[9], ARGV[1])
 else
   redis.call('ZADD', KEYS[1], now(), ARGV[1])
 end

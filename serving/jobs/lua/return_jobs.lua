@@ -1,7 +1,7 @@
 -- Return the jobs of a model server whose lease ran out to the heads of their lanes, in their order, each with one more
 -- attempt; a job out of attempts becomes a dead letter.
 -- KEYS: 1 leases  2 attempts  3 dead  4 serves, and of each lane: 5, 8 waiting jobs  6, 9 processing list
---       7, 10 settled_by_server
+--       7, 10 settled_by_server  11 quiet
 -- ARGV: 1 model server  2 most attempts  3 most dead letters  4 most bytes of a job kept in one
 --       5 seconds until the name is forgotten  6 seconds until attempts that nobody clears are forgotten
 --       7 how the keys of asynchronous jobs begin
@@ -43,5 +43,8 @@ redis.call('HDEL', KEYS[4], ARGV[1])
 
 -- The name outlives its lease, because a BLMOVE of the model server's last moments may still move a job to its list.
 local found_none = returned + #given_up.people + #given_up.bulk == 0
-if found_none and ran_out <= clock - ARGV[5] then redis.call('ZREM', KEYS[1], ARGV[1]) end
+if found_none and ran_out <= clock - ARGV[5] then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('HDEL', KEYS[11], ARGV[1])
+end
 return {returned, given_up.people, given_up.bulk}

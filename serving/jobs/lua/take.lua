@@ -2,7 +2,7 @@
 -- back has not ended, or Redis is out of memory; otherwise plain LMOVEs and confirm.lua cost less. A model server with
 -- empty hands renews its lease by this.
 -- KEYS: 1 waiting jobs  2 processing list  3 leases  4 attempts  5 last_empty_at
---       and of the other lane: 6 waiting jobs  7 processing list
+--       and of the other lane: 6 waiting jobs  7 processing list  8 paused  9 quiet
 -- ARGV: 1 model server  2 lease in seconds  3 most jobs to take
 -- Returns {state, Redis's clock in unix seconds, as text, how many jobs came back and have not ended, jobs that wait in
 -- the other lane, job, …}; the state is
@@ -10,7 +10,8 @@
 --   n  this one job came back n times, and runs alone
 --  -1  ALONE_LATER: the next job runs alone, or the one in hand does: come back with empty hands
 --  -2  LEASE_LOST: nothing was taken
-local TOGETHER, ALONE_LATER, LEASE_LOST = 0, -1, -2
+--  -4  PAUSED: an operator has told the model server to take nothing
+local TOGETHER, ALONE_LATER, LEASE_LOST, PAUSED = 0, -1, -2, -4
 allow_out_of_memory(KEYS[3])
 local clock = now()
 local stamp = string.format('%.6f', clock)
@@ -20,6 +21,7 @@ if lost(KEYS[3], ARGV[1], clock, KEYS[2], KEYS[7]) then return {LEASE_LOST, stam
 local of_other_lane = redis.call('LLEN', KEYS[6])
 local holds = redis.call('LLEN', KEYS[2]) + redis.call('LLEN', KEYS[7]) > 0
 if not holds then redis.call('ZADD', KEYS[3], clock + ARGV[2], ARGV[1]) end
+if is_paused(KEYS[8], KEYS[9], ARGV[1]) then return {PAUSED, stamp, came_back, 0} end
 
 local function attempts(text)
   if came_back == 0 or not text then return 0 end
