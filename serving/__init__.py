@@ -45,6 +45,7 @@ The queue
     jobs/model_queue        the queue as a model server meets it
     jobs/keys               every key in Redis, its type and its lifetime
     jobs/job_queue          the life of a job, the clock, one script a verb (jobs/lua)
+    jobs/lane_state         what a submit tells of its lane
     jobs/served             what the model servers serve: published, and learned
     jobs/redis_client       commands to Redis; its errors -> ours
     jobs/redis_url          REDIS_URL -> a client

@@ -17,6 +17,7 @@
     │   └── OutOfMemory              … because the batch did not fit; half of the batch may
     ├── Unavailable             503  try again after `retry_after_seconds`
     │   ├── QueueFull
+    │   ├── Draining                 an operator has told the service to accept nothing
     │   └── QueueAway                Redis does not answer; a program that meets this at its start exits with 2
     │       └── QueueOutOfMemory     … or cannot take more
     └── TimedOut                504  no answer before the deadline
@@ -156,7 +157,10 @@ class Unavailable(RequestError):
 
     status = 503
     reason: Refused | None = None
-    when = "More requests wait than can be answered in time, Redis is away, or the model has just been replaced."
+    when = (
+        "More requests wait than can be answered in time, Redis is away, the model has just been replaced, or the "
+        "service is draining: it answers what it has, and accepts nothing new."
+    )
     advice = "Wait as many seconds as the header `Retry-After` says, then send the request again."
 
     def __init__(self, message: str, retry_after_seconds: int = 1, *, reason: Refused | None = None) -> None:
@@ -167,6 +171,16 @@ class Unavailable(RequestError):
 
 class QueueFull(Unavailable):
     reason = Refused.QUEUE_FULL
+
+
+class Draining(Unavailable):
+    reason = Refused.DRAINING
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The service is draining: it answers what it has, and accepts nothing new. Try again in 10 s.",
+            retry_after_seconds=10,
+        )
 
 
 class StartError(Exception):

@@ -1,8 +1,10 @@
 """Decides whether one more job may wait: a job that no model server could answer by its deadline is refused at once.
+While the queue drains, every job is.
 
 The predicted wait is the number of jobs ahead divided by the rate at which all model servers together settle jobs. The
 rate shows in the counter of settled jobs, which every reply to a submit brings, but only during a backlog, while some
-job always waits: a model server that has nothing to do is not slow.
+job always waits: a model server that has nothing to do is not slow. Nor is one that an operator has paused: what was
+known before the pause counts in it, and after it.
 
     time -------------------------------------------------------------->
     jobs that wait     0     3     5     6     7     7     5     2     0
@@ -19,7 +21,7 @@ import threading
 import time
 from collections import deque
 
-from serving.errors import QueueFull
+from serving.errors import Draining, QueueFull, Unavailable
 
 RATE_WINDOW_SECONDS = 10.0
 MOST_RETRY_AFTER_SECONDS = 60
@@ -49,19 +51,31 @@ class Admission:
         self._rate = ServiceRate()
         self._lock = threading.Lock()
         self._ahead, self._seen_at = 0, -math.inf  # jobs that waited when last seen, and when, monotonic seconds
+        self._is_draining = False  # when last seen
 
-    def note(self, clock: float, ahead: int, settled_total: int, last_empty_at: float = 0.0) -> None:
+    def note(
+        self,
+        clock: float,
+        ahead: int,
+        settled_total: int,
+        last_empty_at: float = 0.0,
+        *,
+        is_draining: bool = False,
+        is_paused: bool = False,
+    ) -> None:
         """Note what a reply told of the queue.
 
         Args:
             clock: when it was so, by Redis's clock, unix seconds.
             ahead: jobs that waited.
             settled_total: jobs that were ever settled.
-            last_empty_at: when a model server last left no job waiting, unix seconds.
+            last_empty_at: when a model server last left no job waiting, or a pause ended, unix seconds.
+            is_draining: whether no job is accepted.
+            is_paused: whether model servers take none.
         """
         with self._lock:
-            self._rate.note(clock, ahead, settled_total, last_empty_at)
-            self._ahead, self._seen_at = ahead, time.monotonic()
+            self._rate.note(clock, ahead, settled_total, last_empty_at, is_paused=is_paused)
+            self._ahead, self._seen_at, self._is_draining = ahead, time.monotonic(), is_draining
 
     def most_waiting(self) -> int:
         """How many jobs may wait for one more to be let in; at least 1."""
@@ -74,7 +88,7 @@ class Admission:
 
     def is_full(self) -> bool | None:
         """Whether one more job would be refused; None: perhaps, but what was last seen is too old to refuse by."""
-        if self._ahead < self.most_waiting():
+        if not self._is_draining and self._ahead < self.most_waiting():
             return False
         return True if time.monotonic() - self._seen_at < SEEN_GOOD_FOR_SECONDS else None
 
@@ -86,8 +100,10 @@ class Admission:
             return MOST_RETRY_AFTER_SECONDS if silent_seconds > RATE_WINDOW_SECONDS / 2 else 1
         return max(1, min(MOST_RETRY_AFTER_SECONDS, math.ceil(self._ahead / rate)))
 
-    def refusal(self, says: str) -> QueueFull:
-        """The error for a job that finds no room: the sentence `says`, and when to come back."""
+    def refusal(self, says: str) -> Unavailable:
+        """The error for a job that is refused: the queue drains, or the sentence `says`, and when to come back."""
+        if self._is_draining:
+            return Draining()
         seconds = self.retry_after_seconds()
         return QueueFull(f"{says} Try again in {seconds} s.", retry_after_seconds=seconds)
 
@@ -109,14 +125,19 @@ class ServiceRate:
         self._known: float | None = None  # from an earlier backlog, which ended at `_known_at`
         self._known_at = -math.inf
 
-    def note(self, clock: float, ahead: int, settled_total: int, last_empty_at: float = 0.0) -> None:
+    def note(
+        self, clock: float, ahead: int, settled_total: int, last_empty_at: float = 0.0, *, is_paused: bool = False
+    ) -> None:
         """Note what a reply told of the queue; see Admission.note."""
         was_set_back = clock < self._clock - SET_BACK_SECONDS
         if clock <= self._clock and not was_set_back:  # the replies to two threads overtook each other
             return
         self._clock = clock
         is_another_redis = was_set_back or settled_total < self._settled_total
-        if ahead == 0 or last_empty_at > self._backlog_since or is_another_redis:
+        if is_paused:
+            self._known_at = clock  # what is known does not age while nobody works
+            self._begin_anew()
+        elif ahead == 0 or last_empty_at > self._backlog_since or is_another_redis:
             self._begin_anew()
         elif settled_total > self._settled_total:
             self._moves.append((clock, settled_total))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from serving.errors import KeyReused, QueueFull, Refused, Unavailable, UnknownJob
+from serving.errors import Draining, KeyReused, QueueFull, Refused, Unavailable, UnknownJob
 from serving.jobs.job import EXPIRED, Answer, Job, Status
 from serving.jobs.job_queue import CLOCK_GOOD_FOR_SECONDS, JobQueue
 from serving.jobs.redis_client import Command
@@ -30,6 +30,7 @@ class Submitted(IntEnum):
     ACCEPTED = 0
     FULL = -1
     KEY_REUSED = -2
+    DRAINING = -3
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,24 @@ class AsyncJobs:
         Raises:
             KeyReused: that request asked something else.
             QueueFull: there is no such job, and no room for one.
+            Draining: there is no such job, and an operator has told the service to accept none.
             Unavailable: another model than the wanted one would answer.
             QueueAway: Redis does not answer.
         """
-        keys, kept = self._queue.keys, None
-        if idempotency is None:
-            (waiting,) = self._queue.exchange(("LLEN", keys.bulk.waiting))
-        else:
-            key = keys.idempotency(idempotency.digest)
-            waiting, kept = self._queue.exchange(("LLEN", keys.bulk.waiting), ("GET", key))
+        keys = self._queue.keys
+        look: list[Command] = [("LLEN", keys.bulk.waiting), ("GET", keys.draining)]
+        if idempotency is not None:
+            look.append(("GET", keys.idempotency(idempotency.digest)))
+        waiting, draining, *kept_text = self._queue.exchange(*look)
+        kept = kept_text[0] if kept_text else None
         if kept is not None and idempotency is not None:
             job_id, _, fingerprint = str(kept, "utf-8").partition(" ")
             if fingerprint != idempotency.fingerprint:
                 raise _reused()
             return job_id
         self._served.check_name()
+        if draining is not None:
+            raise Draining
         if waiting >= self._most_waiting:
             raise _full()
         return None
@@ -119,6 +123,8 @@ class AsyncJobs:
         )
         if state == Submitted.FULL:
             raise _full()
+        if state == Submitted.DRAINING:
+            raise Draining
         if state == Submitted.KEY_REUSED:
             raise _reused()
         job_id = str(winner, "utf-8")

@@ -37,7 +37,7 @@ def drain(queue: JobQueue) -> bool:
 
     Returns whether it changed anything. Raises QueueAway.
     """
-    return bool(queue.run("drain", [queue.keys.leases, queue.keys.draining, queue.keys.paused], []))
+    return _end_pause("drain", queue)
 
 
 def resume(queue: JobQueue) -> bool:
@@ -45,7 +45,7 @@ def resume(queue: JobQueue) -> bool:
 
     Returns whether it changed anything. Raises QueueAway.
     """
-    return bool(queue.exchange(("UNLINK", queue.keys.paused, queue.keys.draining))[0])
+    return _end_pause("resume", queue)
 
 
 def quiet(queue: JobQueue, server: str) -> bool:
@@ -65,6 +65,11 @@ def quiet(queue: JobQueue, server: str) -> bool:
 def wake(queue: JobQueue, server: str) -> bool:
     """Have a quiet model server take again. Returns and raises as `quiet` does."""
     return _of_one("wake", queue, server)
+
+
+def _end_pause(verb: str, queue: JobQueue) -> bool:
+    keys = queue.keys
+    return bool(queue.run(verb, [keys.leases, keys.paused, keys.people.last_empty_at, keys.draining], []))
 
 
 def _of_one(verb: str, queue: JobQueue, server: str) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 from serving.errors import QueueAway
 from serving.jobs.job import Answer, Lane
 from serving.jobs.keys import Keys
+from serving.jobs.lane_state import LaneState
 from serving.jobs.redis_client import Command, redis_errors_as_ours
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS, check, open_redis
 
@@ -121,17 +122,21 @@ class JobQueue:
 
     def submit(
         self, jobs: Sequence[str], most_waiting: int, delete: Sequence[str] = (), *, lane: Lane = Lane.PEOPLE
-    ) -> Any:
-        """Put jobs, as they travel, at the end of a lane, all in one round trip; return what submit.lua returns.
+    ) -> tuple[int, LaneState]:
+        """Put jobs, as they travel, at the end of a lane, all in one round trip.
 
-        Where there is no room for all of them, the first ones are accepted. The same round trip deletes the answers of
-        the job ids `delete`, which have been read. Raises QueueAway.
+        Where there is no room for all of them, the first ones are accepted; while the queue drains, none. The same
+        round trip deletes the answers of the job ids `delete`, which have been read. Returns how many were accepted,
+        and the lane as it was before. Raises QueueAway.
         """
-        keys = self.keys.lane(lane)
-        script = _command("submit", [keys.waiting, keys.settled_total, keys.last_empty_at], [len(jobs), most_waiting])
+        script = _command("submit", self._state_keys(lane), [len(jobs), most_waiting])
         ahead: list[Command] = [("UNLINK", *delete)] if delete else []
-        _, (_, reply) = self._transact([("RPUSH", keys.waiting, *jobs), script], ahead)
-        return reply
+        _, (_, (accepted, *told)) = self._transact([("RPUSH", self.keys.lane(lane).waiting, *jobs), script], ahead)
+        return accepted, LaneState.read(told)
+
+    def _state_keys(self, lane: Lane) -> list[str]:
+        keys = self.keys.lane(lane)
+        return [keys.waiting, keys.settled_total, keys.last_empty_at, self.keys.draining, self.keys.paused]
 
     def submit_async(self, job: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Put an asynchronous job, as it travels, at the end of its lane, unless submit_async.lua refuses it.
@@ -140,7 +145,8 @@ class JobQueue:
         QueueAway.
         """
         lane = self.keys.bulk.waiting
-        _, (_, reply) = self._transact([("RPUSH", lane, job), _command("submit_async", [lane, *keys], args)], [])
+        script = _command("submit_async", [lane, self.keys.draining, *keys], args)
+        _, (_, reply) = self._transact([("RPUSH", lane, job), script], [])
         return reply
 
     def move(
@@ -177,16 +183,9 @@ class JobQueue:
         """Take a job, as it travels, out of its lane; False: it waits no more. Raises QueueAway."""
         return bool(self.run("cancel", [self.keys.lane(lane).waiting, self.keys.attempts], [job]))
 
-    def queue_state(self, *, lane: Lane = Lane.PEOPLE) -> tuple[float, int, int, float]:
-        """Redis's clock, unix seconds; of a lane: jobs that wait, jobs ever settled, when none waited (unix seconds).
-
-        Raises QueueAway.
-        """
-        keys = self.keys.lane(lane)
-        waiting, settled_total, last_empty_at, clock = self.run(
-            "queue_state", [keys.waiting, keys.settled_total, keys.last_empty_at], []
-        )
-        return float(clock), waiting, settled_total, float(last_empty_at)
+    def queue_state(self, *, lane: Lane = Lane.PEOPLE) -> LaneState:
+        """A lane as it is now. Raises QueueAway."""
+        return LaneState.read(self.run("queue_state", self._state_keys(lane), []))
 
     def find_answers(self, job_ids: Sequence[str]) -> dict[str, Answer]:
         """The answers of those jobs that have one: job id -> answer. Raises QueueAway."""

@@ -6,7 +6,8 @@ Each of the two lanes has its own: people's jobs, for which requests wait, and b
     {Q}:processing:<server> LIST    jobs that this model server took               until settled or returned
     {Q}:settled             HASH    model server -> how many jobs it has settled   until it leaves or its jobs return
     {Q}:served              STRING  settled_total (an old name): jobs ever settled for ever
-    {Q}:emptied             STRING  last_empty_at: when a take left none waiting   for ever
+    {Q}:emptied             STRING  last_empty_at: when a take left none waiting,  for ever
+                                    or a pause ended
 
 In lane bulk they are {Q}:bulk, {Q}:bulk:processing:<server>, {Q}:bulk:settled, {Q}:bulk:served, {Q}:bulk:emptied.
 Both lanes share

@@ -1,10 +1,12 @@
-"""Tells whether a queue is served: a model server holds a lease, or one answered a moment ago.
+"""Tells whether a queue is served: a model server holds a lease, or one answered a moment ago; and whether an operator
+has paused it, or lets it drain.
 
 A model server of the tutorial, or of another make, holds no lease. What shows that it works is an answer: any web
 process notes it in {Q}:answered_at, and all of them read it there.
 """
 
 import time
+from dataclasses import dataclass
 
 from serving.jobs.job_queue import CLOCK_GOOD_FOR_SECONDS, JobQueue
 
@@ -27,8 +29,19 @@ class AnswerNote:
             self._queue.exchange(("SET", self._queue.keys.answered_at, now, "EX", ANSWERED_SECONDS))
 
 
-def readiness(queue: JobQueue) -> tuple[int, bool]:
-    """How many model servers hold a lease; whether one answered within ANSWERED_SECONDS. Raises QueueAway."""
+@dataclass(frozen=True)
+class Readiness:
+    """Whether a queue is served."""
+
+    model_servers: int  # that hold a lease
+    answered_lately: bool  # within ANSWERED_SECONDS
+    is_paused: bool  # model servers take nothing
+    is_draining: bool  # web servers accept nothing
+
+
+def readiness(queue: JobQueue) -> Readiness:
+    """Ask Redis whether the queue is served. Raises QueueAway."""
     clock, keys = queue.now(CLOCK_GOOD_FOR_SECONDS), queue.keys
-    alive, answered = queue.exchange(("ZRANGEBYSCORE", keys.leases, clock, "+inf"), ("GET", keys.answered_at))
-    return len(alive), answered is not None
+    told = ("GET", keys.answered_at), ("GET", keys.paused), ("GET", keys.draining)
+    alive, *found = queue.exchange(("ZRANGEBYSCORE", keys.leases, clock, "+inf"), *told)
+    return Readiness(len(alive), *(text is not None for text in found))

@@ -73,11 +73,11 @@ class Sender:
         """
         answered = self._tickets.pop_answered()  # an answer that Redis does not delete now ends by its time to live
         room = self._admission.most_waiting()
-        accepted, ahead, settled_total, last_empty_at, clock = self._queue.submit(jobs, room, delete=answered)
-        self._queue.set_clock(float(clock))
+        accepted, state = self._queue.submit(jobs, room, delete=answered)
+        self._queue.set_clock(state.clock)
         self._note_answers(answered)
-        self._admission.note(float(clock), ahead, settled_total, float(last_empty_at))
-        return int(accepted)
+        self._admission.note(**state._asdict())
+        return accepted
 
     def find_answers(self) -> None:
         """Find answers that no message told of, and delete those that were read. Raises QueueAway."""

@@ -83,7 +83,7 @@ class Ticket:
 
         Raises:
             TimedOut: Redis did not take the job within `seconds`.
-            QueueFull, QueueAway, RuntimeError: the job was refused.
+            QueueFull, Draining, QueueAway, RuntimeError: the job was refused.
         """
         try:
             news = self._news.get(timeout=seconds)

@@ -63,17 +63,18 @@ class WebSide:
         threading.Thread(target=listener.run, name="listener", daemon=True).start()
 
     def check_room(self) -> None:
-        """Refuse a request at once, before it costs anything, while the queue is full, or another model's.
+        """Refuse a request at once, before it costs anything, while the queue is full or drains, or another model's.
 
         Raises:
             QueueFull: more jobs wait than can be answered in time.
+            Draining: an operator has told the service to accept nothing.
             Unavailable: another model than the wanted one would answer.
             QueueAway: Redis had to be asked, and does not answer.
         """
         self.served.check_name()
         full = self._admission.is_full()
         if full is None:
-            self._admission.note(*self._queue.queue_state())
+            self._admission.note(**self._queue.queue_state()._asdict())
             full = self._admission.is_full()
         if full:
             raise self._admission.refusal("Too many images wait already.")
@@ -87,6 +88,7 @@ class WebSide:
 
         Raises:
             QueueFull: more jobs wait than can be answered in time.
+            Draining: an operator has told the service to accept nothing.
             QueueAway: Redis did not take the job.
             TimedOut: its deadline came before Redis took it.
         """

@@ -86,8 +86,7 @@ def state() -> Response:
 
 def in_json(view: LiveView | None, facts: PageFacts) -> dict[str, Any]:
     """What GET /state answers; `view` None: Redis is away."""
-    status = "redis_away" if view is None else "ready" if view.is_served else "no_model_server"
-    head: dict[str, Any] = {"status": status, "warning": view.warning if view else None, **asdict(facts)}
+    head: dict[str, Any] = {"status": _status(view), "warning": view.warning if view else None, **asdict(facts)}
     if view is None:
         gauges = ("answered_per_second", "answered_total", "waiting", "bulk_waiting", "oldest_waiting_seconds")
         minute = dict.fromkeys(asdict(NOTHING))
@@ -123,6 +122,15 @@ def in_json(view: LiveView | None, facts: PageFacts) -> dict[str, Any]:
     }
 
 
+def _status(view: LiveView | None) -> str:
+    """One word for the service's state; what an operator has said comes before what is missing."""
+    if view is None:
+        return "redis_away"
+    if view.is_draining or view.is_paused:
+        return "draining" if view.is_draining else "paused"
+    return "ready" if view.is_served else "no_model_server"
+
+
 def describe() -> Description:
     """What GET /state answers, for /openapi.json."""
     says, told = "How the service is doing, over all its processes", answer("The state", "State", _EXAMPLE)
@@ -149,7 +157,7 @@ _EXAMPLE = in_json(
     _FACTS,
 )
 _STATE = object_of(
-    status={"enum": ["ready", "no_model_server", "redis_away", "paused"]},
+    status={"enum": ["ready", "no_model_server", "redis_away", "paused", "draining"]},
     warning=or_null(TEXT),
     asks_for_key={"type": "boolean"},
     api_docs={"type": "boolean"},

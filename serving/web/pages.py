@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify
 
-from serving.errors import QueueAway, Refused, Unavailable
+from serving.errors import Draining, QueueAway, Refused, Unavailable
 from serving.jobs.job import Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.readiness import readiness
@@ -36,7 +36,7 @@ def describe(*, asks_for_key: bool) -> Description:
     """What these pages answer, for /openapi.json; `asks_for_key`: whether the service has API keys."""
     alive = answer("The web process is alive", "Alive", {"alive": True})
     ready = answer("Images sent now are answered", "Ready", {"ready": True, "model_servers": 2})
-    unready = error(503, "Redis is away, or no model server is ready.")
+    unready = error(503, "Redis is away, no model server is ready, or the service is draining.")
     text = {"schema": {"type": "string"}, "example": 'web_requests_total{status="200"} 700.0\n'}
     counts = {"200": {"description": "Prometheus's text format", "content": {"text/plain": text}}}
     refused = {} if asks_for_key else errors(403)
@@ -51,7 +51,7 @@ def describe(*, asks_for_key: bool) -> Description:
         },
         {
             "Alive": object_of(alive={"const": True}),
-            "Ready": object_of(ready={"const": True}, model_servers=COUNT),
+            "Ready": object_of(ready={"const": True}, model_servers=COUNT, optional={"paused": {"const": True}}),
         },
     )
 
@@ -66,16 +66,19 @@ def healthz() -> Response:
 def readyz() -> Response:
     """GET /readyz: Redis answers, and a model server holds a lease or answered a moment ago.
 
-    With READY_WITHOUT_MODEL_SERVER it is enough that Redis answers. Raises Unavailable, QueueAway.
+    With READY_WITHOUT_MODEL_SERVER it is enough that Redis answers. Raises Unavailable, Draining, QueueAway.
     """
-    model_servers, answered = readiness(current_app.extensions["queue"])
+    found = readiness(current_app.extensions["queue"])
+    if found.is_draining:  # a load balancer sends what is new elsewhere
+        raise Draining
     served = current_app.extensions["web side"].served
     served.look()  # whoever reads 200 may send the next moment
     served.check_name()
-    if not (model_servers or answered or current_app.config["READY_WITHOUT_MODEL_SERVER"]):
+    if not (found.model_servers or found.answered_lately or current_app.config["READY_WITHOUT_MODEL_SERVER"]):
         says = "No model server is ready: start one, or wait while it loads."
         raise Unavailable(says, retry_after_seconds=5, reason=Refused.NO_MODEL_SERVER)
-    return jsonify(ready=True, model_servers=model_servers)
+    paused = {"paused": True} if found.is_paused else {}  # what is sent now waits
+    return jsonify(ready=True, model_servers=found.model_servers, **paused)
 
 
 @blueprint.get("/metrics")

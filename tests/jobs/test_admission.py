@@ -2,6 +2,7 @@
 
 import pytest
 
+from serving.errors import Draining, QueueFull
 from serving.jobs.admission import Admission, ServiceRate
 
 
@@ -149,3 +150,47 @@ def test_a_rate_is_measured_anew_after_redis_s_clock_was_set_back() -> None:
     for second in range(60):
         admission.note(6_400.0 + second, 500, 1000 + second)
     assert admission.most_waiting() == 5
+
+
+def test_a_pause_does_not_count_as_slow_while_it_lasts_nor_afterwards() -> None:
+    admission = Admission(1000, timeout_seconds=30)
+    for second in range(6):
+        admission.note(1000.0 + second, 100, 20 * second)
+    assert admission.most_waiting() == 300
+    for second in range(6, 206):  # longer than what is known stays known
+        admission.note(1000.0 + second, 200, 100, is_paused=True)
+        assert admission.most_waiting() == 300
+    for tenth in range(60):
+        admission.note(1206.0 + tenth / 10, 200, 100 + 20 * (tenth // 10))
+        assert admission.most_waiting() == 300
+
+
+def test_what_few_batches_showed_before_a_pause_does_not_count_afterwards() -> None:
+    admission = Admission(1000, timeout_seconds=30)
+    admission.note(1000.0, 5, 0)
+    admission.note(1001.0, 5, 1)
+    admission.note(1002.0, 5, 1, is_paused=True)
+    admission.note(1500.0, 5, 2)
+    assert admission.most_waiting() == 1000
+
+
+def test_a_process_that_saw_nothing_of_a_pause_takes_its_end_for_the_end_of_the_backlog() -> None:
+    admission = Admission(1000, timeout_seconds=30)
+    for second in range(6):
+        admission.note(1000.0 + second, 100, 20 * second)
+    admission.note(1600.0, 900, 100, last_empty_at=1599.0)
+    assert admission.most_waiting() == 300
+    admission.note(1601.0, 900, 120, last_empty_at=1599.0)
+    assert admission.most_waiting() == 300
+
+
+def test_while_the_queue_drains_nobody_is_let_in_and_then_again() -> None:
+    admission = Admission(1000, timeout_seconds=30)
+    admission.note(1000.0, 0, 0, is_draining=True)
+    assert admission.is_full() is True
+    assert isinstance(admission.refusal("Too many."), Draining)
+    admission._seen_at -= 1
+    assert admission.is_full() is None  # ask again
+    admission.note(1001.0, 0, 0)
+    assert admission.is_full() is False
+    assert isinstance(admission.refusal("Too many."), QueueFull)

@@ -605,12 +605,13 @@ def test_a_job_that_was_taken_cannot_be_cancelled(raw: redis.Redis, queue: JobQu
 def test_each_lane_has_its_own_list_bound_and_state(raw: redis.Redis, queue: JobQueue, lane: Lane) -> None:
     other = Lane.BULK if lane is Lane.PEOPLE else Lane.PEOPLE
     first, second = new_job().to_text(), new_job().to_text()
-    assert queue.submit([first, second], 1, lane=lane)[:2] == [1, 0]  # accepted, ahead
-    assert queue.submit([second], 1, lane=lane)[:2] == [0, 1]
+    for jobs, accepted, ahead in ([first, second], 1, 0), ([second], 0, 1):
+        found, state = queue.submit(jobs, 1, lane=lane)
+        assert (found, state.ahead) == (accepted, ahead)
     raw.set(queue.keys.lane(lane).settled_total, 7)
-    _, waiting, settled_total, _ = queue.queue_state(lane=lane)
+    _, waiting, settled_total, *_ = queue.queue_state(lane=lane)
     assert (waiting, settled_total, queue.waiting(lane=lane)) == (1, 7, 1)
-    assert queue.queue_state(lane=other)[1:] == (0, 0, 0.0)
+    assert queue.queue_state(lane=other)[1:] == (0, 0, 0.0, False, False)
     assert not queue.cancel(first, lane=other)
     assert queue.cancel(first, lane=lane)
     assert keys(raw) == {queue.keys.lane(lane).settled_total}

@@ -28,7 +28,7 @@ from conftest import (
 )
 
 from serving.errors import QueueAway, QueueFull
-from serving.jobs import operator
+from serving.jobs import control, operator
 from serving.jobs.async_jobs import AsyncJobs, Idempotency
 from serving.jobs.job import Job, Outcome, Status
 from serving.jobs.job_queue import JobQueue
@@ -37,6 +37,7 @@ from serving.jobs.live_counts import LiveCounts
 from serving.jobs.live_view import look
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
+from serving.jobs.overview import overview, redis_memory
 from serving.jobs.served import ServedNow
 from serving.local import redis_server as local_redis
 
@@ -244,6 +245,17 @@ def test_the_documented_rights_are_enough_for_a_look_at_the_state(as_user: JobQu
     counts.answered(10.0, at)
     counts.tell(at + 1)
     assert look(as_user).last_minute.answered == 1
+
+
+def test_the_documented_rights_are_enough_for_an_operator(as_user: JobQueue) -> None:
+    name = member_of(as_user).name
+    assert control.quiet(as_user, name)
+    assert [server.is_quiet for server in overview(as_user).servers] == [True]
+    assert control.wake(as_user, name)
+    assert control.pause(as_user)
+    assert control.drain(as_user)
+    assert (redis_memory(as_user).used_bytes or 0) > 0
+    assert control.resume(as_user)
 
 
 def test_the_documented_rights_name_every_command_of_the_scripts() -> None:

@@ -18,7 +18,9 @@ from page_rig import (
 )
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from serving.jobs import control
 from serving.jobs.job import Outcome
+from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.served import Served
 
@@ -94,12 +96,20 @@ def test_random_weights_are_told_before_and_with_every_answer(
     expect(page.locator("#earlier")).to_contain_text("from random weights")
 
 
-def test_a_service_that_is_paused_says_so(page: Page, pictures: dict) -> None:
-    answer_in_the_services_place(page, 200, a_state(status="paused"), "**/state")
+def test_a_service_that_is_paused_says_so(page: Page, queue: JobQueue, pictures: dict) -> None:
+    control.pause(queue)
     expect(banner(page)).to_contain_text("The operator has paused the service", timeout=PATIENCE_MS)
     expect(pulse(page)).to_contain_text("Paused")
     choose(page, pictures["red"])
     expect(cards(page)).to_contain_text("The service is paused: this picture waits")
+
+
+def test_a_service_that_drains_says_so_and_takes_no_picture(page: Page, queue: JobQueue, pictures: dict) -> None:
+    control.drain(queue)
+    expect(banner(page)).to_contain_text("It takes no pictures until it goes on", timeout=PATIENCE_MS)
+    expect(pulse(page)).to_contain_text("Draining")
+    choose(page, pictures["red"])
+    expect(cards(page)).to_contain_text("The service is draining: it answers what it has")
 
 
 @pytest.fixture

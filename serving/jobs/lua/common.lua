@@ -40,6 +40,14 @@ local function is_paused(paused, quiet, server)
   return redis.call('GET', paused) or redis.call('HGET', quiet, server)
 end
 
+-- End a pause; returns whether there was one. What waits now began to wait in the pause, or before: admission must not
+-- take that time for the model servers' slowness, and begins to measure anew as if the queue had just been empty.
+local function end_pause(paused, last_empty_at)
+  if redis.call('UNLINK', paused) == 0 then return false end
+  redis.call('SET', last_empty_at, string.format('%.6f', now()))
+  return true
+end
+
 -- The id under which a job's attempts are counted. The pattern saves decoding 270 kB of JSON. A text that is no job at
 -- all is counted by its digest, since it may be the one that kills the model servers.
 local function job_id(text)

@@ -9,12 +9,13 @@ const FRESH_MS = 3000;  // a state that is older tells nothing about the place o
 const BANNERS = {
   no_model_server: "No model server is ready. A picture that is sent now waits for one, and may wait in vain.",
   paused: "The operator has paused the service. A picture that is sent now waits until it goes on.",
+  draining: "The operator lets the service finish what it has. It takes no pictures until it goes on.",
   redis_away: "The service has lost its queue (Redis is away). It takes no pictures until the queue is back.",
   unreachable: "The service cannot be reached. This page tries again by itself.",
 };
 const PULSES = {
   ready: ["ready", "Ready"], no_model_server: ["wanting", "No model server"], paused: ["wanting", "Paused"],
-  redis_away: ["away", "Redis is away"], unreachable: ["away", "Unreachable"],
+  draining: ["wanting", "Draining"], redis_away: ["away", "Redis is away"], unreachable: ["away", "Unreachable"],
 };
 const REASONS = {
   no_model_server: "No model server is ready: this picture waits for one …",
