@@ -24,7 +24,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # Home is /tmp, where libraries may keep a cache also if the rest of the container is read-only.
 RUN groupadd --gid 10001 service && useradd --uid 10001 --gid service --home-dir /tmp service
 WORKDIR /app
-COPY settings.py helpers.py ./
+COPY settings.py helpers.py pyproject.toml ./
 COPY serving serving
 STOPSIGNAL SIGTERM
 
@@ -35,6 +35,8 @@ COPY run_web_server.py ./
 USER 10001:10001
 ENV WEB_HOST=0.0.0.0
 EXPOSE 5000
+ARG GIT_COMMIT=unknown
+ENV GIT_COMMIT=$GIT_COMMIT
 CMD ["python", "run_web_server.py"]
 
 
@@ -52,4 +54,6 @@ ARG MODEL=ResNet50
 RUN if [ "$FETCH_WEIGHTS" = true ]; then python run_model_server.py --fetch-only; fi
 VOLUME /models
 EXPOSE 9100
+ARG GIT_COMMIT=unknown
+ENV GIT_COMMIT=$GIT_COMMIT
 CMD ["python", "run_model_server.py"]

@@ -37,7 +37,8 @@ from serving.local import running_service, web_address
 from serving.model import choose
 from serving.model.classifier import Classifier
 from serving.model.spec import ModelSpec
-from serving.telemetry.metrics import ModelMetrics
+from serving.telemetry.build import build_of
+from serving.telemetry.model_metrics import ModelMetrics
 
 HERE = Path(__file__).parent
 EXIT_UNHEALTHY = 1
@@ -144,7 +145,7 @@ def served_by(config: settings.Settings, classifier: Classifier) -> Served:
 
 def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: Classifier, served: Served) -> None:
     """Take jobs, predict them in batches, and answer them, until SIGTERM or SIGINT: three threads at the same time."""
-    metrics, shape = serve_metrics(config), classifier.input_shape
+    metrics, shape = serve_metrics(config, served), classifier.input_shape
     queue_side = ModelSide(
         queue,
         lease_seconds=config.lease_seconds,
@@ -154,7 +155,8 @@ def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: 
         labels=classifier.labels,
     )
     state, inbox, handover = LoopState(config.lease_seconds), Inbox(config.batch_size, shape), Handover()
-    fetcher = Fetcher(queue_side, inbox, state, shape, wait_seconds=config.server_sleep, bulk_every=config.bulk_every)
+    wait_seconds, bulk_every = config.server_sleep, config.bulk_every
+    fetcher = Fetcher(queue_side, inbox, state, shape, metrics, wait_seconds=wait_seconds, bulk_every=bulk_every)
     predictor = Predictor(queue_side, inbox, classifier, handover, state, metrics)
     answerer = Answerer(handover, classifier, inbox, state, metrics)
     loop = BatchLoop(fetcher, predictor, handover, answerer, state)
@@ -165,9 +167,10 @@ def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: 
     loop.run()
 
 
-def serve_metrics(config: settings.Settings) -> ModelMetrics:
+def serve_metrics(config: settings.Settings, served: Served) -> ModelMetrics:
     """Return the metrics, served on METRICS_PORT unless that is 0 or cannot be."""
-    metrics = ModelMetrics()
+    who = {"model": served.name, "version": served.version, "precision": served.precision, "runtime": served.runtime}
+    metrics = ModelMetrics(build_of(HERE, config.git_commit), who)
     if config.metrics_port:
         try:
             metrics.serve(config.metrics_host, config.metrics_port)

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before the imports of what may be missing, and of 
 
 import argparse
 import sys
+from pathlib import Path
 
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
@@ -29,7 +30,8 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.watch import Watch
 from serving.jobs.web_side import WebSide
 from serving.local import web_address
-from serving.telemetry.metrics import WebMetrics
+from serving.telemetry.build import build_of
+from serving.telemetry.web_metrics import WebMetrics
 from serving.web import (
     access,
     api_docs,
@@ -37,6 +39,7 @@ from serving.web import (
     jobs,
     jobs_schema,
     live_state,
+    metrics_page,
     open_inference,
     open_inference_schema,
     openapi,
@@ -51,6 +54,7 @@ from serving.web import (
 )
 from serving.web.classify import ImageOptions, Pool, PredictionService
 
+HERE = Path(__file__).parent
 # No command of the web server blocks in Redis, so a command that takes this long has failed.
 REDIS_TIMEOUT_SECONDS = 3.0
 
@@ -72,8 +76,9 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     request_ids.add_to(app)
     predict.add_to(app, service, limits)
     jobs.add_to(app, open_jobs_door(config, queue, web_side, service))
-    pages.add_to(app, queue, counts, describe(config))
+    pages.add_to(app, queue, describe(config))
     live_state.add_to(app, queue, page_facts(config))
+    metrics_page.add_to(app, counts)
     if config.api_docs:
         api_docs.add_to(app)
     open_inference.add_to(app)
@@ -182,7 +187,7 @@ def main() -> int:
         return error.exit_status
     for doubt in [] if arguments.redis_is_known else doubts:
         print(f"WARNING: {doubt}", file=sys.stderr)
-    counts = WebMetrics()
+    counts = WebMetrics(build_of(HERE, config.git_commit))
     server.serve(
         lambda: start_app(config, counts),
         counts,

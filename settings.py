@@ -195,6 +195,11 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="address of the model server's /metrics"
     )
     metrics_port: int = Field(9100, ge=0, le=65535, description="port of the model server's /metrics; 0 turns it off")
+    git_commit: str = Field(
+        "unknown",
+        description="the commit that runs, for /metrics, where the service lies in no git repository of its own; the "
+        "Dockerfile sets it",
+    )
     log_level: Annotated[Literal["debug", "info", "warning"], _Lower] = Field(
         "info",
         description="what the servers log: debug shows whole errors, and what TensorFlow, JAX or PyTorch writes while "

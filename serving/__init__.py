@@ -83,6 +83,7 @@ Beside the way
     web/problems            errors -> JSON
     web/refusal_log         which limits refuse requests -> the log, without flooding it
     web/pages               pages for machines
+    web/metrics_page        /metrics
     web/page_files          the page for people: its files (web/page)
     web/live_state          how the service is doing, for the page and for programs
     jobs/live_view          how the service is doing, in one look at Redis
@@ -94,7 +95,11 @@ Beside the way
     jobs/control            an operator's verbs: pause, drain, resume, quiet, wake
     jobs/overview           what an operator sees of the queue
     jobs/operator           dead letters
-    telemetry/metrics       what is counted
+    telemetry/web_metrics    what the web processes count
+    telemetry/queue_gauges   what is known of the queue at a moment
+    telemetry/model_metrics  what a model server counts
+    telemetry/buckets        the bounds of the histograms' buckets
+    telemetry/build          which build of the service runs
     local/supervisor        processes that are restarted
     local/load              the requests of stress_test.py, and how each ended
     local/load_images       what they carry

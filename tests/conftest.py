@@ -41,6 +41,7 @@ from serving.jobs.web_side import WebSide
 from serving.local import redis_server as local_redis
 from serving.model.runtime import Model
 from serving.model.spec import ModelSpec
+from serving.telemetry.model_metrics import end_of
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -174,24 +175,32 @@ def calls(raw: redis.Redis, command: str) -> int:
 
 
 class Counts:
-    """Stands in for ModelMetrics: notes how jobs ended."""
+    """Stands in for ModelMetrics: notes what it is told."""
 
     def __init__(self) -> None:
         self.ends: list[str] = []
+        self.batches: list[tuple[int, int]] = []  # images, padding
+        self.redelivered = self.given_up = self.leases_lost = 0
 
-    def predicted(self, jobs: int, seconds: float) -> None:
-        pass
+    def predicted(self, images: int, padding: int, _seconds: float) -> None:
+        self.batches.append((images, padding))
 
-    def ended(self, outcomes: object) -> None:
-        for outcome in outcomes:  # type: ignore[attr-defined]
-            self.ends.append("failed" if outcome.failure else "answered" if outcome.answer else "dropped")
+    def ended(self, outcomes: Sequence[Outcome]) -> None:
+        self.ends += map(end_of, outcomes)
+
+    def returned(self, jobs: int, dead_letters: int) -> None:
+        self.redelivered += jobs
+        self.given_up += dead_letters
+
+    def lost_lease(self) -> None:
+        self.leases_lost += 1
 
 
 def wired(side: ModelSide, model: Model, counts: Counts, inbox: Inbox, lease_seconds: float) -> BatchLoop:
     """The threads of a model server, as run_model_server.py wires them, with a model that a test can hold up."""
     state, handover = LoopState(lease_seconds), Handover()
     return BatchLoop(
-        Fetcher(side, inbox, state, inbox.shape, wait_seconds=0.2, bulk_every=8),
+        Fetcher(side, inbox, state, inbox.shape, counts, wait_seconds=0.2, bulk_every=8),
         Predictor(side, inbox, model, handover, state, counts),  # type: ignore[arg-type]
         handover,
         Answerer(handover, model, inbox, state, counts),  # type: ignore[arg-type]

@@ -32,6 +32,8 @@ FOREIGN |= {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
 BUILD_ARGUMENTS = {"FETCH_WEIGHTS", "TENSORFLOW"}
 # How many containers there are is Compose's to say.
 ONLY_OF_RUN_SERVICE = {"MODEL_SERVERS"}
+# What the Dockerfile sets.
+OF_THE_IMAGE = {"GIT_COMMIT"}
 # The ports inside the containers, which the published port and the health checks name.
 FIXED_IN_CONTAINERS = {"METRICS_PORT", "WEB_PORT"}
 
@@ -167,7 +169,7 @@ def test_compose_sets_nothing_that_is_not_a_setting(service: str) -> None:
 def test_every_setting_reaches_a_container() -> None:
     services = composed(GPU_HOST)["services"]
     handed_on = services["web"]["environment"].keys() | services["model"]["environment"].keys()
-    assert SETTINGS.keys() - handed_on == FIXED_IN_CONTAINERS | ONLY_OF_RUN_SERVICE
+    assert SETTINGS.keys() - handed_on == FIXED_IN_CONTAINERS | ONLY_OF_RUN_SERVICE | OF_THE_IMAGE
 
 
 def test_compose_repeats_no_default_of_the_settings() -> None:

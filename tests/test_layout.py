@@ -38,7 +38,7 @@ ONLY_IN = {
     "flask": "serving/web/ run_web_server.py",
     "flask_cors": "serving/web/access.py",
     "flask_swagger_ui": "serving/web/api_docs.py",
-    "prometheus_client": "serving/telemetry/metrics.py",
+    "prometheus_client": "serving/telemetry/",
     "pydantic": "settings.py",
     "pydantic_settings": "settings.py",
     "rich": "serving/local/ dead_letters.py",  # what people see on a terminal

@@ -16,7 +16,7 @@ from serving.errors import QueueAway
 from serving.jobs.job import Outcome
 from serving.jobs.model_queue import Member
 from serving.model.runtime import Model
-from serving.telemetry.metrics import ModelMetrics
+from serving.telemetry.model_metrics import ModelMetrics
 
 RECONNECT_SECONDS = 0.5
 

@@ -18,7 +18,7 @@ from serving.jobs.model_queue import Member
 class Item:
     """A taken job: its text as it travelled, and the row of the array where its pixels lie, which the inbox sets.
 
-    Without a row the model does not run it: the job has failed, or is past its deadline and will be dropped.
+    Without a row the model does not run it: the job has failed, or will be dropped: canceled, or past its deadline.
     """
 
     text: bytes
@@ -33,6 +33,7 @@ class Item:
     index: bool = False  # whether it wants the index of each class
     request_id: str | None = None
     lane: Lane = Lane.PEOPLE  # from which the job was taken
+    is_canceled: bool = False  # nobody wants it any more
 
     def __str__(self) -> str:
         return f"{self.job_id}" + (f" of request {self.request_id}" if self.request_id else "")
@@ -45,6 +46,7 @@ class Item:
         return Outcome(
             *(self.text, self.job_id, self.reply_to, answer, self.failure, self.attempts, self.status, model_ms),
             lane=self.lane,
+            is_canceled=self.is_canceled,
         )
 
 

@@ -4,7 +4,6 @@ queue -- take from a lane, under a lease --> jobs as they travel -- read_job -->
 """
 
 import logging
-import math
 import time
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from serving.batching.state import LoopState
 from serving.errors import BadJob, LeaseLost, OtherModel, QueueAway, Unavailable
 from serving.jobs.job import Job, Lane
 from serving.jobs.model_queue import Member, ModelQueue, Taken
+from serving.telemetry.model_metrics import ModelMetrics
 
 # While the model is busy the fetcher looks at the queue after these pauses, which double as long as nothing comes: on a
 # CPU each look takes time from the model. The fetcher does not block in Redis meanwhile: it would take jobs away from
@@ -38,6 +38,7 @@ class Fetcher:
         inbox: where the jobs wait for the model.
         state: what the threads know of each other.
         shape: of the model's input, (height, width, 3).
+        metrics: counts jobs that went back to the queue, and leases that were lost.
         wait_seconds: the longest wait on an empty queue; for so long an asynchronous job may go unseen.
         bulk_every: of so many full batches at least one is of asynchronous jobs, if some wait.
     """
@@ -48,12 +49,13 @@ class Fetcher:
         inbox: Inbox,
         state: LoopState,
         shape: tuple[int, int, int],
+        metrics: ModelMetrics,
         *,
         wait_seconds: float,
         bulk_every: int,
     ) -> None:
         self._queue, self._inbox, self._state, self._shape = queue, inbox, state, shape
-        self._wait_seconds, self._turns = wait_seconds, Turns(bulk_every)
+        self._metrics, self._wait_seconds, self._turns = metrics, wait_seconds, Turns(bulk_every)
         self._member: Member | None = None
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._expired_checked = 0.0  # monotonic seconds
@@ -72,6 +74,7 @@ class Fetcher:
                 self._fetch(member)
             except LeaseLost as error:
                 log.warning("%s; starting afresh when the model is free", error)
+                self._metrics.lost_lease()
                 self._forget_member()
                 self._state.wait_for_model()
             except OtherModel as error:
@@ -111,8 +114,10 @@ class Fetcher:
             return
         if time.monotonic() - self._expired_checked >= RETURN_EXPIRED_SECONDS:
             self._expired_checked = time.monotonic()
-            if returned := member.return_expired():
-                log.warning("returned %d jobs of model servers whose lease ran out", returned)
+            returned = member.return_expired()
+            self._metrics.returned(returned.jobs, returned.dead_letters)
+            if returned.jobs:
+                log.warning("returned %d jobs of model servers whose lease ran out", returned.jobs)
         self._top_up(member, room)
 
     def _top_up(self, member: Member, room: int) -> None:
@@ -121,7 +126,7 @@ class Fetcher:
         taken = self._take(member, room, wait_seconds)
         now = self._queue.now()
         jobs = [
-            read_job(text, taken, self._shape, math.inf if place in taken.ended else now)
+            read_job(text, taken, self._shape, now, is_over=place in taken.ended)
             for place, text in enumerate(taken.jobs)
         ]
         self._tell_of_other_sizes([item for item, _ in jobs if item.status is not None])
@@ -181,11 +186,13 @@ class Fetcher:
                 continue
 
 
-def read_job(text: bytes, taken: Taken, shape: tuple[int, int, int], now: float) -> tuple[Item, np.ndarray | None]:
+def read_job(
+    text: bytes, taken: Taken, shape: tuple[int, int, int], now: float, *, is_over: bool = False
+) -> tuple[Item, np.ndarray | None]:
     """Read a job of `taken` as it travels: the item, and its pixels, `shape` (height, width, 3) uint8 0..255.
 
     The pixels are None where the item ends without the model: the item's failure says what is wrong with the job, or
-    the job is past its deadline by `now` (unix seconds, Redis's clock), so that nobody waits for its answer.
+    nobody waits for its answer: the job is past its deadline by `now` (unix seconds, Redis's clock), or `is_over`.
     """
     try:
         job = Job.from_text(text)
@@ -204,6 +211,8 @@ def read_job(text: bytes, taken: Taken, shape: tuple[int, int, int], now: float)
     )
     if job.deadline <= now:
         return item, None
+    if is_over:
+        return replace(item, is_canceled=True), None
     try:
         if job.shape not in (None, shape, (1, *shape)):  # (1, …): the tutorial's
             raise helpers.WrongSize(f"the image's shape is {job.shape}; this model server takes {shape}")

@@ -18,7 +18,7 @@ from serving.errors import ModelFailed, OutOfMemory
 from serving.jobs.job import Lane
 from serving.jobs.model_queue import ModelQueue
 from serving.model.runtime import Model
-from serving.telemetry.metrics import ModelMetrics
+from serving.telemetry.model_metrics import ModelMetrics
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Predictor:
         if to_predict:
             if any(item.lane is Lane.BULK for item in to_predict):
                 self._state.last_bulk_seconds = seconds
-            self._metrics.predicted(len(to_predict), seconds)
+            self._metrics.predicted(len(to_predict), self._model.padding(len(to_predict)), seconds)
         by_row = {item.row: row for item, row in zip(to_predict, probabilities, strict=True)}
         yield Predicted(batch.member, batch.items, [by_row.get(item.row) for item in batch.items], 1000 * seconds)
 

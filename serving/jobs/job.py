@@ -210,6 +210,7 @@ class Outcome:
     status: int | None = None  # the HTTP status that goes with the failure; None: 500
     model_ms: float | None = None  # how long the model had the batch; None: the model did not run the job
     lane: Lane = Lane.PEOPLE  # from which the job was taken
+    is_canceled: bool = False  # dropped, because nobody wanted it any more
 
     @property
     def is_dead_letter(self) -> bool:

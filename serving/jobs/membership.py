@@ -25,7 +25,7 @@ from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.keys import ABOUT
 from serving.jobs.leases import process_name
 from serving.jobs.live_counts import LiveCounts
-from serving.jobs.model_queue import Taken
+from serving.jobs.model_queue import Returned, Taken
 from serving.jobs.redis_url import SOCKET_TIMEOUT_SECONDS
 from serving.jobs.served import Served, publish
 
@@ -157,12 +157,12 @@ class Membership:
             args += [status, outcome.reply() or "", about, error]
         return "results", keys, args
 
-    def return_expired(self) -> int:
-        """Return the jobs of every model server whose lease ran out to the heads of their lanes; return how many.
+    def return_expired(self) -> Returned:
+        """Return the jobs of every model server whose lease ran out to the heads of their lanes.
 
         It also tells what this model server counted, and every PUBLISH_EVERY_SECONDS what it serves.
         """
-        queue, keys, returned = self._queue, self._queue.keys, 0
+        queue, keys, returned, dead_letters = self._queue, self._queue.keys, 0, 0
         self._counts.tell_if_due()
         if self._terms.served is not None and time.monotonic() - self._published_at > PUBLISH_EVERY_SECONDS:
             self._published_at = time.monotonic()
@@ -182,7 +182,8 @@ class Membership:
             ]
             if outcomes:
                 self._end(outcomes, struck_off={})
-        return returned
+            dead_letters += len(outcomes)
+        return Returned(returned, dead_letters)
 
     def _lists_of(self, server: str) -> list[str]:
         """Of each lane: the key of its waiting jobs, of a model server's processing list, and of their counter."""

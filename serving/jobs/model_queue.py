@@ -23,6 +23,14 @@ class Taken:
     ended: frozenset[int] = frozenset()  # places in `jobs` of those that nobody wants any more
 
 
+@dataclass(frozen=True)
+class Returned:
+    """What became of the jobs of model servers whose lease ran out."""
+
+    jobs: int = 0  # that went back to the heads of their lanes
+    dead_letters: int = 0  # that were given up, since they had come back too often
+
+
 class Member(Protocol):
     """One name under which a model server takes jobs, with its lease: jobs.membership.Membership is the one that runs.
 
@@ -58,8 +66,8 @@ class Member(Protocol):
         The same outcomes may be sent again when QueueAway left open whether they arrived.
         """
 
-    def return_expired(self) -> int:
-        """Return the jobs of every model server whose lease ran out to the heads of their lanes; return how many."""
+    def return_expired(self) -> Returned:
+        """Return the jobs of every model server whose lease ran out to the heads of their lanes."""
 
     def leave(self, *, forget: bool = True) -> int:
         """Give back the jobs in hand, with no attempt counted, and end the lease; return how many jobs went back.

@@ -13,7 +13,7 @@ import numpy as np
 from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
 from serving.model.compiled_batches import soonest_done, time_of
 from serving.model.failures import why
-from serving.model.runtime import CompiledBatch, Runtime
+from serving.model.runtime import BatchShape, CompiledBatch, Runtime
 
 RANDOM_WARNING = "The model has random weights: its predictions mean nothing. Set MODEL_WEIGHTS."
 # Each framework has an exception of its own for it, and wording in common.
@@ -95,21 +95,32 @@ class Classifier:
             ModelFailed: the framework failed, or a probability is not a number.
             OutOfMemory: this many images do not fit.
         """
-        done, rows, plan = 0, [], self._plan[len(pixels)]
-        while plan:
-            shape = plan[0]
-            times = min(plan.count(shape), shape.in_flight)  # equal ones stand together
-            part, plan = pixels[done : done + times * shape.capacity], plan[times:]
-            missing = -len(part) % shape.multiple
+        done, rows = 0, []
+        for shape, images, missing in self._calls(len(pixels)):
+            part = pixels[done : done + images]
             if missing:
                 part = np.concatenate([part, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
             with framework_errors(len(part)):
-                rows.append(self._compiled[shape].run(part)[: len(part) - missing])
-            done += len(part)
+                rows.append(self._compiled[shape].run(part)[:images])
+            done += images
         probabilities = np.concatenate(rows)  # of a single part as well: its memory may be the runtime's
         if not np.isfinite(probabilities).all():
             raise ModelFailed("The model's answer on this image is not a number. It is kept as a dead letter.")
         return probabilities
+
+    def padding(self, images: int) -> int:
+        """How many blank images `probabilities` runs beside so many, since a compiled batch takes a fixed number."""
+        return sum(missing for _, _, missing in self._calls(images))
+
+    def _calls(self, images: int) -> Iterator[tuple[BatchShape, int, int]]:
+        """The calls of compiled batches that run so many images: which one, its images, and how many it lacks."""
+        plan = self._plan[images]
+        while plan:
+            shape = plan[0]
+            times = min(plan.count(shape), shape.in_flight)  # equal ones stand together
+            part, plan = min(images, times * shape.capacity), plan[times:]
+            yield shape, part, -part % shape.multiple
+            images -= part
 
     def likeliest(
         self, probabilities: np.ndarray, *, top: int | None = None, index: bool = False

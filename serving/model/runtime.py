@@ -92,6 +92,10 @@ class Model(Protocol):
         """
         ...
 
+    def padding(self, images: int) -> int:
+        """How many more images than these `probabilities` runs, since a compiled batch takes a fixed number of them."""
+        ...
+
     def answer(self, probabilities: np.ndarray, *, top: int | None = None, index: bool = False) -> str:
         """Write the answer, JSON, from the probabilities (classes,) float32 of one image.
 

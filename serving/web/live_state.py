@@ -1,6 +1,6 @@
 """GET /state: how the service is doing at this moment, over all its processes, for the page and for programs.
 
-    GET /state --> the look of this second --> JSON
+    GET /state, GET /metrics --> the look of this second --> JSON; gauges
                    (the first request of a second looks at Redis; the others of this web process wait for it)
 
 Everybody may read it: it names no host, no client and no picture.
@@ -16,7 +16,8 @@ from flask import Blueprint, Flask, Response, current_app, jsonify
 
 from serving.errors import QueueAway
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.live_view import NOTHING, LiveView, ModelServer, Second, Seconds, look
+from serving.jobs.live_view import NOTHING, LiveView, ModelServer, Second, Seconds
+from serving.jobs.overview import Overview, overview
 from serving.jobs.served import Served
 from serving.web.openapi import (
     COUNT,
@@ -56,19 +57,24 @@ class LatestLook:
         self._queue = queue
         self._lock = threading.Lock()
         self._looked_at = float("-inf")  # monotonic seconds
-        self._view: LiveView | None = None
+        self._seen: Overview | None = None
 
-    def view(self) -> LiveView | None:
+    def overview(self) -> Overview | None:
         """What a look at most GOOD_FOR_SECONDS old has shown; None: Redis is away."""
         with self._lock:
             if time.monotonic() - self._looked_at >= GOOD_FOR_SECONDS:
                 try:
-                    self._view = look(self._queue)
+                    self._seen = overview(self._queue)
                 except QueueAway as error:
                     log.debug("no look at the queue: %s", error.__cause__)
-                    self._view = None
+                    self._seen = None
                 self._looked_at = time.monotonic()
-            return self._view
+            return self._seen
+
+    def view(self) -> LiveView | None:
+        """The part of it that everybody may read."""
+        seen = self.overview()
+        return seen.view if seen is not None else None
 
 
 def add_to(app: Flask, queue: JobQueue, facts: PageFacts) -> None:

@@ -1,33 +1,29 @@
 """The web server's pages for machines, besides POST /predict."""
 
-import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify
 
-from serving.errors import Draining, QueueAway, Refused, Unavailable
-from serving.jobs.job import Lane
+from serving.errors import Draining, Refused, Unavailable
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.readiness import readiness
-from serving.web import access, page_files
+from serving.web import page_files
 from serving.web.openapi import COUNT, NO_KEY, TAGS, Description, answer, error, errors, object_of, operation
 
-if TYPE_CHECKING:
-    from serving.telemetry.metrics import WebMetrics
+_COUNT = 'classify_requests_total{route="predict",status="200"} 700.0\n'
 
 blueprint = Blueprint("pages", __name__)
 
 
-def add_to(app: Flask, queue: JobQueue, counts: "WebMetrics", description: dict[str, Any]) -> None:
+def add_to(app: Flask, queue: JobQueue, description: dict[str, Any]) -> None:
     """Have `app` answer these pages, and the page for people.
 
     Args:
         app: gets the routes.
-        queue: is asked whether the service is ready, and how many jobs wait.
-        counts: renders /metrics.
+        queue: is asked whether the service is ready.
         description: the content of /openapi.json, ready for JSON.
     """
-    app.extensions["queue"], app.extensions["counts"], app.extensions["description"] = queue, counts, description
+    app.extensions["queue"], app.extensions["description"] = queue, description
     app.register_blueprint(blueprint)
     app.register_blueprint(page_files.blueprint)
 
@@ -37,7 +33,7 @@ def describe(*, asks_for_key: bool) -> Description:
     alive = answer("The web process is alive", "Alive", {"alive": True})
     ready = answer("Images sent now are answered", "Ready", {"ready": True, "model_servers": 2})
     unready = error(503, "Redis is away, no model server is ready, or the service is draining.")
-    text = {"schema": {"type": "string"}, "example": 'web_requests_total{status="200"} 700.0\n'}
+    text = {"schema": {"type": "string"}, "example": _COUNT}
     counts = {"200": {"description": "Prometheus's text format", "content": {"text/plain": text}}}
     refused = {} if asks_for_key else errors(403)
     open_to_all: dict[str, Any] = {"security": NO_KEY, "tags": TAGS}
@@ -79,19 +75,6 @@ def readyz() -> Response:
         raise Unavailable(says, retry_after_seconds=5, reason=Refused.NO_MODEL_SERVER)
     paused = {"paused": True} if found.is_paused else {}  # what is sent now waits
     return jsonify(ready=True, model_servers=found.model_servers, **paused)
-
-
-@blueprint.get("/metrics")
-def metrics() -> Response:
-    """GET /metrics: counts and durations, for Prometheus. Raises Unauthorized, Forbidden."""
-    access.check_reader()
-    queue: JobQueue = current_app.extensions["queue"]
-    waiting = bulk_waiting = model_servers = None
-    with contextlib.suppress(QueueAway):  # while Redis is away the other counts matter all the more
-        waiting, bulk_waiting = queue.waiting(), queue.waiting(lane=Lane.BULK)
-        model_servers = len(queue.model_server_names(expired=False))
-    body, content_type = current_app.extensions["counts"].render(waiting, bulk_waiting, model_servers)
-    return Response(body, content_type=content_type)
 
 
 @blueprint.get("/openapi.json")

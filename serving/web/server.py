@@ -20,7 +20,7 @@ import gevent.threadpool
 from gunicorn.app.base import BaseApplication
 
 from serving.errors import RequestError
-from serving.telemetry.metrics import WebMetrics
+from serving.telemetry.web_metrics import WebMetrics
 from serving.web import gunicorn_worker
 from serving.web.arrival import KEEP_ALIVE_SECONDS, RequestBody
 

@@ -53,6 +53,9 @@ class OneClass:
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         return np.ones((len(pixels), 1), np.float32)
 
+    def padding(self, _images: int) -> int:
+        return 0
+
     def answer(self, _probabilities: np.ndarray, **_asked: object) -> str:
         return "[]"
 
@@ -75,17 +78,9 @@ def test_a_fetcher_that_fails_while_the_queue_is_away_ends_the_loop_all_the_same
             raise ValueError("a bug in the fetcher")
         really_fetch(fetcher, member)
 
-    class Batches(Counts):
-        def __init__(self) -> None:
-            super().__init__()
-            self.batches: list[int] = []
-
-        def predicted(self, jobs: int, seconds: float) -> None:  # noqa: ARG002
-            self.batches.append(jobs)
-
     monkeypatch.setattr(Membership, "answer", answer)
     monkeypatch.setattr(Fetcher, "_fetch", fetch)
-    counts, model = Batches(), OneClass()
+    counts, model = Counts(), OneClass()
     side = ModelSide(queue, lease_seconds=30, max_attempts=3, result_ttl_seconds=60)
     loop = wired(side, model, counts, Inbox(1, (1, 1, 3)), lease_seconds=30)
     errors: list[BaseException] = []

@@ -53,6 +53,9 @@ class Model:
         self.fails(values)
         return np.array(values, np.float32)[:, np.newaxis]
 
+    def padding(self, images: int) -> int:
+        return -images % 4
+
     def answer(self, probabilities: np.ndarray, *, top: int | None = None, index: bool = False) -> str:
         return json.dumps(probabilities.astype(int).tolist() + ([[top, index]] if top or index else []))
 
@@ -339,6 +342,34 @@ def test_an_answer_that_cannot_be_written_ends_the_process_and_leaves_its_job_to
     assert raw.llen(f"{{image_queue}}:processing:{running.names[0]}") == 1 + hangs  # the lease sees to it, and counts
 
 
+def test_a_batch_counts_with_the_images_that_a_compiled_batch_ran_besides(
+    raw: redis.Redis, start: Callable[..., Running]
+) -> None:
+    running = start()
+    running.model.free.clear()
+    jobs = push(raw, [1])
+    running.model.busy.wait(5)
+    jobs += push(raw, range(5))
+    wait_for(lambda: not raw.llen("image_queue"))
+    running.model.free.set()
+    wait_for(lambda: all_answered(raw, jobs))
+    assert running.counts.batches == [(1, 3), (5, 3)]
+
+
+def test_a_job_that_killed_its_model_servers_counts_as_a_dead_letter_of_who_gave_it_up(
+    raw: redis.Redis, start: Callable[..., Running], new_member: Callable[..., Membership]
+) -> None:
+    (job,) = push(raw, [1])
+    raw.hset("{image_queue}:attempts", job.id, 2)
+    dead = new_member()
+    assert dead.take(1).jobs
+    raw.zadd("{image_queue}:workers", {dead.name: 1})
+    running = start()
+    wait_for(lambda: raw.llen("{image_queue}:dead"))
+    wait_for(lambda: running.counts.given_up)
+    assert (running.counts.redelivered, running.counts.ends) == (0, [])
+
+
 def test_an_idle_model_starts_at_once_with_what_is_there(raw: redis.Redis, start: Callable[..., Running]) -> None:
     running = start()
     for value in range(3):
@@ -402,7 +433,7 @@ def test_a_job_past_its_deadline_is_dropped(raw: redis.Redis, start: Callable[..
     assert not raw.exists(late[0].id)
     assert running.model.batches == [[2]]
     assert raw.llen("{image_queue}:dead") == 0
-    assert sorted(running.counts.ends) == ["answered", "dropped"]
+    assert sorted(running.counts.ends) == ["answered", "expired"]
 
 
 def test_garbage_in_the_queue_ends_as_dead_letters_and_stops_nothing(
@@ -451,6 +482,8 @@ def test_a_hung_model_loses_its_jobs_and_harms_nothing_when_it_goes_on(
     wait_for(lambda: all_answered(raw, more))
     assert answers(raw, jobs + more) == [[1], [2], *([value] for value in range(20))]
     assert {1, 2} <= {value for batch in other.model.batches for value in batch}
+    assert (hung.counts.leases_lost, other.counts.leases_lost) == (1, 0)
+    assert (hung.counts.redelivered, other.counts.redelivered) == (0, 2)
 
 
 def test_a_busy_model_server_looks_at_the_queue_now_and_then_also_after_it_lost_a_lease(
@@ -519,6 +552,7 @@ def test_a_model_server_whose_name_was_taken_away_while_idle_goes_on(
     jobs = push(raw, [1])
     wait_for(lambda: all_answered(raw, jobs))
     assert len(running.names) == 2
+    assert running.counts.leases_lost == 1
 
 
 def test_a_paused_model_server_sleeps_whatever_waits_keeps_its_lease_and_goes_on(

@@ -185,6 +185,7 @@ def test_a_canceled_job_never_meets_the_model(raw: redis.Redis, queue: JobQueue,
     wait_for(lambda: raw.hget(queue.keys.job(other.id), "status") == b"succeeded")
     assert raw.hget(queue.keys.job(canceled.id), "status") == b"canceled"
     assert running.model.batches == [[FIRST_OF_BULK + 1]]
+    wait_for(lambda: sorted(running.counts.ends) == ["answered", "canceled"])
 
 
 def test_an_asynchronous_job_past_its_deadline_says_so(
@@ -197,6 +198,7 @@ def test_an_asynchronous_job_past_its_deadline_says_so(
     wait_for(lambda: raw.hget(queue.keys.job(job.id), "status") == b"failed")
     assert b"expired" in raw.hget(queue.keys.job(job.id), "error")
     assert running.model.batches == []
+    wait_for(lambda: running.counts.ends == ["expired"])
 
 
 def test_stopping_gives_asynchronous_jobs_back(

@@ -149,7 +149,7 @@ def test_jobs_of_a_dead_model_server_return_to_the_head_in_their_order(raw: redi
     dead, alive = new_member(), new_member()
     dead.take(3)
     run_out(raw, dead)
-    assert alive.return_expired() == 3
+    assert alive.return_expired().jobs == 3
     assert ids(raw.lrange("image_queue", 0, -1)) == [job.id for job in jobs]
     assert raw.hgetall("{image_queue}:attempts") == {job.id.encode(): b"1" for job in jobs[:3]}
 
@@ -158,7 +158,7 @@ def test_jobs_of_a_living_model_server_stay_with_it(raw: redis.Redis, new_member
     push(raw, 2)
     busy, other = new_member(), new_member()
     busy.take(2)
-    assert other.return_expired() == 0
+    assert other.return_expired().jobs == 0
     assert raw.llen("image_queue") == 0
 
 
@@ -223,7 +223,7 @@ def test_a_job_out_of_attempts_is_a_dead_letter_and_its_client_is_told(raw: redi
         dead = new_member()
         assert len(dead.take(8).jobs) == 1
         run_out(raw, dead)
-        assert alive.return_expired() == (1 if attempt < 3 else 0)
+        assert alive.return_expired().jobs == (1 if attempt < 3 else 0)
     assert raw.llen("image_queue") == 0
     (letter,) = (json.loads(text) for text in raw.lrange("{image_queue}:dead", 0, -1))
     assert letter["id"] == job.id
@@ -295,7 +295,7 @@ def test_answers_for_the_dead_do_not_count_as_its_own(raw: redis.Redis, new_memb
     dead.take(1)
     (own,) = survivor.take(1).jobs
     run_out(raw, dead)
-    assert survivor.return_expired() == 0  # the job became a dead letter, and its client was told
+    assert survivor.return_expired().jobs == 0  # the job became a dead letter, and its client was told
     assert survivor.in_hand == 1
     assert survivor.answer([answered(own)])
     assert raw.get("{image_queue}:served") == b"1"
@@ -330,11 +330,11 @@ def test_what_arrives_for_a_dead_name_after_its_end_is_found(raw: redis.Redis, n
     alive.return_expired()
     raw.zadd("{image_queue}:workers", {dead.name: time.time() - 60})
     raw.rpush(f"{{image_queue}}:processing:{dead.name}", new_job().to_text())
-    assert alive.return_expired() == 1
+    assert alive.return_expired().jobs == 1
     dead.leave(forget=False)
     raw.rpush(f"{{image_queue}}:processing:{dead.name}", new_job().to_text())
     # The lease ended at this moment by Redis's clock, as `alive` knows it: late by the time of its last reply.
-    wait_for(lambda: alive.return_expired() == 1)
+    wait_for(lambda: alive.return_expired().jobs == 1)
 
 
 def test_the_name_of_a_dead_model_server_is_forgotten_in_the_end(raw: redis.Redis, new_member: NewMember) -> None:
@@ -373,13 +373,13 @@ def test_the_leases_of_a_dead_process_can_be_ended_at_once(
     assert has_lease(queue, process_id)
     assert not has_lease(queue, process_id + 1)
     end_leases(queue, process_id + 1)
-    assert new_member().return_expired() == 0
+    assert new_member().return_expired().jobs == 0
     end_leases(queue, process_id)
     assert not has_lease(queue, process_id)
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     survivor = new_member()
     assert survivor.name.startswith("elsewhere:")
-    assert survivor.return_expired() == 1
+    assert survivor.return_expired().jobs == 1
 
 
 def test_leaving_gives_back_what_is_in_hand_uncounted(raw: redis.Redis, new_member: NewMember) -> None:
@@ -414,7 +414,7 @@ def test_a_list_whose_owner_was_deleted_from_the_set_of_model_servers_is_found(
     taken = forgotten.take(1).jobs
     raw.zrem("{image_queue}:workers", forgotten.name)
     assert forgotten.answer([Outcome(taken[0])]) is False
-    wait_for(alive.return_expired)
+    wait_for(lambda: alive.return_expired().jobs)
     assert ids(raw.lrange("image_queue", 0, -1)) == [job.id for job in jobs]
 
 

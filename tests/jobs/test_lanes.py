@@ -119,7 +119,7 @@ def test_the_first_answer_counts(raw: redis.Redis, queue: JobQueue, new_member: 
     slow, fast = new_member(), new_member()
     (text,) = take(slow)
     end_lease(raw, queue, slow)
-    assert fast.return_expired() == 1
+    assert fast.return_expired().jobs == 1
     assert not slow.answer([bulk_answer(text, '["first"]')])  # it was taken for dead, and answers all the same
     taken = fast.take(1, lane=Lane.BULK)
     assert (taken.jobs, taken.attempts, taken.ended) == ([text], 1, {0})  # nobody need compute it again
@@ -153,7 +153,7 @@ def test_jobs_go_back_to_the_head_of_the_lane_that_they_came_from(
         assert member.leave() == 4
     else:
         end_lease(raw, queue, member)
-        assert new_member().return_expired() == 4
+        assert new_member().return_expired().jobs == 4
     assert raw.lrange("image_queue", 0, -1) == [job.to_text().encode() for job in people]
     assert raw.lrange(BULK, 0, -1) == [job.to_text().encode() for job in asynchronous]
     assert [status(raw, queue, job) for job in asynchronous] == ["queued"] * 3
@@ -223,7 +223,7 @@ def test_a_model_server_finds_what_one_left_whom_an_earlier_release_forgot(
     raw.zrem(queue.keys.leases, dead.name)
     raw.hdel(queue.keys.people.settled_by_server, dead.name)
     member = new_member()
-    assert member.return_expired() == 1
+    assert member.return_expired().jobs == 1
     assert raw.lrange(BULK, 0, -1) == [job.to_text().encode()]
     assert raw.hkeys(queue.keys.bulk.settled_by_server) == [member.name.encode()]
     raw.zadd(queue.keys.leases, {dead.name: queue.now() - FORGET_NAME_SECONDS - 1})
@@ -238,7 +238,7 @@ def test_a_dead_letter_goes_back_to_its_lane_and_waits_again(
     member = new_member(max_attempts=1)
     take(member)
     end_lease(raw, queue, member)
-    assert new_member(max_attempts=1).return_expired() == 0
+    assert new_member(max_attempts=1).return_expired().jobs == 0
     assert status(raw, queue, job) == Status.FAILED
     assert b"dead letter" in raw.get(job.id)
     (letter,) = operator.read_letters(queue)
@@ -283,7 +283,7 @@ def test_a_model_server_whose_last_answer_redis_forgot_starts_afresh(
     raw.hset(queue.keys.lane(lane).settled_by_server, member.name, 0)
     assert not member.answer(outcomes[1:])
     assert member.is_lost
-    assert new_member().return_expired() == 3
+    assert new_member().return_expired().jobs == 3
     assert queue.waiting(lane=lane) == 3
 
 

@@ -550,7 +550,7 @@ class Protocol(RuleBasedStateMachine):
     def return_expired(self, server: Server, clock_is_ahead: bool) -> None:
         """A server whose clock is ahead suspects all others; Redis knows better."""
         self.queue.set_clock(time.time() + 10 * LEASE_SECONDS * clock_is_ahead)
-        self.real = server.member.return_expired()
+        self.real = server.member.return_expired().jobs
         self.queue.set_clock(time.time())
         self.expected = self.model.return_expired(forgotten_before=time.time() - FORGET_NAME_SECONDS)
 

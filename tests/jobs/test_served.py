@@ -63,7 +63,7 @@ def test_a_dead_model_server_refuses_nobody(join: Join, raw: redis.Redis, queue:
     dead = join(RESNET)
     raw.zadd("{image_queue}:workers", {dead.name: queue.now() - 1})
     alive = join(INCEPTION)
-    assert alive.return_expired() == 0
+    assert alive.return_expired().jobs == 0
     assert list(raw.hkeys("{image_queue}:serves")) == [alive.name.encode()]
 
 

@@ -132,6 +132,7 @@ def test_equal_parts_go_in_one_call_where_several_may_be_in_flight(count: int, p
     pairs.calls.clear()
     kinds = [i % 4 for i in range(count)]
     assert [answer[0]["label"] for answer in classifier.predict(images(kinds))] == [LABELS[kind] for kind in kinds]
+    assert classifier.padding(count) == sum(pairs.calls) - count
     padded = {1: [2], 2: [2], 3: [4], 4: [4], 5: [6], 6: [6], 7: [6, 2], 8: [6, 2]}[count]
     *full, rest = padded
     assert pairs.calls == [*full, rest if count % 2 == 0 else rest - 2 + last]

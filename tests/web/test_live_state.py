@@ -121,7 +121,7 @@ class Counting(JobQueue):
     looks = 0
 
     def run(self, script: str, *parts: Any) -> Any:
-        self.looks += script == "look"
+        self.looks += script == "overview"
         return super().run(script, *parts)
 
 

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import redis
 from conftest import (
     KERAS_HOME,
     Answering,
@@ -21,9 +20,6 @@ from conftest import (
     upload,
     wait_for,
 )
-
-from serving.telemetry.metrics import WebMetrics
-from serving.web.request_notes import RequestNotes
 
 PHOTO = as_bytes(some_photo(), "JPEG")
 SEAL = 'mount --bind "$folder" "$folder" && mount -o remount,bind,ro "$folder" && ! test -w "$folder"'
@@ -95,46 +91,3 @@ def test_a_web_server_serves_where_no_temporary_folder_can_be_written(
 ) -> None:
     processes.prefix = PREFIX
     check_that_processes_are_replaced(processes, start(processes))
-
-
-def took(seconds: float) -> RequestNotes:
-    return RequestNotes(0.0, route="predict", total_ms=1000 * seconds)
-
-
-def test_each_process_counts_in_a_row_of_its_own_and_the_page_has_the_sums(raw: redis.Redis) -> None:
-    counts = WebMetrics()
-    for seconds in (0.001, 0.005, 0.006):
-        counts.answered(took(seconds), 200)
-    counts.next_process()
-    for status, seconds in ((200, 0.3), (503, 31.0), (499, 30.0)):
-        counts.answered(took(seconds), status)
-    page, kind = counts.render(7, 9, None)
-    assert kind.startswith("text/plain")
-    samples = dict(line.rsplit(" ", 1) for line in page.decode().splitlines() if not line.startswith("#"))
-    assert samples.pop("web_request_seconds_sum") == str(0.001 + 0.005 + 0.006 + 0.3 + 31.0 + 30.0)
-    assert samples == {
-        'web_requests_total{status="200"}': "4.0",
-        'web_requests_total{status="499"}': "1.0",
-        'web_requests_total{status="503"}': "1.0",
-        'web_request_seconds_bucket{le="0.005"}': "2.0",
-        **{f'web_request_seconds_bucket{{le="{bound}"}}': "3.0" for bound in (0.01, 0.025, 0.05, 0.1, 0.25)},
-        **{f'web_request_seconds_bucket{{le="{bound}"}}': "4.0" for bound in (0.5, 1.0, 2.5, 5.0, 10.0)},
-        'web_request_seconds_bucket{le="30.0"}': "5.0",
-        'web_request_seconds_bucket{le="+Inf"}': "6.0",
-        "web_request_seconds_count": "6.0",
-        "queue_waiting_jobs": "7.0",
-        "queue_bulk_waiting_jobs": "9.0",
-    }
-
-
-def test_processes_that_are_forked_add_up_however_often_they_are_replaced() -> None:
-    counts = WebMetrics()
-    for number in range(2000):  # more than there are rows
-        counts.next_process()
-        if number % 100 == 0 and not (child := os.fork()):
-            counts.answered(took(0.1), 200)
-            os._exit(0)
-        elif number % 100 == 0:
-            os.waitpid(child, 0)
-    page, _ = counts.render(None, None, None)
-    assert b'web_requests_total{status="200"} 20.0\n' in page

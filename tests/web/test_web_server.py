@@ -454,8 +454,9 @@ def run_python(script: str) -> str:
 
 CREATE_APP = (
     "import sys; sys.path.insert(0, sys.argv[1]); import threading, run_web_server, settings;"
-    "from serving.telemetry.metrics import WebMetrics;"
-    "app = run_web_server.create_app(settings.Settings(redis_url='redis://127.0.0.1:1/0'), None, WebMetrics())"
+    "from serving.telemetry.build import Build;"
+    "from serving.telemetry.web_metrics import WebMetrics;"
+    "app = run_web_server.create_app(settings.Settings(redis_url='redis://127.0.0.1:1/0'), None, WebMetrics(Build()))"
 )
 
 

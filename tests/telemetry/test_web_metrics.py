@@ -1,0 +1,168 @@
+"""What the web processes count: rows, sums, and the page that is made of them."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from serving.errors import Refused
+from serving.telemetry.build import Build
+from serving.telemetry.web_metrics import PREDICTING, ROUTES, STAGES, USUAL, WebMetrics
+from serving.web import request_notes
+from serving.web.request_notes import RequestNotes
+
+BUILD = Build("1.2", "0123456789ab", "3.11.7")
+QUEUE = {
+    "waiting": 7,
+    "bulk_waiting": 9,
+    "oldest_waiting_seconds": 1.5,
+    "oldest_bulk_waiting_seconds": 60.0,
+    "in_flight": 12,
+    "bulk_in_flight": 4,
+    "dead_letters": 3,
+    "is_paused": True,
+    "is_draining": False,
+    "servers": ["one", "two"],
+}
+
+
+@pytest.fixture
+def counts() -> WebMetrics:
+    return WebMetrics(BUILD)
+
+
+def took(seconds: float, route: str = "predict", **stages_ms: float) -> RequestNotes:
+    return RequestNotes(0.0, route=route, total_ms=1000 * seconds, **stages_ms)
+
+
+def samples(counts: WebMetrics, **queue: object) -> dict[str, float]:
+    page, kind = counts.render(SimpleNamespace(**(QUEUE | queue)))  # type: ignore[arg-type]
+    assert kind.startswith("text/plain")
+    lines = [line.rsplit(" ", 1) for line in page.decode().splitlines() if not line.startswith("#")]
+    assert len({name for name, _ in lines}) == len(lines)
+    return {name: float(value) for name, value in lines}
+
+
+def told(counts: WebMetrics, name: str, **queue: object) -> dict[str, float]:
+    """The series of one metric that are not 0, by what stands in their braces."""
+    of_name = {key: value for key, value in samples(counts, **queue).items() if key.partition("{")[0] == name}
+    return {key.partition("{")[2].removesuffix("}"): value for key, value in of_name.items() if value}
+
+
+def test_each_process_counts_in_a_row_of_its_own_and_the_page_has_the_sums(counts: WebMetrics) -> None:
+    for seconds in (0.001, 0.005, 0.006):
+        counts.answered(took(seconds), 200)
+    counts.next_process()
+    for status, seconds in ((200, 0.3), (503, 31.0), (499, 30.0)):
+        counts.answered(took(seconds), status)
+    counts.answered(took(0.02, "infer"), 200)
+    assert told(counts, "classify_requests_total") == {
+        'route="predict",status="200"': 4,
+        'route="predict",status="499"': 1,
+        'route="predict",status="503"': 1,
+        'route="infer",status="200"': 1,
+    }
+    name, page = "classify_request_duration_seconds", samples(counts)
+    buckets = {
+        key.split('"')[1]: value
+        for key, value in page.items()
+        if key.startswith(f"{name}_bucket") and 'route="predict"' in key
+    }
+    assert buckets == {
+        **dict.fromkeys(("0.001", "0.0025"), 1),
+        "0.005": 2,
+        **dict.fromkeys(("0.01", "0.025", "0.05", "0.1", "0.25"), 3),
+        **dict.fromkeys(("0.5", "1.0", "2.5", "5.0", "10.0"), 4),
+        "30.0": 5,
+        "+Inf": 6,
+    }
+    assert page[f'{name}_sum{{route="predict"}}'] == pytest.approx(0.001 + 0.005 + 0.006 + 0.3 + 31.0 + 30.0)
+    assert page[f'{name}_count{{route="infer"}}'] == 1
+
+
+def test_processes_that_are_forked_add_up_however_often_they_are_replaced(counts: WebMetrics) -> None:
+    for number in range(2000):  # more than there are rows
+        counts.next_process()
+        if number % 100 == 0 and not (child := os.fork()):
+            counts.answered(took(0.1), 200)
+            os._exit(0)
+        elif number % 100 == 0:
+            os.waitpid(child, 0)
+    assert told(counts, "classify_requests_total") == {'route="predict",status="200"': 20}
+
+
+def test_the_stages_of_requests_for_predictions_are_counted_where_they_are_known(counts: WebMetrics) -> None:
+    counts.answered(took(0.2, read_ms=2.0, decode_ms=4.0, submit_ms=1.0, queue_ms=30.0, predict_ms=9.0), 200)
+    counts.answered(took(0.1, "infer", read_ms=3.0), 422)
+    counts.answered(took(0.1, "jobs", read_ms=5.0), 200)
+    name = "classify_request_stage_duration_seconds"
+    assert told(counts, f"{name}_count") == {
+        'stage="read"': 2,
+        **{f'stage="{stage}"': 1 for stage in ("decode", "submit", "queue", "predict")},
+    }
+    assert told(counts, f"{name}_sum")['stage="read"'] == pytest.approx(0.005)
+    assert samples(counts)[f'{name}_bucket{{le="0.005",stage="decode"}}'] == 1
+
+
+def test_refusals_are_counted_by_reason_where_clients_ask_for_predictions(counts: WebMetrics) -> None:
+    for route in ("predict", "infer", "jobs", "other"):
+        counts.answered(RequestNotes(0.0, route=route, refusals=["places", "places", "redis_away"]), 200)
+    assert told(counts, "classify_admission_refused_total") == {'reason="places"': 4, 'reason="redis_away"': 2}
+
+
+def test_every_series_that_an_alert_may_want_is_there_from_the_start(counts: WebMetrics) -> None:
+    page = samples(counts)
+    for route in ROUTES:
+        assert page[f'classify_request_duration_seconds_count{{route="{route}"}}'] == 0
+        for status in USUAL[route]:
+            assert page[f'classify_requests_total{{route="{route}",status="{status}"}}'] == 0
+    for stage in STAGES:
+        assert page[f'classify_request_stage_duration_seconds_bucket{{le="+Inf",stage="{stage}"}}'] == 0
+    for reason in Refused:
+        assert page[f'classify_admission_refused_total{{reason="{reason}"}}'] == 0
+    assert page['classify_build_info{commit="0123456789ab",python="3.11.7",version="1.2"}'] == 1
+
+
+def test_the_gauges_tell_of_both_lanes(counts: WebMetrics) -> None:
+    assert told(counts, "classify_queue_jobs") == {'lane="people"': 7, 'lane="bulk"': 9}
+    assert told(counts, "classify_jobs_in_flight") == {'lane="people"': 8, 'lane="bulk"': 4}
+    assert told(counts, "classify_queue_oldest_job_age_seconds") == {'lane="people"': 1.5, 'lane="bulk"': 60}
+    page = samples(counts)
+    single = ("redis_up", "dead_letters", "queue_paused", "queue_draining", "model_servers")
+    assert [page[f"classify_{name}"] for name in single] == [1, 3, 1, 0, 2]
+    assert [page[f"queue_{name}"] for name in ("waiting_jobs", "bulk_waiting_jobs", "model_servers")] == [7, 9, 2]
+
+
+def test_the_oldest_job_is_no_seconds_old_where_none_waits_and_of_no_known_age_where_it_does_not_tell(
+    counts: WebMetrics,
+) -> None:
+    none_waits = samples(counts, waiting=0, oldest_waiting_seconds=None, oldest_bulk_waiting_seconds=None)
+    of_age = {name: value for name, value in none_waits.items() if name.startswith("classify_queue_oldest_job_age")}
+    assert of_age == {'classify_queue_oldest_job_age_seconds{lane="people"}': 0}
+
+
+def test_while_redis_is_away_the_page_says_so_and_has_the_other_counts(counts: WebMetrics) -> None:
+    counts.answered(took(0.1), 503)
+    page = counts.render(None)[0].decode()
+    assert "\nclassify_redis_up 0.0\n" in page
+    assert 'classify_requests_total{route="predict",status="503"} 1.0' in page
+    assert not [line for line in page.splitlines() if line.startswith(("classify_queue", "classify_model", "queue_"))]
+
+
+def test_the_old_names_count_requests_for_predictions_as_ever(counts: WebMetrics) -> None:
+    for route, status, seconds in (("predict", 200, 0.001), ("infer", 200, 0.3), ("jobs", 404, 0.1), ("infer", 503, 1)):
+        counts.answered(took(seconds, route), status)
+    assert told(counts, "web_requests_total") == {'status="200"': 2, 'status="503"': 1}
+    page = {name: value for name, value in samples(counts).items() if name.startswith("web_request_seconds")}
+    assert page.pop("web_request_seconds_sum") == pytest.approx(1.301)
+    assert page == {
+        **{f'web_request_seconds_bucket{{le="{bound}"}}': 1 for bound in (0.005, 0.01, 0.025, 0.05, 0.1, 0.25)},
+        'web_request_seconds_bucket{le="0.5"}': 2,
+        **{f'web_request_seconds_bucket{{le="{bound}"}}': 3 for bound in (1.0, 2.5, 5.0, 10.0, 30.0, "+Inf")},
+        "web_request_seconds_count": 3,
+    }
+
+
+def test_the_routes_are_those_that_requests_are_noted_under() -> None:
+    assert {*request_notes.ROUTES.values(), request_notes.OTHER} == set(ROUTES) == set(USUAL)
+    assert {request_notes.PREDICT, request_notes.INFER} == set(PREDICTING)
