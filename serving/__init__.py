@@ -109,6 +109,8 @@ Beside the way
     local/redis_server      a Redis of run_service.py's own
     local/web_address       whether a server can listen there, where to open it, whether it answers
     local/running_service   where the service of this folder is, for the operator's tools
+    local/letters           what queue_admin.py says of dead letters, and does with them
+    local/printing          how it writes: tables, moments, text of others
     local/packages          which Python has what the scripts need
     local/terminal          what run_service.py shows
 """

@@ -74,9 +74,8 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
 def test_every_file_that_a_page_names_exists(page: str) -> None:
-    pattern = (
-        r"`((?:serving|tests|docs|benchmarks|deploy)/[\w./]+|run_\w+\.py|(?:stress_test|dead_letters|client)\.py)`"
-    )
+    scripts = r"run_\w+\.py|(?:stress_test|queue_admin|dead_letters|client)\.py"
+    pattern = rf"`((?:serving|tests|docs|benchmarks|deploy)/[\w./]+|{scripts})`"
     for name in re.findall(pattern, (ROOT / page).read_text()):
         assert (ROOT / name).exists(), name
 

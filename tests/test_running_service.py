@@ -17,7 +17,14 @@ from conftest import ROOT, Processes, RedisServer, clean_environment, free_port,
 from serving.local import running_service
 from serving.local.running_service import FILE, RunningService
 
-SCRIPTS = ["dead_letters.py", "run_model_server.py", "run_service.py", "run_web_server.py", "stress_test.py"]
+SCRIPTS = [
+    "dead_letters.py",
+    "queue_admin.py",
+    "run_model_server.py",
+    "run_service.py",
+    "run_web_server.py",
+    "stress_test.py",
+]
 LETTER = json.dumps({"id": "3f2b9c04", "at": 0, "attempts": 3, "reason": "its model server died", "job": "none"})
 
 
@@ -65,7 +72,7 @@ def test_the_tools_find_the_private_redis_of_the_service_without_a_setting(start
     assert stat.S_IMODE((folder / FILE).stat().st_mode) == 0o600
     with redis_of(folder) as client:
         client.rpush("{another}:dead", LETTER)
-    listed = ask(folder, "dead_letters.py", "list")
+    listed = ask(folder, "queue_admin.py", "dead", "list")
     assert (listed.returncode, listed.stdout.splitlines()[1].split()[0]) == (0, "3f2b9c04"), listed.stderr
     assert f"Redis: the one of run_service.py, process {service.pid}" in listed.stderr
     assert ask(folder, "run_model_server.py", "--check-health").returncode == 0
@@ -81,10 +88,10 @@ def test_a_setting_comes_before_the_service_that_runs_here(started: Processes, f
         client.rpush("{image_queue}:dead", LETTER)
     other = RedisServer()
     try:
-        assert "no dead letters" in ask(folder, "dead_letters.py", "list", REDIS_URL=other.url).stdout
-        assert "no dead letters" in ask(folder, "dead_letters.py", "list", IMAGE_QUEUE="another").stdout
+        assert "no dead letters" in ask(folder, "queue_admin.py", "dead", "list", REDIS_URL=other.url).stdout
+        assert "no dead letters" in ask(folder, "queue_admin.py", "dead", "list", IMAGE_QUEUE="another").stdout
         (folder / ".env").write_text(f"REDIS_URL={other.url}\n")
-        listed = ask(folder, "dead_letters.py", "list")
+        listed = ask(folder, "queue_admin.py", "dead", "list")
         assert "no dead letters" in listed.stdout
         assert str(service.pid) not in listed.stderr
     finally:
@@ -111,7 +118,7 @@ def test_after_a_service_was_killed_its_redis_is_said_to_be_away_and_the_next_se
     gone = subprocess.Popen(["true"])
     gone.wait()
     running_service.write(folder, RunningService("redis://127.0.0.1:1/0", "image_queue", gone.pid))
-    listed = ask(folder, "dead_letters.py", "list")  # from the default, where this machine may have a Redis
+    listed = ask(folder, "queue_admin.py", "dead", "list")  # from the default, where this machine may have a Redis
     assert f"The Redis of run_service.py (process {gone.pid}) does not answer: was it killed?" in listed.stderr
     assert "localhost:6379" in listed.stderr or listed.returncode == 0
     service = start(started, folder)

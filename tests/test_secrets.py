@@ -25,7 +25,7 @@ from conftest import (
 
 PASSWORD, KEY, OTHER_KEY = "1f7c-of-redis", "5e2a-of-clients", "9b3d-of-others"
 SECRETS = (PASSWORD, KEY, OTHER_KEY)
-SCRIPTS = {"run_web_server.py": [], "run_model_server.py": [], "run_service.py": [], "dead_letters.py": ["list"]}
+SCRIPTS = {"run_web_server.py": [], "run_model_server.py": [], "run_service.py": [], "queue_admin.py": ["dead", "list"]}
 PHOTO = as_bytes(some_photo(), "JPEG")
 
 
@@ -61,7 +61,7 @@ REFUSED = {
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_redis_url_that_is_refused_is_not_told(script: str, locked_server: RedisServer, processes: Processes) -> None:
     ports = {"WEB_PORT": str(free_port()), "METRICS_PORT": "0"}
-    for url, word in (REFUSED_BY_ALL | (REFUSED if script == "dead_letters.py" else {})).items():
+    for url, word in (REFUSED_BY_ALL | (REFUSED if script == "queue_admin.py" else {})).items():
         given = url.replace("{}", PASSWORD).replace("{port}", str(locked_server.port))
         ended = processes.start(script, *SCRIPTS[script], REDIS_URL=given, API_KEY=KEY, **ports)
         assert ended.wait(timeout=60) == 2, url
@@ -123,7 +123,7 @@ def test_a_service_in_trouble_tells_no_secret(light_model: dict[str, str]) -> No
             said.append(head)
         for first in (f"Authorization: Bearer {KEY}", f"Authorization:{KEY}"):  # no request line
             raw_request(port, first, "Host: here")
-        letters = processes.start("dead_letters.py", "list")
+        letters = processes.start("queue_admin.py", "dead", "list")
         assert letters.wait(timeout=30) == 0
 
         # The password changes under way.

@@ -1,6 +1,6 @@
 """Where the service is that runs from this folder: run_service.py writes it down, the operator's tools read it.
 
-    run_service.py -- write --> .service.json -- find --> dead_letters.py, run_model_server.py --check-health
+    run_service.py -- write --> .service.json -- find --> queue_admin.py, run_model_server.py --check-health
 
 The private Redis of run_service.py has a port that nobody can know beforehand. A server does not look here: to which
 Redis it belongs must not depend on who else runs on its machine.

@@ -57,7 +57,7 @@ class ServiceRedis:
         other = running_service.find(folder)
         if other is not None and other.is_alive():
             tell(
-                f"dead_letters.py looks at the service that runs here already (process {other.process_id}); for this "
+                f"queue_admin.py looks at the service that runs here already (process {other.process_id}); for this "
                 "one, set its REDIS_URL."
             )
             return
@@ -65,7 +65,7 @@ class ServiceRedis:
             running_service.write(folder, RunningService(self.url, self._queue_name, os.getpid()))
         except OSError as error:
             path = folder / running_service.FILE
-            tell(f"{path} cannot be written ({error.strerror}): dead_letters.py needs REDIS_URL set to this Redis.")
+            tell(f"{path} cannot be written ({error.strerror}): queue_admin.py needs REDIS_URL set to this Redis.")
 
     def _start_private(self, directory: str) -> None:
         private = PrivateRedis(directory)

@@ -1,6 +1,8 @@
 """The dead letters as an operator meets them: on a real Redis, through the script, both kinds of them."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -11,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from conftest import Processes, new_job, output, wait_for
+from conftest import ROOT, Processes, RedisServer, clean_environment, new_job, output, wait_for
 from PIL import Image
 
-import dead_letters
 import helpers
+import queue_admin
 from serving.errors import BadJob
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
@@ -82,7 +84,7 @@ def letter(name: str | None, text: bytes = b"") -> Letter:
 @pytest.fixture
 def script(processes: Processes) -> Script:
     def run(*arguments: str, **settings: str) -> tuple[int, str]:
-        process = processes.start("dead_letters.py", *arguments, **settings)
+        process = processes.start("queue_admin.py", "dead", *arguments, **settings)
         return process.wait(timeout=30), output(process)
 
     return run
@@ -354,7 +356,7 @@ def test_the_image_that_is_saved_has_the_pixels_that_were_sent(
 @pytest.mark.parametrize("shape", [(1, 3), (0, 0, 3), (-1, -1, 3), (2, 2, 4), (2, 1, 1, 2, 3), ()])
 def test_a_shape_that_no_image_has_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="its shape is"):
-        dead_letters.shape_of(new_job(shape=shape), ())
+        queue_admin.shape_of(new_job(shape=shape), ())
 
 
 def test_where_no_image_can_be_saved_show_says_why(
@@ -446,10 +448,29 @@ def test_wrong_settings_and_an_unreachable_redis_end_with_2_and_say_what_to_set(
     assert "IMAGE_WIDTH='wide' is not allowed" in told
 
 
-def test_help_has_examples(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["dead_letters.py", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        dead_letters.main()
-    told = capsys.readouterr().out
-    for verb in ("list", "show", "requeue", "drop"):
-        assert f"python dead_letters.py {verb}" in told
+def test_the_old_name_does_the_same_and_says_the_new_one_on_standard_error(
+    raw: redis.Redis, redis_server: RedisServer, new_member: NewMember
+) -> None:
+    """`dead_letters.py`, for one release."""
+
+    def run(*command: str) -> tuple[int, str, list[str]]:
+        ended = subprocess.run(
+            [sys.executable, str(ROOT / command[0]), *command[1:]],
+            env=clean_environment() | {"REDIS_URL": redis_server.url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return ended.returncode, ended.stdout, ended.stderr.splitlines()
+
+    (job,) = jobs(1)
+    given_up_by_python(raw, new_member, job.to_text())
+    for arguments, status in ((["list", "--json"], 0), (["show", job.id[:8]], 0), (["drop", "nobody"], 1)):
+        new, old = run("queue_admin.py", "dead", *arguments), run("dead_letters.py", *arguments)
+        assert new[0] == status
+        assert old == (
+            *new[:2],
+            ["dead_letters.py is `queue_admin.py dead` now; this name goes with the next release.", *new[2]],
+        )
+    assert run("dead_letters.py", "drop", "--all")[:2] == (0, f"dropped {job.id}\n")

@@ -14,7 +14,7 @@ from serving.jobs.job_queue import JobQueue
 
 KEEPS = ("--appendonly", "yes")
 LIMITED = ("--maxmemory", "100mb", "--maxmemory-policy")
-SCRIPTS = {"run_web_server.py": [], "run_model_server.py": [], "run_service.py": [], "dead_letters.py": ["list"]}
+SCRIPTS = {"run_web_server.py": [], "run_model_server.py": [], "run_service.py": [], "queue_admin.py": ["dead", "list"]}
 
 NewRedis = Callable[..., RedisServer]
 
@@ -158,9 +158,12 @@ def test_a_server_tells_of_it_once_as_a_warning(script: str, new_redis: NewRedis
 
 def test_what_asks_for_health_or_dead_letters_tells_nothing_of_it(new_redis: NewRedis) -> None:
     server = new_redis(*LIMITED, "allkeys-lru")
-    for script, argument, status in (("dead_letters.py", "list", 0), ("run_model_server.py", "--check-health", 1)):
+    for script, *arguments, status in (
+        ("queue_admin.py", "dead", "list", 0),
+        ("run_model_server.py", "--check-health", 1),
+    ):
         ended = subprocess.run(
-            [sys.executable, str(ROOT / script), argument],
+            [sys.executable, str(ROOT / script), *arguments],
             env=clean_environment() | {"REDIS_URL": server.url},
             capture_output=True,
             text=True,
