@@ -1,9 +1,11 @@
-"""The operator's command: care for the jobs that were given up.
+"""The operator's command: look at the queue, pause it, empty it, and care for the jobs that were given up.
 
+    people's jobs, bulk jobs -- peek -----------------> the jobs that wait longest, without their images
     {image_queue}:dead       -- dead list, show ------> what failed, when, why; the image as a file
                              -- dead requeue ---------> the end of its lane --> a model server --> an answer
                              -- dead drop ------------> nowhere
 
+    python queue_admin.py peek 20
     python queue_admin.py dead list
     python queue_admin.py dead show 3f2b9c04 --save image.png
     python queue_admin.py dead requeue 3f2b9c04      then: redis-cli get <the whole id>
@@ -29,11 +31,12 @@ from typing import Any
 
 import settings
 from serving import errors
-from serving.jobs.job import Job
+from serving.jobs.job import Job, Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.operator import Letter, read_letters
+from serving.jobs.peek import MOST_PEEKED, peek
 from serving.jobs.served import ServedNow
-from serving.local import letters, running_service
+from serving.local import letters, running_service, waiting_jobs
 from serving.local.printing import NotDone, printable
 
 HERE = Path(__file__).parent
@@ -65,7 +68,11 @@ def parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     """The command line: `verb`, for `dead` its `dead_verb`, and their arguments."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="queue_admin.py", description=__doc__, formatter_class=form)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="dead")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="peek | dead")
+    verb = verbs.add_parser("peek", help="the jobs that wait longest; no image leaves Redis")
+    verb.add_argument("count", metavar="N", nargs="?", type=count_of_jobs, default=10, help="how many; 10")
+    verb.add_argument("--bulk", action="store_true", help="of the asynchronous jobs")
+    verb.add_argument("--json", action="store_true", help="JSON, for machines")
     add_dead_verbs(verbs.add_parser("dead", help="the dead letters, jobs that were given up", formatter_class=form))
     return parser.parse_args(command_line)
 
@@ -89,8 +96,24 @@ def add_dead_verbs(parser: argparse.ArgumentParser) -> None:
         which.add_argument("--all", action="store_true", help="those that are there now, oldest first")
 
 
+def count_of_jobs(text: str) -> int:
+    """How many jobs the command line means. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_PEEKED):
+        raise argparse.ArgumentTypeError(f"give a whole number from 1 to {MOST_PEEKED}, not {printable(text)!r}")
+    return int(text)
+
+
 def run(arguments: argparse.Namespace, queue: JobQueue, config: Any) -> int:
     """Do what the verb says; return the exit status. Raises QueueAway, NotDone."""
+    match arguments.verb:
+        case "peek":
+            lane = Lane.BULK if arguments.bulk else Lane.PEOPLE
+            count, jobs = peek(queue, lane, arguments.count)
+            if arguments.json:
+                print(waiting_jobs.jobs_as_json(lane, count, jobs))
+            else:
+                waiting_jobs.print_jobs(lane, count, jobs)
+            return 0
     width, height = config.input_size() or ServedNow(queue).input_size()
     return run_dead(arguments, queue, (height, width, 3))
 

@@ -100,6 +100,8 @@ Beside the way
     telemetry/model_metrics  what a model server counts
     telemetry/buckets        the bounds of the histograms' buckets
     telemetry/build          which build of the service runs
+    jobs/peek               the jobs that wait longest, without their images
+    telemetry/metrics       what is counted
     local/supervisor        processes that are restarted
     local/load              the requests of stress_test.py, and how each ended
     local/load_images       what they carry
@@ -110,6 +112,7 @@ Beside the way
     local/web_address       whether a server can listen there, where to open it, whether it answers
     local/running_service   where the service of this folder is, for the operator's tools
     local/letters           what queue_admin.py says of dead letters, and does with them
+    local/waiting_jobs      what it says of jobs that wait
     local/printing          how it writes: tables, moments, text of others
     local/packages          which Python has what the scripts need
     local/terminal          what run_service.py shows

@@ -176,6 +176,6 @@ def test_every_program_says_it_in_one_line(script: str, tmp_path: Path) -> None:
         target = tmp_path / name
         target.write_bytes((ROOT / name).read_bytes()) if name.endswith(".py") else target.symlink_to(ROOT / name)
     (tmp_path / ".env").write_bytes(b"MODEL_LABELS=Gr\xf6\xdfe.txt\n")
-    command = [sys.executable, str(tmp_path / script), *(["dead", "list"] if script == "queue_admin.py" else [])]
+    command = [sys.executable, str(tmp_path / script), *(["peek"] if script == "queue_admin.py" else [])]
     ended = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (2, f"{tmp_path / '.env'} is not UTF-8 text: save it as UTF-8.\n")
