@@ -79,7 +79,7 @@ stress: $(VENV)/.dev ## load a running service; ARGS="--requests 1000 --concurre
 	@$(BIN)/python stress_test.py $(ARGS)
 
 admin: $(VENV)/.service ## the operator's command: how the service is doing, and what to do about it; ARGS="--help"
-	@$(BIN)/python queue_admin.py $(or $(ARGS),--help)
+	@$(BIN)/python queue_admin.py $(or $(ARGS),status)
 
 dead-letters: $(VENV)/.service ## list the jobs that were given up; ARGS="requeue --all"
 	@$(BIN)/python queue_admin.py dead $(or $(ARGS),list)

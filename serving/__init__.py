@@ -100,6 +100,7 @@ Beside the way
     telemetry/model_metrics  what a model server counts
     telemetry/buckets        the bounds of the histograms' buckets
     telemetry/build          which build of the service runs
+    jobs/verdict            whether the queue is well
     jobs/peek               the jobs that wait longest, without their images
     telemetry/metrics       what is counted
     local/supervisor        processes that are restarted
@@ -111,7 +112,10 @@ Beside the way
     local/redis_server      a Redis of run_service.py's own
     local/web_address       whether a server can listen there, where to open it, whether it answers
     local/running_service   where the service of this folder is, for the operator's tools
-    local/letters           what queue_admin.py says of dead letters, and does with them
+    local/status            how the service is doing, as queue_admin.py tells it
+    local/watch             … every second; waits until a drain is over
+    local/servers           what queue_admin.py says of model servers, and does with them
+    local/letters           what it says of dead letters, and does with them
     local/waiting_jobs      what it says of jobs that wait
     local/printing          how it writes: tables, moments, text of others
     local/packages          which Python has what the scripts need

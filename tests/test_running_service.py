@@ -76,6 +76,8 @@ def test_the_tools_find_the_private_redis_of_the_service_without_a_setting(start
     assert (listed.returncode, listed.stdout.splitlines()[1].split()[0]) == (0, "3f2b9c04"), listed.stderr
     assert f"Redis: the one of run_service.py, process {service.pid}" in listed.stderr
     assert ask(folder, "run_model_server.py", "--check-health").returncode == 0
+    status = ask(folder, "queue_admin.py", "status", "--json")
+    assert (status.returncode, json.loads(status.stdout)["queue"]) == (0, "another"), status.stderr
     service.send_signal(signal.SIGTERM)
     assert service.wait(timeout=60) == 0
     assert not list(folder.glob(f"{FILE}*"))

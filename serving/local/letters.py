@@ -2,7 +2,7 @@
 
 letters -- named --> the one that is meant -- tell --> its fields, a line each
                                            -- act_on_each --> requeued or dropped, a line each
-        -- print_letters, letters_as_json --> all of them
+        -- print_letters, as_json --> all of them
 """
 
 import json
@@ -33,7 +33,7 @@ def print_letters(letters: Sequence[Letter]) -> None:
     show(table)
 
 
-def letters_as_json(letters: Sequence[Letter]) -> str:
+def as_json(letters: Sequence[Letter]) -> str:
     """A JSON list: `name` is what the other commands take, `at` unix seconds, `size` the job's, in bytes."""
     told = [
         {

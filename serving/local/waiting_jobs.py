@@ -1,7 +1,7 @@
 """What the operator's command says of the jobs that wait longest.
 
 WaitingJob, … -- print_jobs --> a table
-              -- jobs_as_json --> JSON
+              -- as_json --> JSON
 """
 
 import json
@@ -35,7 +35,7 @@ def print_jobs(lane: Lane, count: int, jobs: Sequence[WaitingJob]) -> None:
         print(f"… and {count - len(jobs):,} more")
 
 
-def jobs_as_json(lane: Lane, count: int, jobs: Sequence[WaitingJob]) -> str:
+def as_json(lane: Lane, count: int, jobs: Sequence[WaitingJob]) -> str:
     """JSON: the lane, how many jobs wait in it, and its first ones; docs/operations.md tells the members."""
     told = [
         {

@@ -1,0 +1,86 @@
+"""What the operator's command says of model servers, and how one is named.
+
+ServerView, … -- print_servers, as_json --> a table, JSON
+              -- named --> the one that is meant -- change --> quiet, or awake
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from operator import attrgetter
+from typing import Any
+
+from serving.jobs.control import quiet, wake
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.overview import ServerView
+from serving.local.printing import NotDone, add_row, duration, new_table, printable, show
+
+
+def print_servers(servers: Sequence[ServerView]) -> None:
+    """Print a line for each model server."""
+    if not servers:
+        print("No model server lives.")
+        return
+    right = ("in hand", "bulk in hand", "lease left")
+    table = new_table("name", "model", "version", "precision", "runtime", *right, "", right=right, cut=("",))
+    for server in by_name(servers):
+        served = server.served
+        model = [served.name, served.version, served.precision, served.runtime] if served else [None] * 4
+        hands = server.in_hand, server.bulk_in_hand, duration(server.lease_seconds_left)
+        add_row(table, server.name, *model, *hands, remarks(server))
+    show(table)
+
+
+def remarks(server: ServerView) -> str:
+    """What is particular about a model server; "" if nothing is."""
+    return "; ".join([*["quiet"] * server.is_quiet, *[server.differs] * bool(server.differs)])
+
+
+def as_json(servers: Sequence[ServerView]) -> str:
+    """A JSON list; docs/operations.md tells the members."""
+    return json.dumps(members(servers), indent=1)
+
+
+def members(servers: Sequence[ServerView]) -> list[Mapping[str, Any]]:
+    """The members of model servers in JSON."""
+    return [_members(server) for server in by_name(servers)]
+
+
+def by_name(servers: Sequence[ServerView]) -> list[ServerView]:
+    """In an order that stays while they live: Redis lists them by their leases."""
+    return sorted(servers, key=attrgetter("name"))
+
+
+def _members(server: ServerView) -> Mapping[str, Any]:
+    return {
+        **{"name": server.name, "host": server.host, "process_id": server.process_id},
+        **{"quiet": server.is_quiet, "in_hand": server.in_hand, "bulk_in_hand": server.bulk_in_hand},
+        "lease_seconds_left": round(server.lease_seconds_left, 3),
+        "serves": asdict(server.served) if server.served else None,
+        "differs": server.differs or None,
+    }
+
+
+def named(wanted: str, servers: Sequence[ServerView]) -> ServerView:
+    """The one whose name is, or alone begins with, `wanted`. Raises NotDone: there is none, or more than one."""
+    found = [server for server in servers if server.name == wanted]
+    found = found or [server for server in servers if wanted and server.name.startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise NotDone(f'There is no model server "{printable(wanted)}". `servers` shows those that there are.')
+    which = "\n".join(f"  {printable(server.name)}" for server in found)
+    raise NotDone(f'"{printable(wanted)}" may be any of {len(found)} model servers:\n{which}')
+
+
+def change(verb: str, servers: Sequence[ServerView], queue: JobQueue) -> None:
+    """Quiet or wake each, and say what holds from now on. Raises QueueAway, UnknownServer: it has gone meanwhile."""
+    for server in servers:
+        name = printable(server.name)
+        if verb == "wake":
+            print(f"{name} takes again." if wake(queue, server.name) else f"{name} was not quiet.")
+        elif quiet(queue, server.name):
+            in_hand = server.in_hand + server.bulk_in_hand
+            print(f"{name} takes no more; {in_hand} in hand." if in_hand else f"{name} takes no more.")
+        else:
+            print(f"{name} was quiet already.")
