@@ -95,14 +95,13 @@ Beside the way
     jobs/control            an operator's verbs: pause, drain, resume, quiet, wake
     jobs/overview           what an operator sees of the queue
     jobs/operator           dead letters
-    telemetry/web_metrics    what the web processes count
-    telemetry/queue_gauges   what is known of the queue at a moment
-    telemetry/model_metrics  what a model server counts
-    telemetry/buckets        the bounds of the histograms' buckets
-    telemetry/build          which build of the service runs
     jobs/verdict            whether the queue is well
     jobs/peek               the jobs that wait longest, without their images
-    telemetry/metrics       what is counted
+    telemetry/web_metrics   what the web processes count
+    telemetry/queue_gauges  what is known of the queue at a moment
+    telemetry/model_metrics  what a model server counts
+    telemetry/buckets       the bounds of the histograms' buckets
+    telemetry/build         which build of the service runs
     local/supervisor        processes that are restarted
     local/load              the requests of stress_test.py, and how each ended
     local/load_images       what they carry

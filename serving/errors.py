@@ -33,10 +33,11 @@
     ├── LeaseLost                    this model server was taken for dead, and its jobs went to another
     └── RuntimeUnsuitable            this way to run the model does not do; Keras does
 
-The message of a RequestError and of a StartError says what was wrong and what to do.
+The message of a RequestError and of a StartError says what was wrong and what to do. An Unavailable that keeps a
+request from being admitted has a reason, Refused.
 """
 
-from enum import StrEnum
+import enum
 
 
 class RequestError(Exception):
@@ -138,7 +139,7 @@ class OutOfMemory(ModelFailed):
     pass
 
 
-class Refused(StrEnum):
+class Refused(enum.StrEnum):
     """Why a request is not admitted: the reasons that /metrics and the log tell apart."""
 
     QUEUE_FULL = "queue_full"  # more jobs wait than can be answered in time
