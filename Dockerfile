@@ -34,7 +34,8 @@ COPY --from=web-packages /venv /venv
 COPY run_web_server.py queue_admin.py ./
 USER 10001:10001
 ENV WEB_HOST=0.0.0.0
-EXPOSE 5000
+# 9100 is for Prometheus, where WEB_METRICS_PORT says so.
+EXPOSE 5000 9100
 ARG GIT_COMMIT=unknown
 ENV GIT_COMMIT=$GIT_COMMIT
 CMD ["python", "run_web_server.py"]

@@ -175,8 +175,8 @@ def serve_metrics(config: settings.Settings, served: Served) -> ModelMetrics:
         try:
             metrics.serve(config.metrics_host, config.metrics_port)
         except (OSError, UnicodeError) as error:
-            where = (config.metrics_host, config.metrics_port)
-            log.warning("no /metrics: %s", web_address.what_is_wrong(error, "METRICS", *where))
+            where = ("METRICS_HOST", config.metrics_host, "METRICS_PORT", config.metrics_port)
+            log.warning("no /metrics: %s", web_address.what_is_wrong(error, *where))
     return metrics
 
 

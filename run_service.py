@@ -61,6 +61,7 @@ class Service:
         with tempfile.TemporaryDirectory(prefix="classification-redis-") as directory:
             try:
                 web_address.check(self.config.web_host, self.config.web_port)
+                web_address.check(self.config.web_host, self.config.web_metrics_port, port_setting="WEB_METRICS_PORT")
                 self.redis.start(directory)
                 self.redis.tell_tools(HERE)
                 self.start_servers()

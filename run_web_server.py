@@ -86,12 +86,12 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     return app
 
 
-def start_app(config: settings.Settings, counts: WebMetrics) -> Flask:
-    """The application that a web process serves: `create_app`, with the web side's threads started."""
+def start_apps(config: settings.Settings, counts: WebMetrics) -> server.Applications:
+    """The applications that a web process serves: `create_app`, with the web side's threads started, and /metrics'."""
     app = create_app(config, server.decoding_pool(), counts)
     app.extensions["web side"].start()
     app.extensions["jobs door"].watch.start()
-    return app
+    return server.Applications(app, on_metrics_port=metrics_page.app_of_its_own(app))
 
 
 def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
@@ -181,6 +181,7 @@ def main() -> int:
     heap.restart_with_settings()
     try:
         web_address.check(config.web_host, config.web_port)
+        web_address.check(config.web_host, config.web_metrics_port, port_setting="WEB_METRICS_PORT")
         doubts = JobQueue(config.redis_url, config.image_queue).connect()
     except (errors.StartError, errors.QueueAway) as error:
         print(error, file=sys.stderr)
@@ -189,10 +190,11 @@ def main() -> int:
         print(f"WARNING: {doubt}", file=sys.stderr)
     counts = WebMetrics(build_of(HERE, config.git_commit))
     server.serve(
-        lambda: start_app(config, counts),
+        lambda: start_apps(config, counts),
         counts,
         host=config.web_host,
         port=config.web_port,
+        metrics_port=config.web_metrics_port,
         processes=config.web_workers,
         drain_seconds=config.request_timeout_seconds,
         headers=access.ALWAYS,

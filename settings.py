@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_FILE = Path(__file__).with_name(".env")
@@ -181,6 +181,13 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="address the web server listens on"
     )
     web_port: int = Field(5000, ge=1, le=65535, description="port the web server listens on")
+    web_metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="port, on WEB_HOST, of the web server's /metrics for a Prometheus without an API key, which nobody "
+        "else should reach; 0 turns it off",
+    )
     web_workers: int = Field(default_factory=count_cpus, ge=1, le=512, description="how many web processes there are")
     web_threads: int = Field(
         256, ge=1, le=4096, description="how many requests one web process has in hand at once; beyond it they get 503"
@@ -205,6 +212,13 @@ class Settings(BaseSettings):
         description="what the servers log: debug shows whole errors, and what TensorFlow, JAX or PyTorch writes while "
         "it loads; warning hides the steps of the start",
     )
+
+    @field_validator("web_metrics_port")
+    @classmethod
+    def _is_not_the_services(cls, value: int, info: ValidationInfo) -> int:
+        if value and value == info.data.get("web_port"):
+            raise ValueError("it is WEB_PORT, too, where requests come in; set another one")
+        return value
 
     @field_validator("api_key")
     @classmethod

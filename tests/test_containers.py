@@ -176,7 +176,7 @@ def test_compose_repeats_no_default_of_the_settings() -> None:
     services = composed(GPU_HOST)["services"]
     given = services["web"]["environment"] | services["model"]["environment"]
     own = {name for name, value in given.items() if name in SETTINGS and value is not None}
-    assert own == {"REDIS_URL", "WEB_HOST", "METRICS_HOST"}  # what differs in a container
+    assert own == {"REDIS_URL", "WEB_HOST", "METRICS_HOST", "WEB_METRICS_PORT"}  # what differs in a container
 
 
 def test_only_the_web_server_is_published_and_only_on_loopback() -> None:
@@ -381,9 +381,10 @@ def test_a_stop_reaches_python() -> None:
         assert values(stage, "ENTRYPOINT") == []
 
 
-@pytest.mark.parametrize(("stage", "setting"), [("web", "WEB_PORT"), ("model", "METRICS_PORT")])
-def test_an_image_exposes_the_port_of_its_setting(stage: str, setting: str) -> None:
-    assert values(stage, "EXPOSE") == [str(SETTINGS[setting].default)]
+def test_an_image_exposes_the_ports_of_its_settings() -> None:
+    web = composed(GPU_HOST)["services"]["web"]["environment"]
+    assert values("web", "EXPOSE") == [f"{SETTINGS['WEB_PORT'].default} {web['WEB_METRICS_PORT']}"]
+    assert values("model", "EXPOSE") == [str(SETTINGS["METRICS_PORT"].default)]
 
 
 def test_the_dockerfile_sets_only_settings_and_known_names() -> None:

@@ -68,7 +68,7 @@ def test_a_host_that_is_not_this_machines_is_blamed_and_not_the_port(host: str) 
 def test_so_it_is_for_the_metrics_of_a_model_server(host: str) -> None:
     with pytest.raises((OSError, UnicodeError)) as refused:
         start_http_server(free_port(), addr=host)  # as ModelMetrics does
-    says = web_address.what_is_wrong(refused.value, "METRICS", host, 9100)
+    says = web_address.what_is_wrong(refused.value, "METRICS_HOST", host, "METRICS_PORT", 9100)
     assert says.startswith(f"METRICS_HOST={host}: ")
     assert "METRICS_PORT" not in says
 
@@ -83,13 +83,14 @@ def test_a_port_that_another_has_is_blamed_and_not_the_host() -> None:
 
 
 def test_a_port_that_needs_rights_is_told_so() -> None:
-    says = web_address.what_is_wrong(PermissionError(13, "Permission denied"), "WEB", "0.0.0.0", 80)
+    says = web_address.what_is_wrong(PermissionError(13, "Permission denied"), "WEB_HOST", "0.0.0.0", "WEB_PORT", 80)
     assert says == "WEB_PORT=80 on 0.0.0.0: Permission denied. Set WEB_PORT to a port above 1023."
 
 
 def test_a_machine_without_ipv6_is_told_that_it_has_none() -> None:
     error = OSError(97, "Address family not supported by protocol")
-    assert web_address.what_is_wrong(error, "WEB", "::1", 80).startswith("WEB_HOST=::1: Address family not supported")
+    says = web_address.what_is_wrong(error, "WEB_HOST", "::1", "WEB_PORT", 80)
+    assert says.startswith("WEB_HOST=::1: Address family not supported")
 
 
 def test_the_servers_say_it_themselves_and_a_model_server_goes_on(

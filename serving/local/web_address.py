@@ -10,23 +10,28 @@ from serving.errors import StartError
 ANSWER_SECONDS = 5
 
 
-def check(host: str, port: int) -> None:
-    """Raises StartError when the web server cannot listen there; gunicorn itself tries five times and exits with 1."""
+def check(host: str, port: int, port_setting: str = "WEB_PORT") -> None:
+    """Raises StartError when the web server cannot listen there; gunicorn itself tries five times and exits with 1.
+
+    `port` is what `port_setting` is set to; with 0 the server does not listen there.
+    """
+    if port == 0:
+        return
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except (OSError, UnicodeError) as error:
-        raise StartError(what_is_wrong(error, "WEB", host, port)) from error
+        raise StartError(what_is_wrong(error, "WEB_HOST", host, port_setting, port)) from error
 
 
-def what_is_wrong(error: OSError | UnicodeError, server: str, host: str, port: int) -> str:
+def what_is_wrong(error: OSError | UnicodeError, host_setting: str, host: str, port_setting: str, port: int) -> str:
     """What to set so that a server can listen, after it could not.
 
     Args:
         error: with which the system refused.
-        server: WEB or METRICS, of which WEB_HOST, WEB_PORT and so on are settings.
-        host, port: what they are set to.
+        host_setting: WEB_HOST or METRICS_HOST, which is set to `host`.
+        port_setting: such as WEB_PORT, which is set to `port`.
     """
     if isinstance(error, UnicodeError):  # of Python's codec for host names
         why = "this is no name of a host"
@@ -35,9 +40,9 @@ def what_is_wrong(error: OSError | UnicodeError, server: str, host: str, port: i
         of_the_host = isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
         if not of_the_host:
             free = "a port above 1023" if error.errno == errno.EACCES else "a free port"
-            return f"{server}_PORT={port} on {host}: {why}. Set {server}_PORT to {free}."
+            return f"{port_setting}={port} on {host}: {why}. Set {port_setting} to {free}."
     return (
-        f"{server}_HOST={host}: {why}. Set {server}_HOST to an address of this machine, as 127.0.0.1 or ::1, or to "
+        f"{host_setting}={host}: {why}. Set {host_setting} to an address of this machine, as 127.0.0.1 or ::1, or to "
         "0.0.0.0 for all of them."
     )
 

@@ -40,6 +40,7 @@ class ArrivingHead:
     def __init__(self, greenlet: gevent.Greenlet, connection: socket.socket) -> None:
         self._greenlet, self.connection = greenlet, connection
         self.request: Any = None  # gunicorn's, once its head has come
+        self.port = 0  # on which the connection came in
         self._silence_seconds = ARRIVAL_SECONDS
         self._is_silent = False
         self._over = gevent.Timeout()  # never started: the timer, or `_let_go`, throws it into the greenlet

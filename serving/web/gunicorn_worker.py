@@ -45,6 +45,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle(self, listener: socket.socket, client: socket.socket, addr: Any) -> None:
         """Serve a connection as long as it lasts."""
         head = _heads[gevent.getcurrent()] = ArrivingHead(gevent.getcurrent(), client)
+        head.port = listener.getsockname()[1]
         try:
             super().handle(listener, client, addr)
         finally:
@@ -62,29 +63,31 @@ def note_request(_worker: Any, request: Any) -> None:
 
 
 class BodiesInTime:
-    """A WSGI application whose requests' bodies arrive in time.
+    """WSGI applications whose requests' bodies arrive in time.
 
     `environ["service.connection"]` is the client's socket, `environ["service.is_stopping"]` an event that is set once
     the process was told to stop.
 
     Args:
         application: answers the requests.
+        by_port: answer, in its place, those that came in on other ports.
     """
 
-    def __init__(self, application: WSGIApplication) -> None:
-        self._application = application
+    def __init__(self, application: WSGIApplication, by_port: Mapping[int, WSGIApplication]) -> None:
+        self._application, self._by_port = application, by_port
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         head = _heads[gevent.getcurrent()]
+        application = self._by_port.get(head.port, self._application)
         environ["service.connection"], environ["service.is_stopping"] = head.connection, _is_stopping
         environ.pop("HTTP_UPGRADE", None)  # to a websocket, say: Flask would refuse instead of going on with HTTP
         length = environ.get("CONTENT_LENGTH")
         if not length and "HTTP_TRANSFER_ENCODING" not in environ:
-            return self._application(environ, start_response)
+            return application(environ, start_response)
         length_bytes = int(length) if length else None
         environ["wsgi.input"] = body = RequestBody(environ["wsgi.input"], length_bytes, head.request, head.connection)
         try:
-            answer = self._application(environ, start_response)
+            answer = application(environ, start_response)
         except BaseException:
             body.after_the_answer()
             raise

@@ -11,7 +11,8 @@ import gc
 import logging
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from wsgiref.types import WSGIApplication
 
@@ -37,12 +38,21 @@ def decoding_pool() -> gevent.threadpool.ThreadPool:
     return gevent.threadpool.ThreadPool(DECODERS)
 
 
+@dataclass(frozen=True)
+class Applications:
+    """What one web process serves."""
+
+    service: WSGIApplication
+    on_metrics_port: WSGIApplication
+
+
 def serve(
-    create_app: Callable[[], WSGIApplication],
+    create_apps: Callable[[], Applications],
     counts: WebMetrics,
     *,
     host: str,
     port: int,
+    metrics_port: int,
     processes: int,
     drain_seconds: float,
     headers: Mapping[str, str],
@@ -52,9 +62,10 @@ def serve(
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        create_app: called in each process after the fork, because threads and connections do not survive a fork.
+        create_apps: called in each process after the fork, because threads and connections do not survive a fork.
         counts: is told before each fork.
         host, port: where the server listens; the host is a name or an IP address.
+        metrics_port: where it listens for Prometheus, on the same host; 0: nowhere.
         processes: how many web processes serve.
         drain_seconds: how long requests may take that are in flight when the server is told to stop.
         headers: of answers to requests that never reach the application.
@@ -64,17 +75,17 @@ def serve(
     RequestBody.most_in_hand = most_upload_bytes
     gunicorn_worker.replace_refusals(headers)
     gunicorn_worker.beat_in_memory()
-    settings = _settings(host, port, processes, drain_seconds)
+    settings = _settings(host, [port, metrics_port] if metrics_port else [port], processes, drain_seconds)
     settings["loglevel"] = "warning" if log_level == "warning" else "info"  # its debug lines name requests
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("PIL").setLevel(logging.INFO)  # its debug lines tell what is in an upload
-    _Server(create_app, counts, settings).run()
+    _Server(create_apps, counts, settings, metrics_port).run()
 
 
-def _settings(host: str, port: int, processes: int, drain_seconds: float) -> dict[str, Any]:
+def _settings(host: str, ports: Sequence[int], processes: int, drain_seconds: float) -> dict[str, Any]:
     """gunicorn's settings."""
     return {
-        "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "bind": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for port in ports],
         "workers": processes,
         "worker_class": gunicorn_worker.Worker,
         "worker_connections": max(1, min(MOST_CONNECTIONS, _raise_file_limit() - SPARE_FILES)),
@@ -100,8 +111,11 @@ def _raise_file_limit() -> int:
 
 
 class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    def __init__(self, create_app: Callable[[], WSGIApplication], counts: WebMetrics, settings: dict[str, Any]) -> None:
-        self._create_app, self._counts, self._settings = create_app, counts, settings
+    def __init__(
+        self, create_apps: Callable[[], Applications], counts: WebMetrics, settings: dict[str, Any], metrics_port: int
+    ) -> None:
+        self._create_apps, self._counts, self._settings = create_apps, counts, settings
+        self._metrics_port = metrics_port
         super().__init__(prog=sys.argv[0])
 
     def load_config(self) -> None:
@@ -114,8 +128,9 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
         self._counts.next_process()
 
     def load(self) -> WSGIApplication:
-        """Create the application; gunicorn calls this in each web process."""
-        application = gunicorn_worker.BodiesInTime(self._create_app())
+        """Create the applications; gunicorn calls this in each web process."""
+        created = self._create_apps()
+        application = gunicorn_worker.BodiesInTime(created.service, {self._metrics_port: created.on_metrics_port})
         # The garbage collector need not look again at what is there now (docs/decisions/023).
         gc.collect()
         gc.freeze()
