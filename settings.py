@@ -26,8 +26,18 @@ def count_cpus() -> int:
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.-]+(:[0-9]{1,5})?")
 
 
+# What the log calls the holder of a key of ADMIN_API_KEY.
+_KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
+
+
 def _listed(text: str | None) -> list[str]:
     return [item.strip() for item in (text or "").split(",") if item.strip()]
+
+
+def _named(text: str | None) -> list[tuple[str, str]]:
+    """Keys as `name:key`; one without a name is called by its place, key-1 for the first."""
+    found = [(place, *item.partition(":")) for place, item in enumerate(_listed(text), 1)]
+    return [(name.strip(), key.strip()) if colon else (f"key-{place}", name) for place, name, colon, key in found]
 
 
 def _lower(value: object) -> object:
@@ -169,6 +179,13 @@ class Settings(BaseSettings):
         None,
         description="when set, requests need the header Authorization: Bearer <key>; commas separate several keys",
     )
+    admin_api_key: SecretStr | None = Field(
+        None,
+        description="when set, there is the operator's page /admin, whose data and actions need the header "
+        "Authorization: Bearer <key>; commas separate several keys, each of which may be name:key, so that the log "
+        "tells who acted; unset: no /admin",
+    )
+    admin_read_only: bool = Field(False, description="1: /admin shows all, and changes nothing")
     cors_origins: str | None = Field(
         None,
         description="origins whose pages may ask this service, as https://app.example.org; commas separate several; * "
@@ -227,6 +244,20 @@ class Settings(BaseSettings):
             raise ValueError("it holds no key; leave it unset to ask for none")
         return value
 
+    @field_validator("admin_api_key")
+    @classmethod
+    def _holds_an_admin_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _named(value.get_secret_value()):
+            raise ValueError("it holds no key; leave it unset to have no /admin")
+        if value is not None and not all(
+            _KEY_NAME.fullmatch(name) and key for name, key in _named(value.get_secret_value())
+        ):
+            raise ValueError(
+                "each of its keys is key or name:key, the name 1 to 32 of A-Z a-z 0-9 . _ -; a key with a colon in it "
+                "needs a name"
+            )
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _holds_origins(cls, value: str | None) -> str | None:
@@ -250,6 +281,10 @@ class Settings(BaseSettings):
     def api_keys(self) -> list[str]:
         """The accepted keys; an empty list means that no key is asked for."""
         return _listed(self.api_key.get_secret_value() if self.api_key else None)
+
+    def admin_keys(self) -> list[tuple[str, str]]:
+        """The operator's keys, each with its holder's name; an empty list means that there is no /admin."""
+        return _named(self.admin_api_key.get_secret_value() if self.admin_api_key else None)
 
 
 def load(**overrides: object) -> Settings:
@@ -288,7 +323,7 @@ def explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         field = str(problem["loc"][0])
-        value = "(hidden)" if field in ("api_key", "redis_url") else repr(problem["input"])
+        value = "(hidden)" if field in ("api_key", "admin_api_key", "redis_url") else repr(problem["input"])
         says = f"{field.upper()}={value} is not allowed: {problem['msg']}."
         lines.append(
             f"{says} {field.upper()}: {Settings.model_fields[field].description}; default {default_of(field)}."

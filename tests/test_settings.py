@@ -67,6 +67,11 @@ def test_a_redis_url_that_makes_no_sense_ends_the_process_with_2(script: str, ur
         ("WEB_PORT", "0"),
         ("API_KEY", ""),
         ("API_KEY", " , "),
+        ("ADMIN_API_KEY", ""),
+        ("ADMIN_API_KEY", " , "),
+        ("ADMIN_API_KEY", "ada:"),
+        ("ADMIN_API_KEY", "sesame, :sesame"),
+        ("ADMIN_API_KEY", "a name with blanks:sesame"),
         ("CORS_ORIGINS", ""),
         ("CORS_ORIGINS", "app.example.org"),
         ("CORS_ORIGINS", "https://app.example.org/"),
@@ -93,6 +98,17 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret, newer")
     assert "secret" not in repr(settings.Settings())
     assert settings.Settings().api_keys() == ["secret", "newer"]
+    monkeypatch.setenv("ADMIN_API_KEY", "a b:secret")
+    with pytest.raises(ValidationError) as caught:
+        settings.Settings()
+    assert "secret" not in settings.explain(caught.value)
+
+
+def test_the_operators_keys_have_names_for_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.Settings().admin_keys() == []
+    monkeypatch.setenv("ADMIN_API_KEY", "ada: sesame , plain, b.o-b:with:colons")
+    assert settings.Settings().admin_keys() == [("ada", "sesame"), ("key-2", "plain"), ("b.o-b", "with:colons")]
+    assert "sesame" not in repr(settings.Settings())
 
 
 def test_origins_are_listed_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
