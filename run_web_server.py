@@ -34,6 +34,9 @@ from serving.telemetry.build import build_of
 from serving.telemetry.web_metrics import WebMetrics
 from serving.web import (
     access,
+    admin,
+    admin_letters,
+    admin_schema,
     api_docs,
     heap,
     jobs,
@@ -83,6 +86,9 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
         api_docs.add_to(app)
     open_inference.add_to(app)
     problems.add_to(app)
+    if config.admin_keys():
+        admin.add_to(app, open_desk(config, queue, web_side, pool))
+        app.register_blueprint(admin_letters.blueprint)
     return app
 
 
@@ -127,6 +133,12 @@ def open_jobs_door(
     )
 
 
+def open_desk(config: settings.Settings, queue: JobQueue, web_side: WebSide, pool: Pool) -> admin.Desk:
+    """What the operator's page needs."""
+    read_only = config.admin_read_only
+    return admin.Desk(queue, web_side.served, pool, keys=config.admin_keys(), is_read_only=read_only)
+
+
 def image_options(config: settings.Settings) -> ImageOptions:
     """How an image travels, and how long its client waits."""
     return ImageOptions(
@@ -169,6 +181,8 @@ def describe(config: settings.Settings) -> dict[str, object]:
         pages.describe(asks_for_key=asks_for_key),
         live_state.describe(),
     ]
+    if config.admin_keys():
+        doors.append(admin_schema.describe())
     return openapi.describe(doors, asks_for_key=asks_for_key)
 
 

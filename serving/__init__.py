@@ -85,8 +85,13 @@ Beside the way
     web/pages               pages for machines
     web/metrics_page        /metrics, also on a port of its own
     web/page_files          the page for people: its files (web/page)
+    web/page_files          the files of the page for people and of the operator's (web/page)
     web/live_state          how the service is doing, for the page and for programs
     jobs/live_view          how the service is doing, in one look at Redis
+    web/admin               /admin: the operator's page, what it shows, and what it does
+    web/admin_letters       … to dead letters
+    web/admin_schema        what /admin says of itself
+    images/thumbnail        a small picture of an image
     web/api_docs            the API's pages at /docs
     web/openapi             the service's description, merged from what each front door says of itself
     web/jobs_schema         what /jobs/<id> says of itself

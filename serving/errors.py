@@ -5,7 +5,8 @@
     │   └── NoImage                  … because there is nothing to classify in it
     ├── Unauthorized            401  the API key is missing or wrong
     ├── Forbidden               403  not for this client
-    ├── UnknownJob              404  no asynchronous job has this id, or it has expired
+    ├── NotFound                404  nothing has this name
+    │   └── UnknownJob               … because no asynchronous job has this id, or it has expired
     ├── JobCanceled             409  the job that stands for the request was canceled
     ├── TooLarge                413  more bytes, pixels or work than the service accepts
     ├── UnsupportedFormat       415  not an image format that the service reads
@@ -73,14 +74,18 @@ class Unauthorized(RequestError):
 
 class Forbidden(RequestError):
     status = 403
-    when = "Only at `/metrics`: the service has no API key, and the request comes from another machine or a proxy."
+    when = "At `/metrics`: the service has no API key, and the request comes from another machine or a proxy."
     advice = "Set `API_KEY` for the service, and send that key."
 
 
-class UnknownJob(RequestError):
+class NotFound(RequestError):
     status = 404
     when = "At `/jobs/<id>`: no asynchronous job has this id, or it has expired."
     advice = "Take the path from the header `Location` of the 202, and read the job before its `expires_at`."
+
+
+class UnknownJob(NotFound):
+    pass
 
 
 class JobCanceled(RequestError):

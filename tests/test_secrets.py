@@ -23,8 +23,8 @@ from conftest import (
     wait_for,
 )
 
-PASSWORD, KEY, OTHER_KEY = "1f7c-of-redis", "5e2a-of-clients", "9b3d-of-others"
-SECRETS = (PASSWORD, KEY, OTHER_KEY)
+PASSWORD, KEY, OTHER_KEY, ADMIN_KEY = "1f7c-of-redis", "5e2a-of-clients", "9b3d-of-others", "77c4-of-the-operator"
+SECRETS = (PASSWORD, KEY, OTHER_KEY, ADMIN_KEY)
 SCRIPTS = {"run_web_server.py": [], "run_model_server.py": [], "run_service.py": [], "queue_admin.py": ["dead", "list"]}
 PHOTO = as_bytes(some_photo(), "JPEG")
 
@@ -68,9 +68,12 @@ def test_a_redis_url_that_is_refused_is_not_told(script: str, locked_server: Red
         said = output(ended)
         assert word in said, url
         assert nothing_is_told(said), said
-    refused = processes.start(script, *SCRIPTS[script], REDIS_URL=locked_server.url, API_KEY=" , ", BATCH_SIZE=KEY)
+    wrong = {"API_KEY": " , ", "BATCH_SIZE": KEY, "ADMIN_API_KEY": f"a b:{ADMIN_KEY}"}
+    refused = processes.start(script, *SCRIPTS[script], REDIS_URL=locked_server.url, **wrong)
     assert refused.wait(timeout=60) == 2
-    assert "API_KEY=(hidden)" in output(refused)
+    said = output(refused)
+    assert {"API_KEY=(hidden)", "ADMIN_API_KEY=(hidden)"} <= set(said.split())
+    assert ADMIN_KEY not in said
 
 
 def command_lines() -> str:
@@ -98,7 +101,8 @@ def test_a_service_in_trouble_tells_no_secret(light_model: dict[str, str]) -> No
     redis = RedisServer()
     redis.client.config_set("requirepass", PASSWORD)
     url = f"redis://:{PASSWORD}@127.0.0.1:{redis.port}/0?health_check_interval=30"
-    processes = Processes({"REDIS_URL": url, "API_KEY": f"{KEY}, {OTHER_KEY}", "METRICS_PORT": "0"} | light_model)
+    keys = {"API_KEY": f"{KEY}, {OTHER_KEY}", "ADMIN_API_KEY": f"ada:{ADMIN_KEY}"}
+    processes = Processes({"REDIS_URL": url, "METRICS_PORT": "0"} | keys | light_model)
     port = free_port()
     web, said = f"http://127.0.0.1:{port}", []
     right = {"Authorization": f"Bearer {KEY}"}
@@ -109,6 +113,11 @@ def test_a_service_in_trouble_tells_no_secret(light_model: dict[str, str]) -> No
         statuses = [upload(f"{web}/predict", PHOTO, **right).status]
         for headers in ({"Authorization": f"Basic {KEY}"}, {"Authorization": f"Bearer {KEY}x"}, {"X_Key": KEY}):
             said.append(told(upload(f"{web}/predict", PHOTO, **headers)))
+        admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        statuses.append(http("POST", f"{web}/admin/queue", b'{"paused": false}', **admin).status)
+        for headers in (right, admin, {"Authorization": f"Bearer {ADMIN_KEY}x"}, {"Cookie": f"key={ADMIN_KEY}"}):
+            said += [told(http("GET", f"{web}/admin/{page}", **headers)) for page in ("stats", "nowhere")]
+            said.append(told(http("POST", f"{web}/admin/queue", ADMIN_KEY.encode(), **headers)))
         for page in ("", "readyz", "metrics", "openapi.json", "nowhere"):
             said.append(told(http("GET", f"{web}/{page}", **right)))
         for wrong in (
@@ -140,9 +149,10 @@ def test_a_service_in_trouble_tells_no_secret(light_model: dict[str, str]) -> No
         said.append(told(http("GET", f"{web}/metrics", **right)))
         os.kill(service.pid, signal.SIGTERM)
         assert service.wait(timeout=60) == 0
-        assert statuses == [200, 503, 503]
+        assert statuses == [200, 200, 503, 503]
         log = output(service) + output(letters)
         assert "invalid username-password pair" in log
+        assert "resume image_queue: 0 changed, asked by ada" in log
         assert "Connection refused" in log
         assert "Invalid HTTP Header: '(hidden)'" in log
         for text in (*said, log):

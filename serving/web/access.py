@@ -47,14 +47,31 @@ def _add_headers(response: Response) -> Response:
 def check_key() -> None:
     """Raises Unauthorized unless the request gives one of API_KEYS, or API_KEYS is empty."""
     keys: Sequence[str] = current_app.config["API_KEYS"]
-    if not keys:
-        return
+    if keys and not _given_among(keys):
+        raise Unauthorized("This service asks for a key: send the header Authorization: Bearer <key>.")
+
+
+def check_operator(keys: Sequence[tuple[str, str]]) -> str:
+    """The name of the holder of the key that a request gives; `keys` are the operator's, each behind a name.
+
+    Raises Unauthorized unless the request gives one of them.
+    """
+    found = _given_among([key for _, key in keys])
+    if not found:
+        raise Unauthorized(
+            "The operator's page asks for a key of its own, one of ADMIN_API_KEY: send the header Authorization: "
+            "Bearer <key>."
+        )
+    return keys[found[0]][0]
+
+
+def _given_among(keys: Sequence[str]) -> list[int]:
+    """At which places of `keys` the key of the request stands."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     # Compare with every key, each in constant time, so that the time tells nothing about the keys.
     # A server hands the bytes of a header on as Latin-1; what a client sends as UTF-8 is compared as UTF-8.
-    right = sum(hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) for key in keys)
-    if not (right and scheme.lower() == "bearer"):
-        raise Unauthorized("This service asks for a key: send the header Authorization: Bearer <key>.")
+    right = [hmac.compare_digest(given.strip().encode("latin-1"), key.encode()) for key in keys]
+    return [place for place, is_right in enumerate(right) if is_right] if scheme.lower() == "bearer" else []
 
 
 def given_key() -> str:

@@ -20,10 +20,14 @@ NO_KEY: list[dict[str, list[str]]] = []  # the `security` of an operation that i
 
 @dataclass(frozen=True)
 class Description:
-    """What one front door answers: paths, and the schemas that these name, as OpenAPI has both."""
+    """What one front door answers: paths, and the schemas that these name, as OpenAPI has both.
+
+    A door that asks for keys of its own says so in each operation's `security`, by schemes that it names.
+    """
 
     paths: Mapping[str, Mapping[str, Any]]
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    security_schemes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def describe(doors: Iterable[Description], *, asks_for_key: bool) -> dict[str, Any]:
@@ -35,11 +39,13 @@ def describe(doors: Iterable[Description], *, asks_for_key: bool) -> dict[str, A
     """
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = {"Error": _ERROR, "Problem": _PROBLEM}
+    security: dict[str, Any] = {KEY: {"type": "http", "scheme": "bearer"}} if asks_for_key else {}
     for door in doors:
         for path, operations in door.paths.items():
             found = {name: _complete(operation, asks_for_key) for name, operation in operations.items()}
             paths.setdefault(path, {}).update(found)
         schemas |= door.schemas
+        security |= door.security_schemes
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Image classification", "version": "1", "description": "Send a picture, get its labels."},
@@ -49,8 +55,9 @@ def describe(doors: Iterable[Description], *, asks_for_key: bool) -> dict[str, A
         "paths": paths,
         "components": {"schemas": schemas},
     }
+    if security:
+        document["components"]["securitySchemes"] = security
     if asks_for_key:
-        document["components"]["securitySchemes"] = {KEY: {"type": "http", "scheme": "bearer"}}
         document["security"] = [{KEY: []}]
     return document
 
@@ -121,9 +128,9 @@ def or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
 def _complete(operation: Mapping[str, Any], asks_for_key: bool) -> dict[str, Any]:
     """Add what all operations share."""
     complete, answers = dict(operation), dict(operation["responses"])
-    if not asks_for_key:
-        complete.pop("security", None)
-    elif "security" not in operation:
+    if not asks_for_key and operation.get("security") == NO_KEY:
+        del complete["security"]
+    elif asks_for_key and "security" not in operation:
         answers = dict(sorted((errors(401) | answers).items()))
     complete["responses"] = {
         status: one | {"headers": {"X-Request-ID": _REQUEST_ID} | one.get("headers", {})}

@@ -1,4 +1,4 @@
-"""The page for people: its files, read once as the web process starts."""
+"""The files of the page for people and of the operator's page, read once as the web process starts."""
 
 import gzip
 from dataclasses import dataclass
@@ -16,6 +16,12 @@ NAMES = (
     "page.css",
     "icon.svg",
     *(f"examples/{name}.jpg" for name in ("balloon", "lighthouse", "daisy", "wall-clock", "lemon", "jack-o-lantern")),
+)
+# The operator's page, at /admin; its files lie under /admin/page/, but for what it shares with the page for people.
+ADMIN_INDEX = "admin.html"
+ADMIN_NAMES = (
+    *("admin.js", "admin_desk.js", "admin_figures.js", "admin_servers.js", "admin_letters.js"),
+    "admin.css",
 )
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -66,7 +72,7 @@ class PageFile:
         return response
 
 
-FILES = {name: PageFile.read(FOLDER / name) for name in (INDEX, *NAMES)}
+FILES = {name: PageFile.read(FOLDER / name) for name in (INDEX, *NAMES, ADMIN_INDEX, *ADMIN_NAMES)}
 
 
 @blueprint.get("/")

@@ -10,6 +10,7 @@ import pytest
 import redis
 import schemathesis
 from conftest import (
+    Answer,
     Answering,
     Processes,
     RedisServer,
@@ -28,7 +29,7 @@ from PIL import Image
 from run_web_server import describe
 from settings import Settings
 
-KEY = {"Authorization": "Bearer sesame"}
+KEY, OPERATORS_KEY = {"Authorization": "Bearer sesame"}, {"Authorization": "Bearer open"}
 # Not `positive_data_acceptance`: bytes at random are no picture, and a model may have fewer labels than `top`.
 CHECKS = (
     "not_a_server_error",
@@ -47,17 +48,35 @@ CHECKS = (
 
 
 @pytest.mark.parametrize("asks_for_key", [False, True])
-def test_the_document_is_valid(asks_for_key: bool) -> None:
-    document = describe(Settings(api_key="sesame" if asks_for_key else None))
+@pytest.mark.parametrize("has_operator", [False, True])
+def test_the_document_is_valid(asks_for_key: bool, has_operator: bool) -> None:
+    document = document_of(asks_for_key, has_operator)
     validate(document)
     assert ("401" in document["paths"]["/predict"]["post"]["responses"]) == asks_for_key
     assert "403" not in document["paths"]["/predict"]["post"]["responses"]
     assert set(document["paths"]["/metrics"]["get"]["responses"]) == {"200", "401" if asks_for_key else "403"}
 
 
+def test_the_operators_page_is_described_where_there_is_one_with_a_key_of_its_own() -> None:
+    for asks_for_key in (False, True):
+        ours, operators = document_of(asks_for_key, has_operator=False), document_of(asks_for_key, has_operator=True)
+        added = operators["paths"].keys() - ours["paths"].keys()
+        assert added == {path for path in operators["paths"] if path.startswith("/admin")} != set()
+        for path in added:
+            for operation in operators["paths"][path].values():
+                assert operation["security"] == [{"operator_key": []}]
+                assert "401" in operation["responses"]
+        assert all(operators["paths"][path] == ours["paths"][path] for path in ours["paths"])
+
+
+def document_of(asks_for_key: bool, has_operator: bool) -> dict[str, Any]:
+    keys = {"api_key": "sesame" if asks_for_key else None, "admin_api_key": "open" if has_operator else None}
+    return describe(Settings(**keys))
+
+
 @pytest.mark.parametrize("asks_for_key", [False, True])
 def test_every_operation_has_examples_which_are_as_their_schemas_say(asks_for_key: bool) -> None:
-    document = describe(Settings(api_key="sesame" if asks_for_key else None))
+    document = document_of(asks_for_key, has_operator=True)
     for operations in document["paths"].values():
         for operation in operations.values():
             for status, answer in operation["responses"].items():
@@ -89,11 +108,11 @@ def check(document: dict[str, Any], method: str, path: str, answer: Any) -> None
 
 @pytest.fixture(scope="module")
 def url(light_model: dict[str, str]) -> Iterator[str]:
-    """A service that asks for a key."""
+    """A service that asks for a key, and has an operator's page."""
     redis_server = RedisServer()
     processes, port = Processes({"REDIS_URL": redis_server.url, "METRICS_PORT": "0"} | light_model), str(free_port())
     processes.start("run_model_server.py")
-    web = processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", API_KEY="sesame")
+    web = processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", API_KEY="sesame", ADMIN_API_KEY="open")
     wait_for(lambda: is_up(f"http://127.0.0.1:{port}/readyz"))
     yield f"http://127.0.0.1:{port}"
     assert "Traceback" not in output(web)
@@ -118,15 +137,36 @@ def test_what_a_machine_makes_of_the_document_is_answered_as_it_says(url: str) -
         )
         @hypothesis.given(case=operation.as_strategy())
         def ask(case: Any) -> None:
-            answer = case.call(headers=KEY)
+            key = OPERATORS_KEY if case.operation.path.startswith("/admin") else KEY
+            answer = case.call(headers=key)
             statuses[case.operation.path, answer.status_code] += 1
-            case.validate_response(answer, checks=checks, headers=KEY)
+            case.validate_response(answer, checks=checks, headers=key)
 
         ask()
     print(statuses)
     assert {path for path, _ in statuses} == http("GET", f"{url}/openapi.json").json["paths"].keys()
     assert ("/predict", 200) in statuses
     assert all(("/" + page, 200) in statuses for page in ("healthz", "readyz", "metrics", "state"))
+    assert all(("/admin/" + page, 200) in statuses for page in ("stats", "queue", "dead-letters"))
+
+
+def test_what_an_operator_does_is_answered_as_the_document_says(url: str) -> None:
+    document = http("GET", f"{url}/openapi.json").json
+
+    def ask(method: str, path: str, name: str = "", body: bytes | None = None) -> Answer:
+        answer = http(method, url + path.replace("{name}", name), body, **OPERATORS_KEY)
+        if answer.headers["Content-Type"] == "application/json":
+            check(document, method.lower(), path, answer)
+        return answer
+
+    assert ask("POST", "/admin/queue", body=b'{"paused": false}').status == 200
+    (server,) = ask("GET", "/admin/stats").json["model_servers"]
+    assert ask("POST", "/admin/servers/{name}", server["name"], b'{"quiet": true}').json["changed"]
+    assert ask("POST", "/admin/servers/{name}", server["name"], b'{"quiet": false}').json["changed"]
+    letters = "/admin/dead-letters"
+    assert ask("GET", letters).json == {"total": 0, "dead_letters": []}
+    for method, end in (("DELETE", ""), ("POST", "/requeue"), ("GET", "/thumbnail")):
+        assert ask(method, f"{letters}/{{name}}{end}", "nobody").status == 404
 
 
 def test_every_answer_has_the_status_and_the_shape_that_the_document_says(
