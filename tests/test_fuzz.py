@@ -51,7 +51,7 @@ from serving.batching.batch import Item
 from serving.batching.fetcher import read_job
 from serving.batching.inbox import Inbox
 from serving.errors import BadRequest, NoImage, TooLarge
-from serving.jobs.job import Job
+from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_queue import Taken
 from serving.jobs.model_side import ModelSide
@@ -379,22 +379,46 @@ CHECKS = (
 )
 
 
-KEY = {"Authorization": "Bearer sesame"}
+KEY, OPERATORS_KEY = {"Authorization": "Bearer sesame"}, {"Authorization": "Bearer open"}
 WITH_KEY = {"API_KEY": "sesame", "CORS_ORIGINS": "*"}
+WITH_ALL_KEYS = WITH_KEY | {"ADMIN_API_KEY": "open"}
+
+
+def letter_of(number: int) -> tuple[bytes, str]:
+    """A job that was given up: a third of them a good one, the others broken."""
+    job = new_job(image=base64.b64encode(fuzzing.good_pixels(number)).decode(), shape=fuzzing.JOB_SHAPE)
+    return job.to_text().encode() if number % 3 == 0 else fuzzing.mutated_job(number), job.id
+
+
+def known_name(raw: redis.Redis, path: str, number: int) -> str:
+    """A name that there is: of a model server, of some dead letter, or the model's."""
+    if path.startswith("/admin/servers"):
+        return raw.zrange("{image_queue}:workers", 0, 0)[0].decode()
+    if path.startswith("/admin"):
+        letters = raw.lrange("{image_queue}:dead", 0, -1)
+        return json.loads(letters[number // 2 % len(letters)])["id"] if letters else "none"
+    return "stand-in"
 
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize(
-    ("service", "headers", "status"), [({}, {}, 200), (WITH_KEY, {}, 401), (WITH_KEY, KEY, 200)], indirect=["service"]
+    ("service", "headers", "status"),
+    [
+        *(({}, {}, 200), (WITH_KEY, {}, 401), (WITH_KEY, KEY, 200)),
+        *((WITH_ALL_KEYS, {}, 401), (WITH_ALL_KEYS, KEY, 200), (WITH_ALL_KEYS, OPERATORS_KEY, 401)),
+    ],
+    indirect=["service"],
 )
 def test_every_answer_is_as_the_description_says(
-    service: str, processes: Processes, headers: dict[str, str], status: int
+    service: str, processes: Processes, raw: redis.Redis, headers: dict[str, str], status: int
 ) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     schemathesis.checks.load_all_checks()
     checks = schemathesis.checks.CHECKS.get_by_names(CHECKS)
     schema = schemathesis.openapi.from_url(f"{service}/openapi.json")
     statuses: Counter[tuple[str, int]] = Counter()
+    for number in range(100):
+        raw.rpush("{image_queue}:dead", Outcome(*letter_of(number)).to_dead_letter(NOW))
     for operation in (result.ok() for result in schema.get_all_operations()):
 
         @hypothesis.settings(
@@ -407,7 +431,7 @@ def test_every_answer_is_as_the_description_says(
         @hypothesis.given(case=operation.as_strategy())
         def ask(case: Any) -> None:
             if statuses.total() % 2:  # a name made up is never the model's
-                known = {"name": "stand-in", "version": "1"}.items()
+                known = {"name": known_name(raw, case.operation.path, statuses.total()), "version": "1"}.items()
                 case.path_parameters |= {name: value for name, value in known if name in case.path_parameters}
             answer = case.call(headers=headers)
             statuses[case.operation.path, answer.status_code] += 1
@@ -417,4 +441,9 @@ def test_every_answer_is_as_the_description_says(
     print(statuses)
     assert {("/healthz", 200), ("/readyz", 200), ("/metrics", status)} <= statuses.keys(), statuses
     assert ("/predict", 401) in statuses or status != 401
+    of_operator = {path for path, _ in statuses if path.startswith("/admin")}
+    expected = 200 if headers == OPERATORS_KEY else 401
+    assert {min(code for at, code in statuses if at == path) for path in of_operator} <= {expected}, statuses
+    assert (401 in {code for path, code in statuses if path in of_operator}) == (expected == 401 and bool(of_operator))
+    raw.delete("{image_queue}:paused", "{image_queue}:draining", "{image_queue}:quiet")
     assert_unharmed(f"{service}/predict", processes, **KEY)
