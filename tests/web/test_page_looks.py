@@ -38,13 +38,14 @@ FULL = '{"success": false, "error": "Too many images wait.", "request_id": "a1"}
 
 def test_every_file_of_the_page_is_served_and_no_other(usual: str) -> None:
     there = {path.relative_to(page_files.FOLDER).as_posix() for path in page_files.FOLDER.rglob("*.*")}
-    assert there - {"examples/README.md"} == {page_files.INDEX, *page_files.NAMES}
+    of_operator = {page_files.ADMIN_INDEX, *page_files.ADMIN_NAMES}  # which are no files of this page
+    assert there - {"examples/README.md"} == {page_files.INDEX, *page_files.NAMES} | of_operator
     for name in page_files.NAMES:
         answer = http("GET", f"{usual}page/{name}")
         assert answer.body == (page_files.FOLDER / name).read_bytes()
         assert answer.headers["Content-Type"] == page_files.TYPES[Path(name).suffix]
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    for name in ("index.html", "examples/README.md", "..%2fpages.py", "../pages.py", "page.js/", ""):
+    for name in ("index.html", "examples/README.md", "..%2fpages.py", "../pages.py", "page.js/", "", *of_operator):
         assert http("GET", f"{usual}page/{name}").status == 404, name
 
 

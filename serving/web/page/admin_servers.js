@@ -1,6 +1,6 @@
 // The model servers: a tile each, which stays the same element while its server lives, so that the focus stays too.
 
-import {$, count, duration} from "../../page/dom.js";
+import {$, duration} from "../../page/dom.js";
 
 export class Servers {
   #act;
@@ -42,7 +42,7 @@ export class Servers {
     find(".differs").hidden = !server.differs;
     find(".differs").textContent = server.differs && `Not as most: ${server.differs}.`;
     find(".chip").hidden = !server.quiet;
-    find(".holds").textContent = `${count(server.in_hand, "job")}, ${server.bulk_in_hand} asynchronous`;
+    find(".holds").textContent = `${server.in_hand} of people, ${server.bulk_in_hand} asynchronous`;
     find(".lease").textContent = duration(1000 * server.lease_seconds_left);
     const button = find(".quiet");
     button.parentElement.hidden = isReadOnly;
