@@ -84,7 +84,6 @@ Beside the way
     web/refusal_log         which limits refuse requests -> the log, without flooding it
     web/pages               pages for machines
     web/metrics_page        /metrics, also on a port of its own
-    web/page_files          the page for people: its files (web/page)
     web/page_files          the files of the page for people and of the operator's (web/page)
     web/live_state          how the service is doing, for the page and for programs
     jobs/live_view          how the service is doing, in one look at Redis

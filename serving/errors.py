@@ -34,8 +34,7 @@
     ├── LeaseLost                    this model server was taken for dead, and its jobs went to another
     └── RuntimeUnsuitable            this way to run the model does not do; Keras does
 
-The message of a RequestError and of a StartError says what was wrong and what to do. An Unavailable that keeps a
-request from being admitted has a reason, Refused.
+The message of a RequestError and of a StartError says what was wrong and what to do. Refused: see Unavailable.
 """
 
 import enum

@@ -22,7 +22,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.overview import overview
 from serving.jobs.served import Served
-from serving.telemetry.metrics import WebMetrics
+from serving.telemetry.web_metrics import WebMetrics
 from serving.web import page_files
 from settings import Settings
 
