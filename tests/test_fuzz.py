@@ -260,8 +260,8 @@ def read(text: bytes) -> tuple[Item, np.ndarray | None]:
 def end_of(text: bytes) -> str:
     item, pixels = read(text)
     if item.failure is not None:
-        return "failed"
-    return "answered" if pixels is not None and item.deadline > NOW else "dropped"
+        return "failed" if is_of_another_size(text) else "dead"
+    return "answered" if pixels is not None and item.deadline > NOW else "expired"
 
 
 def test_every_broken_job_becomes_an_item() -> None:
@@ -282,7 +282,7 @@ def test_every_broken_job_becomes_an_item() -> None:
             letter = json.loads(ended.to_dead_letter(0.0).encode())
             assert letter["job"].encode("utf-8", "surrogateescape") == text, number
     print(ends)
-    assert min(ends[end] for end in ("answered", "failed", "dropped")) > INPUTS / 100, ends
+    assert min(ends[end] for end in ("answered", "dead", "expired")) > INPUTS / 100, ends
 
 
 class Sums:
@@ -348,7 +348,7 @@ def test_good_jobs_are_answered_among_bad_ones_which_touch_no_other_key(
         answers = [json.loads(raw.get(job.id) or "null")[0]["label"] for job in good]
         assert answers == [str(sum(fuzzing.good_pixels(number))) for number in range(20)]
         letters = raw.lrange(queue.keys.dead, 0, -1)
-        failed = Counter(text for text in bad if end_of(text) == "failed" and not is_of_another_size(text))
+        failed = Counter(text for text in bad if end_of(text) == "dead")
         assert Counter(json.loads(letter)["job"].encode("utf-8", "surrogateescape") for letter in letters) == failed
         raw.delete(queue.keys.dead)
     assert raw.get("precious") == b"untouched"

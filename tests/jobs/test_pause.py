@@ -126,7 +126,7 @@ def test_jobs_of_a_dead_model_server_return_while_the_queue_is_paused(
     assert len(dead.take(2).jobs) == 2
     control.pause(queue)
     raw.zadd(queue.keys.leases, {dead.name: queue.now() - 1})
-    assert other.return_expired() == 2
+    assert other.return_expired().jobs == 2
     assert other.take(8).jobs == []
     assert waiting(raw) == jobs
     control.resume(queue)

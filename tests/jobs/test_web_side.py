@@ -36,8 +36,10 @@ def test_an_answer_wakes_its_ticket_and_the_key_is_gone(
         member.answer([answered(text, '["yes"]')])
 
     wait_for(lambda: raw.pubsub_channels("{image_queue}:answered:*"))
-    threading.Thread(target=serve).start()
+    server = threading.Thread(target=serve)
+    server.start()
     assert ask(side) == '["yes"]'
+    server.join()  # the client has its answer before the member's reply comes
     wait_for(lambda: member.leave() == 0)
     # What the sender does when it looks.
     wait_for(lambda: side.sender.find_answers() or keys(raw) == {"{image_queue}:served"})

@@ -22,6 +22,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.overview import overview
 from serving.jobs.served import Served
+from serving.telemetry.build import Build
 from serving.telemetry.web_metrics import WebMetrics
 from serving.web import page_files
 from settings import Settings
@@ -52,7 +53,7 @@ def new_client(queue: JobQueue, request: pytest.FixtureRequest) -> Iterator[Call
 
         def make(**settings: object) -> FlaskClient:
             config = Settings(redis_url=url, **settings)  # type: ignore[arg-type]
-            return create_app(config, pool, WebMetrics()).test_client()
+            return create_app(config, pool, WebMetrics(Build())).test_client()
 
         yield make
 
