@@ -199,7 +199,7 @@ class Service:
         """Stop the web server, then the model servers, then Redis: so no accepted request is cut off."""
         if self.signals.ask_to_stop:
             tell("Stopping; what is in flight is answered. Ctrl-C again stops at once.")
-        patience = self.config.request_timeout_seconds + 10
+        patience = self.config.drain_delay_seconds + self.config.request_timeout_seconds + 10
         for children, seconds in (
             (self.web, patience),
             (self.models, MODEL_STOP_SECONDS),

@@ -211,6 +211,7 @@ def main() -> int:
         metrics_port=config.web_metrics_port,
         processes=config.web_workers,
         drain_seconds=config.request_timeout_seconds,
+        delay_seconds=config.drain_delay_seconds,
         headers=access.ALWAYS,
         most_upload_bytes=max(config.web_threads * config.max_upload_bytes, upload_limits(config).request_bytes),
         log_level=config.log_level,

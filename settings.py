@@ -214,6 +214,13 @@ class Settings(BaseSettings):
         description="1: /readyz is 200 as soon as Redis answers, for a migration from other model servers, or for "
         "scaling to zero",
     )
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="a web server that is told to stop goes on accepting requests for this time, while its /readyz is "
+        "503, so that a balancer in front of it sends them to others; seconds",
+    )
     api_docs: bool = Field(True, description="0: no /docs, the API's pages, on which one can try it")
     metrics_host: Annotated[str, _Address] = Field(
         "127.0.0.1", min_length=1, description="address of the model server's /metrics"

@@ -7,6 +7,7 @@ The web process (run_web_server.py)
     web/heap                glibc's heap, set up for decoding
     web/server              processes, each an event loop: start, serve, stop
     web/gunicorn_worker     gunicorn's worker, and what it does otherwise here
+    web/door                accepts connections, until it is closed
     web/arrival             heads and bodies arrive in time, or not at all
     web/predict             POST /predict: the front door
     web/open_inference      /v2: the front door of the Open Inference Protocol

@@ -34,7 +34,8 @@ ONLY_IN = {
     "openvino": "serving/model/openvino_store.py",
     "multipart": "serving/web/uploads.py",
     "gunicorn": "serving/web/server.py serving/web/gunicorn_worker.py",
-    "gevent": "serving/web/server.py serving/web/gunicorn_worker.py serving/web/arrival.py serving/web/patch.py",
+    "gevent": "serving/web/server.py serving/web/gunicorn_worker.py serving/web/arrival.py serving/web/patch.py "
+    "serving/web/door.py",
     "flask": "serving/web/ run_web_server.py",
     "flask_cors": "serving/web/access.py",
     "flask_swagger_ui": "serving/web/api_docs.py",

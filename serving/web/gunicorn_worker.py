@@ -2,6 +2,7 @@
 
     connection, a greenlet --> head, in time? --> body, in time? --> the application --> answer --> drain the body
                                  ^----------------------- the next request --------------------------'
+    SIGTERM --> /readyz is 503, answers say `Connection: close` -- the delay --> the door closes --> the last answer
 
 tests/web/test_what_we_need_of_gunicorn.py names each undocumented thing that this module needs.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import gevent
+from gevent.pool import Pool
 from gunicorn import util
 from gunicorn.http import wsgi
 from gunicorn.workers import base
@@ -28,21 +30,46 @@ from werkzeug.wsgi import ClosingIterator
 
 from serving.web import request_ids
 from serving.web.arrival import ArrivingHead, RequestBody, linger
+from serving.web.door import Door
 from serving.web.problems import SERVER_FAILED
 
-STOP_LOOK_SECONDS, STOP_ACCEPT_SECONDS = 0.02, 0.2
+BEAT_SECONDS, STOP_LOOK_SECONDS = 1.0, 0.02
+STOP_ARRIVE_SECONDS = 0.2  # for requests that were on their way when the door closed
 MOST_ECHOED_CHARACTERS = 200
 
 _heads: dict[gevent.Greenlet, ArrivingHead] = {}  # of each connection of this process; a greenlet serves it
-_ended: list[Any] = []  # the worker of this process, once gunicorn has ended it
 _is_stopping = threading.Event()  # this process was told to stop
+_is_closing = threading.Event()  # … and closes the door
 _stock_headers = wsgi.Response.default_headers
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's gevent worker, with a limit on how long it waits for a head."""
+    """gunicorn's gevent worker, with a limit on how long it waits for a head, and another way to stop.
 
-    def handle(self, listener: socket.socket, client: socket.socket, addr: Any) -> None:
+    gunicorn's own waits for each kept connection, and resets those that come while it ends.
+    """
+
+    delay_seconds = 0.0  # for which the door stays open after SIGTERM, so that a balancer notices and sends no more
+
+    def run(self) -> None:
+        """Accept and serve until SIGTERM, and on for `delay_seconds`; close the door; end with the last answer."""
+        gevent.signal_handler(signal.SIGTERM, _is_stopping.set)  # a second one changes nothing: systemd sends two
+        greenlets, is_shared = Pool(self.worker_connections), self.cfg.workers > 1
+        doors = [Door(listener, self, greenlets, is_shared=is_shared) for listener in self.sockets]
+        while not _is_stopping.wait(BEAT_SECONDS):
+            self.notify()
+        self._go_on_for(self.delay_seconds)
+        _is_closing.set()
+        for door in doors:
+            door.close_when_nobody_waits()
+        self._go_on_for(STOP_ARRIVE_SECONDS)
+        until = time.monotonic() + self.cfg.graceful_timeout
+        while greenlets and time.monotonic() < until:
+            for head in list(_heads.values()):
+                head.let_go_if_silent()
+            self._go_on_for(STOP_LOOK_SECONDS)
+
+    def handle(self, listener: Any, client: socket.socket, addr: Any) -> None:
         """Serve a connection as long as it lasts."""
         head = _heads[gevent.getcurrent()] = ArrivingHead(gevent.getcurrent(), client)
         head.port = listener.getsockname()[1]
@@ -56,6 +83,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """The context in which gunicorn waits for the next head of the connection that this greenlet serves."""
         return _heads[gevent.getcurrent()]
 
+    def _go_on_for(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.notify()
+            gevent.sleep(min(left, BEAT_SECONDS))
+
 
 def note_request(_worker: Any, request: Any) -> None:
     """gunicorn's hook `pre_request`: keep gunicorn's request object for `BodiesInTime`."""
@@ -65,8 +98,9 @@ def note_request(_worker: Any, request: Any) -> None:
 class BodiesInTime:
     """WSGI applications whose requests' bodies arrive in time.
 
-    `environ["service.connection"]` is the client's socket, `environ["service.is_stopping"]` an event that is set once
-    the process was told to stop.
+    `environ["service.connection"]` is the client's socket. Two events tell of the process's end:
+    `environ["service.is_stopping"]` is set once the process was told to stop, `environ["service.is_closing"]` when it
+    goes on to close the door.
 
     Args:
         application: answers the requests.
@@ -78,21 +112,27 @@ class BodiesInTime:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         head = _heads[gevent.getcurrent()]
-        application = self._by_port.get(head.port, self._application)
-        environ["service.connection"], environ["service.is_stopping"] = head.connection, _is_stopping
+        environ["service.connection"] = head.connection
+        environ["service.is_stopping"], environ["service.is_closing"] = _is_stopping, _is_closing
         environ.pop("HTTP_UPGRADE", None)  # to a websocket, say: Flask would refuse instead of going on with HTTP
         length = environ.get("CONTENT_LENGTH")
         if not length and "HTTP_TRANSFER_ENCODING" not in environ:
-            return application(environ, start_response)
+            return self._answer(environ, start_response, head)
         length_bytes = int(length) if length else None
         environ["wsgi.input"] = body = RequestBody(environ["wsgi.input"], length_bytes, head.request, head.connection)
         try:
-            answer = application(environ, start_response)
+            answer = self._answer(environ, start_response, head)
         except BaseException:
             body.after_the_answer()
             raise
         body.before_the_answer()
         return ClosingIterator(answer, body.after_the_answer)
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse, head: ArrivingHead) -> Iterable[bytes]:
+        answer = self._by_port.get(head.port, self._application)(environ, start_response)
+        if _is_stopping.is_set():  # so the client's next request goes elsewhere, and finds no door that just closes
+            head.request.force_close()
+        return answer
 
 
 class HideRequest(logging.Filter):
@@ -185,29 +225,3 @@ def replace_refusals(headers: Mapping[str, str]) -> None:
     util.write_error = Refusals(headers).write_error
     wsgi.Response.default_headers = _headers_without_server
     logging.getLogger("gunicorn.error").addFilter(HideRequest())
-
-
-def stop_at_sigterm(worker: Any) -> None:
-    """gunicorn's hook `post_worker_init`: stop at SIGTERM in the order of `_stop`.
-
-    gunicorn alone would wait for each kept connection, and lose those that the system has accepted for the worker.
-    """
-    gevent.signal_handler(signal.SIGTERM, _stop, worker, gevent.getcurrent())
-
-
-def _stop(worker: Any, main: gevent.greenlet) -> None:
-    _is_stopping.set()
-    gevent.sleep(STOP_ACCEPT_SECONDS)  # until the worker has accepted what the system has accepted for it
-    worker.alive = False  # within a second it accepts no more; its answers meanwhile say `Connection: close`
-    gevent.sleep(STOP_LOOK_SECONDS)
-    while _heads:
-        for head in list(_heads.values()):
-            head.let_go_if_silent()
-        gevent.sleep(STOP_LOOK_SECONDS)
-    if not _ended:
-        main.throw(SystemExit(0))
-
-
-def note_exit(_arbiter: Any, worker: Any) -> None:
-    """gunicorn's hook `worker_exit`: the worker of this process has ended by itself."""
-    _ended.append(worker)

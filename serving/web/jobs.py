@@ -79,7 +79,7 @@ def submit(images: list[bytes | RequestError], wanted: Wanted) -> Response:
         state = _submit(images, wanted)
         if is_async and not seconds:
             return _accepted(state)
-        state = _wait(state, until, also_while_stopping=not is_async)
+        state = _wait(state, until, also_while_closing=not is_async)
     except UnknownJob:  # 404 would say that the client has asked for a job
         raise Unavailable("Redis has lost the job, or it has just expired. Send the request again.") from None
     if state.is_over:
@@ -103,7 +103,7 @@ def show(job_id: str) -> Response:
     state = _door().jobs.look(_checked(job_id))
     seconds = wait_seconds(preferences(request))
     if seconds and not state.is_over:
-        state = _wait(state, came + seconds, also_while_stopping=False)
+        state = _wait(state, came + seconds, also_while_closing=False)
     response = _response(state, 200)
     if seconds is not None:
         response.headers["Preference-Applied"] = f"wait={seconds}"
@@ -167,19 +167,19 @@ def _digest(of: list[Any]) -> str:
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
 
-def _wait(state: JobState, until: float, *, also_while_stopping: bool) -> JobState:
-    """The job once it is over, or as it is at `until`, monotonic seconds, or when the process is told to stop.
+def _wait(state: JobState, until: float, *, also_while_closing: bool) -> JobState:
+    """The job once it is over, or as it is at `until`, monotonic seconds, or when the process closes the door.
 
     Raises ClientGone, UnknownJob, QueueAway.
     """
     door, connection = _door(), request.environ.get("service.connection")
-    is_stopping = request.environ.get("service.is_stopping")
+    is_closing = request.environ.get("service.is_closing")
     if state.is_over:
         return state
     with door.watch.watching(state.id) as over:
         while not over.wait(max(0.0, min(until - time.monotonic(), door.poll_seconds))):
             check_connection(connection)
-            if time.monotonic() >= until or (is_stopping and is_stopping.is_set() and not also_while_stopping):
+            if time.monotonic() >= until or (is_closing and is_closing.is_set() and not also_while_closing):
                 break
     return door.jobs.look(state.id)
 

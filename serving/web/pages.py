@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, jsonify
+from flask import Blueprint, Flask, Response, current_app, jsonify, request
 
 from serving.errors import Draining, Refused, Unavailable
 from serving.jobs.job_queue import JobQueue
@@ -32,7 +32,9 @@ def describe(*, asks_for_key: bool) -> Description:
     """What these pages answer, for /openapi.json; `asks_for_key`: whether the service has API keys."""
     alive = answer("The web process is alive", "Alive", {"alive": True})
     ready = answer("Images sent now are answered", "Ready", {"ready": True, "model_servers": 2})
-    unready = error(503, "Redis is away, no model server is ready, or the service is draining.")
+    unready = error(
+        503, "Redis is away, no model server is ready, or the service is draining or this web server stopping."
+    )
     text = {"schema": {"type": "string"}, "example": _COUNT}
     counts = {"200": {"description": "Prometheus's text format", "content": {"text/plain": text}}}
     refused = {} if asks_for_key else errors(403)
@@ -62,8 +64,12 @@ def healthz() -> Response:
 def readyz() -> Response:
     """GET /readyz: Redis answers, and a model server holds a lease or answered a moment ago.
 
-    With READY_WITHOUT_MODEL_SERVER it is enough that Redis answers. Raises Unavailable, Draining, QueueAway.
+    With READY_WITHOUT_MODEL_SERVER it is enough that Redis answers. A process that was told to stop is not ready: so a
+    balancer learns that others are to be asked, while the door is still open. Raises Unavailable, Draining, QueueAway.
     """
+    is_stopping = request.environ.get("service.is_stopping")
+    if is_stopping and is_stopping.is_set():
+        raise Unavailable("This web server is stopping: send requests to another one.", retry_after_seconds=5)
     found = readiness(current_app.extensions["queue"])
     if found.is_draining:  # a load balancer sends what is new elsewhere
         raise Draining

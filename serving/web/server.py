@@ -55,6 +55,7 @@ def serve(
     metrics_port: int,
     processes: int,
     drain_seconds: float,
+    delay_seconds: float,
     headers: Mapping[str, str],
     most_upload_bytes: int,
     log_level: str,
@@ -67,22 +68,25 @@ def serve(
         host, port: where the server listens; the host is a name or an IP address.
         metrics_port: where it listens for Prometheus, on the same host; 0: nowhere.
         processes: how many web processes serve.
-        drain_seconds: how long requests may take that are in flight when the server is told to stop.
+        drain_seconds: how long requests may take that are in flight when the server closes the door.
+        delay_seconds: how long the door stays open after the server was told to stop.
         headers: of answers to requests that never reach the application.
         most_upload_bytes: that the requests of one process may hold in all.
         log_level: debug, info or warning.
     """
     RequestBody.most_in_hand = most_upload_bytes
+    gunicorn_worker.Worker.delay_seconds = delay_seconds
     gunicorn_worker.replace_refusals(headers)
     gunicorn_worker.beat_in_memory()
-    settings = _settings(host, [port, metrics_port] if metrics_port else [port], processes, drain_seconds)
+    ports = [port, metrics_port] if metrics_port else [port]
+    settings = _settings(host, ports, processes, delay_seconds + drain_seconds)
     settings["loglevel"] = "warning" if log_level == "warning" else "info"  # its debug lines name requests
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("PIL").setLevel(logging.INFO)  # its debug lines tell what is in an upload
     _Server(create_apps, counts, settings, metrics_port).run()
 
 
-def _settings(host: str, ports: Sequence[int], processes: int, drain_seconds: float) -> dict[str, Any]:
+def _settings(host: str, ports: Sequence[int], processes: int, stop_seconds: float) -> dict[str, Any]:
     """gunicorn's settings."""
     return {
         "bind": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for port in ports],
@@ -90,14 +94,12 @@ def _settings(host: str, ports: Sequence[int], processes: int, drain_seconds: fl
         "worker_class": gunicorn_worker.Worker,
         "worker_connections": max(1, min(MOST_CONNECTIONS, _raise_file_limit() - SPARE_FILES)),
         "keepalive": int(KEEP_ALIVE_SECONDS),
-        "graceful_timeout": int(drain_seconds) + 5,
+        "graceful_timeout": int(stop_seconds) + 5,
         "timeout": STUCK_WORKER_SECONDS,
         # No header of a proxy changes anything: gunicorn believes the scheme and the path in those of a trusted one.
         "forwarded_allow_ips": "",
         "control_socket_disable": True,  # nobody here uses it, and several services would share its path
         "pre_request": gunicorn_worker.note_request,
-        "post_worker_init": gunicorn_worker.stop_at_sigterm,
-        "worker_exit": gunicorn_worker.note_exit,
     }
 
 

@@ -567,6 +567,49 @@ def test_sigterm_ends_a_server_with_idle_connections_at_once_and_answers_what_it
         assert processes.running[-1].wait(timeout=15) == 0
 
 
+def test_with_a_delay_sigterm_makes_a_server_unready_first_and_closes_its_door_later(
+    processes: Processes, start: Callable[..., str], answering: Answering
+) -> None:
+    url = start(DRAIN_DELAY_SECONDS="2")
+    server = processes.running[-1]
+    assert http("GET", f"{url}/readyz").status == 200
+    idle, busy = connect(url), connect(url)
+    server.send_signal(signal.SIGTERM)
+    wait_for(lambda: http("GET", f"{url}/readyz").status == 503)
+    unready = http("GET", f"{url}/readyz")
+    assert "stopping" in unready.json["error"]
+    assert http("GET", f"{url}/v2/health/ready").status == 503
+    assert http("GET", f"{url}/healthz").status == 200
+    predicted = upload(f"{url}/predict", PHOTO)
+    assert (predicted.status, predicted.headers["Connection"]) == (200, "close")
+    busy.sendall(as_request(PHOTO))  # over a connection of before
+    said = busy.makefile("rb").read()  # the server closes it with the answer
+    assert said.startswith(b"HTTP/1.1 200 OK")
+    assert b"Connection: close" in said
+    idle.settimeout(None)
+    assert idle.recv(1) == b""  # the door closes
+    assert server.wait(timeout=15) == 0
+    with pytest.raises(ConnectionRefusedError):
+        connect(url)
+    idle.close()
+    busy.close()
+
+
+def test_a_second_sigterm_changes_nothing_and_an_interrupt_ends_the_delay(
+    processes: Processes, start: Callable[..., str], raw: redis.Redis
+) -> None:
+    """systemd tells every process of a service to stop, so the web processes are told twice."""
+    url = start(DRAIN_DELAY_SECONDS="600")
+    server = processes.running[-1]
+    for _ in range(2):
+        os.killpg(server.pid, signal.SIGTERM)
+        wait_for(lambda: http("GET", f"{url}/readyz").status == 503)
+    time.sleep(1)  # by now a door that the second signal closes would be shut
+    assert http("GET", f"{url}/healthz").status == 200
+    server.send_signal(signal.SIGINT)
+    assert server.wait(timeout=15) == 0
+
+
 def test_many_connections_that_dribble_cost_no_place_and_hold_nobody_up(
     start: Callable[..., str], answering: Answering
 ) -> None:

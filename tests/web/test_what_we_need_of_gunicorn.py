@@ -1,4 +1,4 @@
-"""We need of gunicorn seven names that are in no documentation, and two of its sentences; whoever raises its version
+"""We need of gunicorn ten names that are in no documentation, and two of its sentences; whoever raises its version
 learns here what has changed."""
 
 import inspect
@@ -17,7 +17,10 @@ from gunicorn.workers.ggevent import GeventWorker
 PRIVATE = {
     "handle": "the gevent worker serves each connection in a call of handle(listener, client, addr)",
     "timeout_ctx": "it waits for each head within timeout_ctx()",
-    "alive": "it stops when `alive` is False",
+    "run": "a worker serves in run(), and ends when run() returns",
+    "sockets": "it accepts from the listeners in `sockets`, of which there is one for one address",
+    "worker_connections": "`worker_connections` is how many connections it has at once",
+    "notify": "it tells by notify() that it lives, and ends there when gunicorn's master has gone",
     "write_error": "refusals are written by gunicorn.util.write_error(sock, status, reason, message)",
     "default_headers": "wsgi.Response.default_headers() returns the head's first lines, one of them the Server's",
     "WorkerTmp": "a worker tells that it lives by base.WorkerTmp(cfg): notify(), last_update(), fileno(), close()",
@@ -35,7 +38,17 @@ def test_the_worker_serves_a_connection_in_one_call_and_waits_for_heads_in_a_con
     assert "with self.timeout_ctx():\n                            req = next(parser)" in inspect.getsource(
         AsyncWorker.handle
     ), PRIVATE["timeout_ctx"]
-    assert "while self.alive:" in inspect.getsource(GeventWorker.run), PRIVATE["alive"]
+
+
+def test_a_worker_is_what_its_run_does() -> None:
+    source = inspect.getsource(GeventWorker.run)
+    assert "for s in self.sockets:" in source, PRIVATE["sockets"]
+    assert "Pool(self.worker_connections)" in source, PRIVATE["worker_connections"]
+    assert "self.notify()" in source, PRIVATE["notify"]
+    assert inspect.getsource(BaseWorker.init_process).rstrip().endswith("self.run()"), PRIVATE["run"]
+    # `getsockname` is all that it asks a listener for while it serves a connection.
+    asked = re.findall(r"\blistener\.(\w+)", inspect.getsource(AsyncWorker) + inspect.getsource(GeventWorker.handle))
+    assert set(asked) == {"getsockname"}, PRIVATE["handle"]
 
 
 def test_refusals_are_written_by_one_function_that_is_looked_up_when_it_is_called() -> None:
