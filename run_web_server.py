@@ -202,6 +202,12 @@ def main() -> int:
         return error.exit_status
     for doubt in [] if arguments.redis_is_known else doubts:
         print(f"WARNING: {doubt}", file=sys.stderr)
+    serve(config)
+    return 0
+
+
+def serve(config: settings.Settings) -> None:
+    """Serve in several processes until told to stop."""
     counts = WebMetrics(build_of(HERE, config.git_commit))
     server.serve(
         lambda: start_apps(config, counts),
@@ -216,7 +222,6 @@ def main() -> int:
         most_upload_bytes=max(config.web_threads * config.max_upload_bytes, upload_limits(config).request_bytes),
         log_level=config.log_level,
     )
-    return 0
 
 
 if __name__ == "__main__":

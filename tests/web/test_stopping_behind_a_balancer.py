@@ -75,14 +75,22 @@ def balancer(name: str, folder: Path, first: int, second: int) -> Iterator[int]:
 
 
 class Users:
-    """Clients who send one photo after the other, each over a kept connection, until `end`."""
+    """Clients who send one photo after the other, each over a kept connection, until the `with` block ends."""
 
     def __init__(self, port: int) -> None:
         self.ended: Counter[object] = Counter()
         self._port, self._is_over = port, threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(USERS)]
+
+    def __enter__(self) -> "Users":
         for thread in self._threads:
             thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
@@ -97,11 +105,6 @@ class Users:
                 connection.close()
         connection.close()
 
-    def end(self) -> None:
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join()
-
 
 @pytest.mark.parametrize("name", ["haproxy", pytest.param("nginx", marks=pytest.mark.slow)])
 def test_a_web_server_that_stops_behind_a_balancer_costs_no_request(
@@ -114,13 +117,11 @@ def test_a_web_server_that_stops_behind_a_balancer_costs_no_request(
     ]
     for port in ports:
         wait_for(lambda port=port: is_up(f"http://127.0.0.1:{port}/readyz"))
-    with balancer(name, tmp_path, *ports) as port:
-        users = Users(port)
+    with balancer(name, tmp_path, *ports) as port, Users(port) as users:
         wait_for(lambda: users.ended[200] > 3 * USERS)
         first.send_signal(signal.SIGTERM)
         wait_for(lambda: first.poll() is not None)
         assert first.returncode == 0
         answered = users.ended[200]
         wait_for(lambda: users.ended[200] > answered + USERS)  # by the other one
-        users.end()
     assert set(users.ended) == {200}
