@@ -81,7 +81,7 @@ def _of_one(verb: str, queue: JobQueue, server: str) -> bool:
 
 
 def note(verb: str, what: str, how_many: int = 1, by: str = "") -> None:
-    """Leave the one line in the log that each act of an operator leaves.
+    """Leave the one line in the log that each act of an operator leaves, whatever LOG_LEVEL says.
 
     Args:
         verb: what was done, as the operator calls it: "pause", "requeue".
@@ -89,4 +89,4 @@ def note(verb: str, what: str, how_many: int = 1, by: str = "") -> None:
         how_many: how many of these it changed; 0: it was so already.
         by: who asked, as a name that is no secret; "": whoever may use the command.
     """
-    log.info("%s %s: %d changed%s", verb, what, how_many, f", asked by {by}" if by else "")
+    log.warning("%s %s: %d changed%s", verb, what, how_many, f", asked by {by}" if by else "")
