@@ -1,8 +1,10 @@
 """Both pages for Prometheus, of real processes: what they tell, who may read them, what the documents say of them."""
 
+import contextlib
 import http.client
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
@@ -196,6 +198,19 @@ def test_without_a_key_the_port_for_prometheus_is_open_to_those_whom_the_service
     wait_for(lambda: is_up(f"http://127.0.0.1:{web}/healthz"))
     assert ask("GET", f"http://127.0.0.1:{web}/metrics", Via="1.1 a-proxy").status == 403
     assert ask("GET", f"http://127.0.0.1:{metrics}/metrics", Via="1.1 a-proxy").status == 200
+
+
+def test_the_port_for_prometheus_answers_while_the_services_port_has_no_room_for_one_more(start: Processes) -> None:
+    web, metrics = free_port(), free_port()
+    start.prefix = ("prlimit", "--nofile=202:202")  # room for two connections
+    start.start("run_web_server.py", WEB_PORT=str(web), WEB_METRICS_PORT=str(metrics))
+    wait_for(lambda: is_up(f"http://127.0.0.1:{metrics}/healthz"))
+    with contextlib.ExitStack() as stack:
+        third = [stack.enter_context(socket.create_connection(("127.0.0.1", web), timeout=1)) for _ in range(3)][-1]
+        third.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert ask("GET", f"http://127.0.0.1:{metrics}/metrics").status == 200
+        with pytest.raises(TimeoutError):  # it still waits for room
+            third.recv(1)
 
 
 def test_a_port_for_prometheus_that_is_taken_is_told_at_once(start: Processes, service: SimpleNamespace) -> None:

@@ -54,8 +54,11 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         """Accept and serve until SIGTERM, and on for `delay_seconds`; close the door; end with the last answer."""
         gevent.signal_handler(signal.SIGTERM, _is_stopping.set)  # a second one changes nothing: systemd sends two
-        greenlets, is_shared = Pool(self.worker_connections), self.cfg.workers > 1
-        doors = [Door(listener, self, greenlets, is_shared=is_shared) for listener in self.sockets]
+        # One pool a door: a Prometheus comes in at its own, however full the clients' is.
+        pools, is_shared = [Pool(self.worker_connections) for _ in self.sockets], self.cfg.workers > 1
+        doors = [
+            Door(listener, self, pool, is_shared=is_shared) for listener, pool in zip(self.sockets, pools, strict=True)
+        ]
         while not _is_stopping.wait(BEAT_SECONDS):
             self.notify()
         self._go_on_for(self.delay_seconds)
@@ -64,7 +67,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             door.close_when_nobody_waits()
         self._go_on_for(STOP_ARRIVE_SECONDS)
         until = time.monotonic() + self.cfg.graceful_timeout
-        while greenlets and time.monotonic() < until:
+        while any(pools) and time.monotonic() < until:
             for head in list(_heads.values()):
                 head.let_go_if_silent()
             self._go_on_for(STOP_LOOK_SECONDS)
