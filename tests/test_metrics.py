@@ -36,6 +36,7 @@ from serving.jobs.job_queue import JobQueue
 PHOTO = as_bytes(some_photo(), "JPEG")
 KEY = {"Authorization": "Bearer sesame"}
 QUEUE = "metrics"
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +207,13 @@ def test_the_port_for_prometheus_answers_while_the_services_port_has_no_room_for
     start.start("run_web_server.py", WEB_PORT=str(web), WEB_METRICS_PORT=str(metrics))
     wait_for(lambda: is_up(f"http://127.0.0.1:{metrics}/healthz"))
     with contextlib.ExitStack() as stack:
-        third = [stack.enter_context(socket.create_connection(("127.0.0.1", web), timeout=1)) for _ in range(3)][-1]
-        third.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        first, second, third = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", web), timeout=1)) for _ in range(3)
+        )
+        for client in (first, second):  # each keeps its connection
+            client.sendall(HEALTHZ)
+            assert client.recv(12) == b"HTTP/1.1 200"
+        third.sendall(HEALTHZ)
         assert ask("GET", f"http://127.0.0.1:{metrics}/metrics").status == 200
         with pytest.raises(TimeoutError):  # it still waits for room
             third.recv(1)
