@@ -179,10 +179,12 @@ def test_compose_repeats_no_default_of_the_settings() -> None:
     assert own == {"REDIS_URL", "WEB_HOST", "METRICS_HOST", "WEB_METRICS_PORT"}  # what differs in a container
 
 
-def test_only_the_web_server_is_published_and_only_on_loopback() -> None:
+def test_only_what_people_look_at_is_published_and_only_on_loopback() -> None:
     published = {name: service.get("ports") for name, service in composed(GPU_HOST)["services"].items()}
     port = SETTINGS["WEB_PORT"].default
-    assert published == {"redis": None, "model": None, "web": [f"127.0.0.1:{port}:{port}"]}
+    people = {"prometheus": ["127.0.0.1:9090:9090"], "grafana": ["127.0.0.1:3000:3000"]}
+    machines = dict.fromkeys(["redis", "model", "redis-exporter"])
+    assert published == {"web": [f"127.0.0.1:{port}:{port}"], **people, **machines}
 
 
 def test_redis_keeps_accepted_jobs() -> None:
