@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from conftest import (
     upload,
     wait_for,
 )
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 from test_docs import anchors
@@ -306,6 +308,13 @@ def test_prometheus_answers_what_a_panel_asks(monitored: Monitored, panel: dict[
         assert any(one["value"][1] != "NaN" for one in found), target["expr"]
         for name in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
             assert all(name in one["metric"] for one in found), name
+
+
+def test_the_dashboard_is_drawn_without_grafana(monitored: Monitored, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "draw_dashboard.py"), "--prometheus", monitored.prometheus]
+    subprocess.run([*command, "--minutes", "1", "--to", str(tmp_path / "drawn.png")], check=True, capture_output=True)
+    with Image.open(tmp_path / "drawn.png") as picture:
+        assert len(picture.convert("RGB").getcolors(2**24)) > 50  # type: ignore[arg-type]
 
 
 def test_while_all_is_well_no_alert_fires(monitored: Monitored) -> None:
