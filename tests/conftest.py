@@ -19,6 +19,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +140,20 @@ def queue(redis_server: RedisServer, raw: redis.Redis) -> Iterator[JobQueue]:
 
 
 @pytest.fixture
+def sent(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the commands that `queue` sends; what other tests left running sends through queues of its own."""
+    names: list[str] = []
+    exchange = queue.redis.exchange
+
+    def note_and_exchange(*commands: Any) -> list[Any]:
+        names.extend(command[0] for command in commands)
+        return exchange(*commands)
+
+    monkeypatch.setattr(queue.redis, "exchange", note_and_exchange)
+    return names
+
+
+@pytest.fixture
 def new_member(queue: JobQueue) -> Callable[..., Membership]:
     def join(**changes: object) -> Membership:
         options = {"lease_seconds": 10.0, "max_attempts": 3, "result_ttl_seconds": 60} | changes
@@ -167,11 +182,6 @@ def keys(raw: redis.Redis) -> set[str]:
     """The keys in Redis, without those that only tell a time, or what happened in it."""
     told = {"{image_queue}:emptied", "{image_queue}:answered_at", "{image_queue}:seconds"}
     return {key.decode() for key in raw.keys("*")} - told
-
-
-def calls(raw: redis.Redis, command: str) -> int:
-    """How often a Redis has run a command, also from scripts."""
-    return int(raw.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
 
 
 class Counts:
