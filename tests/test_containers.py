@@ -29,6 +29,8 @@ SETTINGS = {name.upper(): field for name, field in Settings.model_fields.items()
 # What is set for a container and is not a setting of ours.
 FOREIGN = {"KERAS_HOME", "PATH", "PIP_DISABLE_PIP_VERSION_CHECK", "PIP_NO_CACHE_DIR"}
 FOREIGN |= {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+FOREIGN |= {f"OTEL_{name}" for name in ("EXPORTER_OTLP_HEADERS", "RESOURCE_ATTRIBUTES")}
+FOREIGN |= {"OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
 BUILD_ARGUMENTS = {"FETCH_WEIGHTS", "TENSORFLOW"}
 # How many containers there are is Compose's to say.
 ONLY_OF_RUN_SERVICE = {"MODEL_SERVERS"}
@@ -265,11 +267,13 @@ def our_imports(script: str) -> tuple[set[Path], set[str]]:
 
 
 def kept(stage: str, tmp_path: Path, **environment: str) -> dict[str, str]:
-    """Run a stage's own filter on requirements.txt: name -> the line that pip would install."""
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    """Run a stage's own filter on the requirements: name -> the line that pip would install."""
+    for name in ("requirements.txt", "requirements-otel.txt"):
+        shutil.copy(ROOT / name, tmp_path)
     command, install = next(run for run in values(stage, "RUN") if run.startswith("sed ")).split(" && ")
     subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env=os.environ | environment, check=True)
-    lines = (tmp_path / install.split()[-1]).read_text().splitlines()
+    files = re.findall(r"-r (\S+)", install)
+    lines = [line for name in files for line in (tmp_path / name).read_text().splitlines()]
     requirements = [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-c"))]
     return {canonicalize_name(requirement.name): str(requirement) for requirement in requirements}
 
@@ -348,7 +352,7 @@ def pins(name: str) -> dict[str, str]:
 
 
 def test_what_the_requirements_bring_along_is_pinned_to_what_is_tested() -> None:
-    asked, brought = pins("requirements.txt"), pins("constraints.txt")
+    asked, brought = pins("requirements.txt") | pins("requirements-otel.txt"), pins("constraints.txt")
     assert asked.keys() & brought.keys() == set()
     needed = with_dependencies(set(asked))
     assert needed - asked.keys() <= brought.keys()
@@ -360,13 +364,15 @@ def test_what_the_requirements_bring_along_is_pinned_to_what_is_tested() -> None
 def test_an_image_is_installed_under_the_same_constraints() -> None:
     for stage in ("web-packages", "model-packages"):
         assert "constraints.txt" in copied(stage)
-    assert "-c constraints.txt" in (ROOT / "requirements.txt").read_text().splitlines()
+    for name in ("requirements.txt", "requirements-otel.txt"):
+        assert "-c constraints.txt" in (ROOT / name).read_text().splitlines()
 
 
 def test_the_audit_asks_about_every_pin_and_fails_where_it_cannot() -> None:
     run = subprocess.run(["make", "-n", "audit"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (audit,) = [line for line in run.splitlines() if "bin/pip-audit " in line]
-    assert {"--strict", "-r requirements.txt", "-r constraints.txt"} <= {*audit.split(), *re.findall(r"-r \S+", audit)}
+    files = {f"-r {name}" for name in ("requirements.txt", "requirements-otel.txt", "constraints.txt")}
+    assert {"--strict", *files} <= {*audit.split(), *re.findall(r"-r \S+", audit)}
     assert re.search(r"pip install .*pip-audit==[\d.]+$", run, re.MULTILINE) or (ROOT / ".venv" / ".audit").exists()
 
 

@@ -184,8 +184,9 @@ def commands(text: str) -> list[str]:
 
 
 def test_the_versions_of_requirements_are_pinned() -> None:
-    ours = ("requirements.txt", "constraints.txt", "requirements-client.txt", "requirements-dev.txt")
-    for name in (*ours, "tests/requirements-triton.txt"):
+    ours = [path.name for path in ROOT.glob("requirements*.txt")]
+    assert "requirements-otel.txt" in ours
+    for name in (*ours, "constraints.txt", "tests/requirements-triton.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r", "-c")):
                 assert re.match(r"[\w\[\],.-]+==[\w.]+(;.*)?( *#.*)?$", line), line
