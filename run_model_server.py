@@ -19,6 +19,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import settings
 from serving import errors
@@ -33,12 +34,15 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import has_lease
 from serving.jobs.model_side import ModelSide
 from serving.jobs.served import Served, digest_of
-from serving.local import running_service, web_address
+from serving.local import packages, running_service, web_address
 from serving.model import choose
 from serving.model.classifier import Classifier
 from serving.model.spec import ModelSpec
 from serving.telemetry.build import build_of
 from serving.telemetry.model_metrics import ModelMetrics
+
+if TYPE_CHECKING:
+    from serving.telemetry.traces import ModelTraces
 
 HERE = Path(__file__).parent
 EXIT_UNHEALTHY = 1
@@ -63,6 +67,7 @@ def main() -> int:
         if arguments.fetch_only:
             choose.fetch(model_spec(config))
             return 0
+        packages.check_for_traces(config.otel_exporter_otlp_endpoint)
         doubts = queue.connect()
         for doubt in [] if arguments.redis_is_known else doubts:
             log.warning(doubt)
@@ -158,13 +163,23 @@ def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: 
     wait_seconds, bulk_every = config.server_sleep, config.bulk_every
     fetcher = Fetcher(queue_side, inbox, state, shape, metrics, wait_seconds=wait_seconds, bulk_every=bulk_every)
     predictor = Predictor(queue_side, inbox, classifier, handover, state, metrics)
-    answerer = Answerer(handover, classifier, inbox, state, metrics)
+    answerer = Answerer(handover, classifier, inbox, state, metrics, open_traces(config))
     loop = BatchLoop(fetcher, predictor, handover, answerer, state)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, loop.stop_on_signal)
     gc.collect()
     gc.freeze()  # the model and its libraries stay: no collection need look at them again
     loop.run()
+
+
+def open_traces(config: settings.Settings) -> "ModelTraces | None":
+    """Return what sends traces; None where nobody wants them."""
+    if config.otel_exporter_otlp_endpoint is None:
+        return None
+    settings.hand_on_to_opentelemetry()
+    from serving.telemetry.traces import ModelTraces
+
+    return ModelTraces(config.image_queue)
 
 
 def serve_metrics(config: settings.Settings, served: Served) -> ModelMetrics:

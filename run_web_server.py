@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before the imports of what may be missing, and of 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
@@ -29,7 +30,7 @@ from serving.jobs.async_jobs import AsyncJobs
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.watch import Watch
 from serving.jobs.web_side import WebSide
-from serving.local import web_address
+from serving.local import packages, web_address
 from serving.telemetry.build import build_of
 from serving.telemetry.web_metrics import WebMetrics
 from serving.web import (
@@ -52,17 +53,21 @@ from serving.web import (
     problems,
     request_ids,
     request_notes,
+    request_traces,
     server,
     uploads,
 )
 from serving.web.classify import ImageOptions, Pool, PredictionService
+
+if TYPE_CHECKING:
+    from serving.telemetry.traces import WebTraces
 
 HERE = Path(__file__).parent
 # No command of the web server blocks in Redis, so a command that takes this long has failed.
 REDIS_TIMEOUT_SECONDS = 3.0
 
 
-def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Flask:
+def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces: "WebTraces | None" = None) -> Flask:
     """The Flask application of one web process, made of its parts; `pool` decodes large images. It starts nothing."""
     app, limits = Flask(__name__, static_folder=None), upload_limits(config)
     app.config["API_KEYS"] = config.api_keys()
@@ -78,7 +83,9 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     request_ids.add_to(app)
     predict.add_to(app, service, limits)
-    jobs.add_to(app, open_jobs_door(config, queue, web_side, service))
+    jobs_door = open_jobs_door(config, queue, web_side, service)
+    jobs.add_to(app, jobs_door)
+    request_traces.add_to(app, traces, web_side, jobs_door.jobs)
     pages.add_to(app, queue, describe(config))
     live_state.add_to(app, queue, page_facts(config))
     metrics_page.add_to(app, counts)
@@ -94,10 +101,20 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics) -> Fla
 
 def start_apps(config: settings.Settings, counts: WebMetrics) -> server.Applications:
     """The applications that a web process serves: `create_app`, with the web side's threads started, and /metrics'."""
-    app = create_app(config, server.decoding_pool(), counts)
+    app = create_app(config, server.decoding_pool(), counts, open_traces(config))
     app.extensions["web side"].start()
     app.extensions["jobs door"].watch.start()
     return server.Applications(app, on_metrics_port=metrics_page.app_of_its_own(app))
+
+
+def open_traces(config: settings.Settings) -> "WebTraces | None":
+    """What sends a web process's traces; None where nobody wants them."""
+    if config.otel_exporter_otlp_endpoint is None:
+        return None
+    settings.hand_on_to_opentelemetry()
+    from serving.telemetry.traces import WebTraces
+
+    return WebTraces(config.image_queue)
 
 
 def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
@@ -194,6 +211,7 @@ def main() -> int:
     config = settings.load()
     heap.restart_with_settings()
     try:
+        packages.check_for_traces(config.otel_exporter_otlp_endpoint)
         web_address.check(config.web_host, config.web_port)
         web_address.check(config.web_host, config.web_metrics_port, port_setting="WEB_METRICS_PORT")
         doubts = JobQueue(config.redis_url, config.image_queue).connect()

@@ -11,10 +11,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_FILE = Path(__file__).with_name(".env")
+# OpenTelemetry's own 512 would hold a web process's event loop up for 18 ms while it writes them (docs/decisions/043).
+MOST_SPANS_SENT_TOGETHER = "64"
+HIDDEN = ("api_key", "admin_api_key", "redis_url", "otel_exporter_otlp_endpoint")  # they may hold a secret
 
 
 def count_cpus() -> int:
@@ -52,7 +56,13 @@ def _without_brackets(value: object) -> object:
     return value.strip().removeprefix("[").removesuffix("]") if isinstance(value, str) else value
 
 
+def _unset(value: object) -> object:
+    """Take an empty variable for one that is not set, as OpenTelemetry does."""
+    return None if value == "" else value
+
+
 _Lower = BeforeValidator(_lower)
+_Unset = BeforeValidator(_unset)
 _Address = BeforeValidator(_without_brackets)
 
 
@@ -236,6 +246,13 @@ class Settings(BaseSettings):
         description="what the servers log: debug shows whole errors, and what TensorFlow, JAX or PyTorch writes while "
         "it loads; warning hides the steps of the start",
     )
+    otel_exporter_otlp_endpoint: Annotated[str | None, _Unset] = Field(
+        None,
+        repr=False,  # it may hold a password
+        pattern=r"^https?://",
+        description="where traces go, by OTLP over HTTP, as http://localhost:4318; unset: there are none. Needs "
+        "requirements-otel.txt. OpenTelemetry reads its other variables, OTEL_…, itself",
+    )
 
     @field_validator("web_metrics_port")
     @classmethod
@@ -309,6 +326,15 @@ def load(**overrides: object) -> Settings:
     raise SystemExit(2)  # as serving.errors.StartError
 
 
+def hand_on_to_opentelemetry() -> None:
+    """Put the variables of OpenTelemetry that stand in `.env` into the environment, where it looks for them."""
+    in_file = dotenv_values(ENV_FILE, encoding=_encoding_of(ENV_FILE)) if ENV_FILE.is_file() else {}
+    for name, value in in_file.items():
+        if name.upper().startswith("OTEL_") and value:
+            os.environ.setdefault(name.upper(), value)
+    os.environ.setdefault("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", MOST_SPANS_SENT_TOGETHER)
+
+
 def _encoding_of(path: Path) -> str:
     """Tell UTF-16, as some editors of Windows save, from UTF-8 by its first bytes. Raises UnicodeError, OSError."""
     if not path.is_file():  # not there; a pipe, which can be read only once; a folder, which is left alone
@@ -330,7 +356,7 @@ def explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         field = str(problem["loc"][0])
-        value = "(hidden)" if field in ("api_key", "admin_api_key", "redis_url") else repr(problem["input"])
+        value = "(hidden)" if field in HIDDEN else repr(problem["input"])
         says = f"{field.upper()}={value} is not allowed: {problem['msg']}."
         lines.append(
             f"{says} {field.upper()}: {Settings.model_fields[field].description}; default {default_of(field)}."

@@ -107,6 +107,10 @@ Beside the way
     telemetry/model_metrics  what a model server counts
     telemetry/buckets       the bounds of the histograms' buckets
     telemetry/build         which build of the service runs
+    telemetry/traces        what is traced, for OpenTelemetry
+    telemetry/otlp          how spans leave a process
+    web/request_traces      the span of each request that brings images
+    jobs/tracing            what the queue asks of those who trace its jobs
     local/supervisor        processes that are restarted
     local/load              the requests of stress_test.py, and how each ended
     local/load_images       what they carry

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from PIL import Image
 
 from serving.batching.answerer import Answerer
@@ -43,6 +44,7 @@ from serving.local import redis_server as local_redis
 from serving.model.runtime import Model
 from serving.model.spec import ModelSpec
 from serving.telemetry.model_metrics import end_of
+from serving.telemetry.traces import ModelTraces
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -206,16 +208,30 @@ class Counts:
         self.leases_lost += 1
 
 
-def wired(side: ModelSide, model: Model, counts: Counts, inbox: Inbox, lease_seconds: float) -> BatchLoop:
+def wired(
+    side: ModelSide,
+    model: Model,
+    counts: Counts,
+    inbox: Inbox,
+    lease_seconds: float,
+    traces: ModelTraces | None = None,
+) -> BatchLoop:
     """The threads of a model server, as run_model_server.py wires them, with a model that a test can hold up."""
     state, handover = LoopState(lease_seconds), Handover()
     return BatchLoop(
         Fetcher(side, inbox, state, inbox.shape, counts, wait_seconds=0.2, bulk_every=8),
         Predictor(side, inbox, model, handover, state, counts),  # type: ignore[arg-type]
         handover,
-        Answerer(handover, model, inbox, state, counts),  # type: ignore[arg-type]
+        Answerer(handover, model, inbox, state, counts, traces),  # type: ignore[arg-type]
         state,
     )
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """Takes the spans of this process, soon after they end."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    return InMemorySpanExporter()
 
 
 class Processes:
@@ -256,7 +272,8 @@ def clean_environment() -> dict[str, str]:
     import settings
 
     names = {name.upper() for name in settings.Settings.model_fields}
-    return {name: value for name, value in os.environ.items() if name not in names} | {"KERAS_HOME": KERAS_HOME}
+    kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("OTEL_")}
+    return kept | {"KERAS_HOME": KERAS_HOME}
 
 
 def output(process: subprocess.Popen[bytes]) -> str:

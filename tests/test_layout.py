@@ -40,6 +40,8 @@ ONLY_IN = {
     "flask_cors": "serving/web/access.py",
     "flask_swagger_ui": "serving/web/api_docs.py",
     "prometheus_client": "serving/telemetry/",
+    "opentelemetry": "serving/telemetry/traces.py serving/telemetry/otlp.py",
+    "dotenv": "settings.py",
     "pydantic": "settings.py",
     "pydantic_settings": "settings.py",
     "rich": "serving/local/",  # what people see on a terminal

@@ -195,3 +195,26 @@ def test_every_program_says_it_in_one_line(script: str, tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / script), *(["peek"] if script == "queue_admin.py" else [])]
     ended = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (2, f"{tmp_path / '.env'} is not UTF-8 text: save it as UTF-8.\n")
+
+
+def test_opentelemetry_finds_its_variables_of_the_file_too_and_those_of_the_environment_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text("OTEL_EXPORTER_OTLP_ENDPOINT=http://a:4318\nOTEL_SERVICE_NAME=file\nOTHER=1\nOTEL_EMPTY=\n")
+    monkeypatch.setattr(settings, "ENV_FILE", file)
+    monkeypatch.setattr(os, "environ", {"OTEL_SERVICE_NAME": "environment"})
+    settings.hand_on_to_opentelemetry()
+    assert os.environ == {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://a:4318",
+        "OTEL_SERVICE_NAME": "environment",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "64",
+    }
+
+
+def test_an_empty_endpoint_is_none_and_a_wrong_one_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.Settings(otel_exporter_otlp_endpoint="").otel_exporter_otlp_endpoint is None
+    with pytest.raises(ValidationError) as wrong:
+        settings.Settings(otel_exporter_otlp_endpoint="grpc://me:secret@collector:4317")
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT=(hidden) is not allowed" in settings.explain(wrong.value)
+    assert "secret" not in settings.explain(wrong.value)

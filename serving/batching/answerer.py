@@ -5,6 +5,7 @@ Predicted -- the model's labels --> answers, JSON -- answer, in one round trip -
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from serving.jobs.job import Outcome
 from serving.jobs.model_queue import Member
 from serving.model.runtime import Model
 from serving.telemetry.model_metrics import ModelMetrics
+
+if TYPE_CHECKING:
+    from serving.telemetry.traces import ModelTraces
 
 RECONNECT_SECONDS = 0.5
 
@@ -32,6 +36,7 @@ class Answerer:
         inbox: wakes the fetcher when no job is in hand any more.
         state: what the threads know of each other.
         metrics: counts how jobs ended.
+        traces: records batches and their jobs; None: nobody wants traces.
     """
 
     def __init__(
@@ -41,20 +46,25 @@ class Answerer:
         inbox: Inbox,
         state: LoopState,
         metrics: ModelMetrics,
+        traces: "ModelTraces | None" = None,
     ) -> None:
         self._handover, self._model, self._inbox = handover, model, inbox
-        self._state, self._metrics = state, metrics
+        self._state, self._metrics, self._traces = state, metrics, traces
 
     def run(self) -> None:
         """Answer until the handover is finished."""
         try:
             while (predicted := self._handover.get()) is not None:
+                began = time.monotonic()
                 outcomes = [
                     self._outcome(item, probabilities, predicted.model_ms)
                     for item, probabilities in zip(predicted.items, predicted.probabilities, strict=True)
                 ]
                 if self._deliver(predicted.member, outcomes):
                     self._metrics.ended(outcomes)
+                    if self._traces is not None:
+                        done = predicted.began + (predicted.model_ms or 0.0) / 1000
+                        self._traces.ended(predicted.items, outcomes, predicted.began, done, began)
                 self._inbox.answered()
         finally:
             self._handover.abandon()

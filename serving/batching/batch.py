@@ -34,6 +34,8 @@ class Item:
     request_id: str | None = None
     lane: Lane = Lane.PEOPLE  # from which the job was taken
     is_canceled: bool = False  # nobody wants it any more
+    traceparent: str | None = None  # the span that submitted it, for traces
+    taken_at: float = 0.0  # monotonic seconds, of a job with a traceparent
 
     def __str__(self) -> str:
         return f"{self.job_id}" + (f" of request {self.request_id}" if self.request_id else "")
@@ -82,10 +84,11 @@ class Predicted:
     """Items that the model is done with.
 
     `probabilities` has an entry for each item: (classes,) float32 0..1, or None where the model did not run the item.
-    `model_ms` is how long the model had them, milliseconds.
+    `model_ms` is how long the model had them, milliseconds, since `began`, monotonic seconds.
     """
 
     member: Member
     items: list[Item]
     probabilities: list[np.ndarray | None]
     model_ms: float | None = None
+    began: float = 0.0

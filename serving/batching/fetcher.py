@@ -208,6 +208,8 @@ def read_job(
         top=job.top,
         index=job.index,
         request_id=job.request_id,
+        traceparent=job.traceparent,
+        taken_at=0.0 if job.traceparent is None else time.monotonic(),
     )
     if job.deadline <= now:
         return item, None

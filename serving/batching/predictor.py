@@ -95,7 +95,7 @@ class Predictor:
                 return
             self._check_on_blank(batch, to_predict[0], error)
             items = [replace(item, failure=str(error)) if item is to_predict[0] else item for item in batch.items]
-            yield Predicted(batch.member, items, [None] * len(items))
+            yield Predicted(batch.member, items, [None] * len(items), began=started)
             return
         seconds = time.monotonic() - started
         if to_predict:
@@ -103,7 +103,8 @@ class Predictor:
                 self._state.last_bulk_seconds = seconds
             self._metrics.predicted(len(to_predict), self._model.padding(len(to_predict)), seconds)
         by_row = {item.row: row for item, row in zip(to_predict, probabilities, strict=True)}
-        yield Predicted(batch.member, batch.items, [by_row.get(item.row) for item in batch.items], 1000 * seconds)
+        probabilities_of = [by_row.get(item.row) for item in batch.items]
+        yield Predicted(batch.member, batch.items, probabilities_of, 1000 * seconds, started)
 
     def _check_on_blank(self, batch: Batch, item: Item, error: ModelFailed) -> None:
         """Run the model on a blank image.

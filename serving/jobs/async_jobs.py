@@ -17,6 +17,7 @@ from serving.jobs.job import EXPIRED, Answer, Job, Status
 from serving.jobs.job_queue import CLOCK_GOOD_FOR_SECONDS, JobQueue
 from serving.jobs.redis_client import Command
 from serving.jobs.served import ServedNow
+from serving.jobs.tracing import Tracing
 
 FULL_RETRY_AFTER_SECONDS = 10
 # A model server that has a job at its deadline may still answer it. So much later it has died, and no other came.
@@ -73,6 +74,7 @@ class AsyncJobs:
     ) -> None:
         self._queue, self._served, self._most_waiting = queue, served, most_waiting
         self._timeout_seconds, self._result_ttl_seconds = timeout_seconds, result_ttl_seconds
+        self.tracing: Tracing | None = None  # where somebody wants traces
 
     def find(self, idempotency: Idempotency | None) -> str | None:
         """The id of the job that an earlier request made with the same Idempotency-Key.
@@ -111,6 +113,12 @@ class AsyncJobs:
 
         Raises what `find` raises. After QueueAway nobody knows whether the job was put there.
         """
+        if self.tracing is None:
+            return self._submit(job, idempotency)
+        with self.tracing.sending(job.id) as traceparent:
+            return self._submit(replace(job, traceparent=traceparent), idempotency)
+
+    def _submit(self, job: Job, idempotency: Idempotency | None) -> JobState:
         keys, clock = self._queue.keys, self._queue.now(CLOCK_GOOD_FOR_SECONDS)
         deadline = round(clock + self._timeout_seconds, 3)
         expires_at = deadline + self._result_ttl_seconds

@@ -15,6 +15,7 @@ answer there, with one look for all tickets that wait.
 import threading
 import time
 import uuid
+from dataclasses import replace
 
 from serving.jobs.admission import Admission
 from serving.jobs.job import Job
@@ -24,6 +25,7 @@ from serving.jobs.live_counts import LiveCounts
 from serving.jobs.sender import Sender
 from serving.jobs.served import ServedNow
 from serving.jobs.ticket import Ticket, Tickets
+from serving.jobs.tracing import Tracing
 
 
 class WebSide:
@@ -50,6 +52,7 @@ class WebSide:
     ) -> None:
         self.channel = queue.keys.channel(uuid.uuid4().hex)
         self.tickets = Tickets()
+        self.tracing: Tracing | None = None  # where somebody wants traces
         self._queue = queue
         self._admission = Admission(max_queue_length, timeout_seconds)
         self.served = ServedNow(queue, own_size, own_name)
@@ -92,6 +95,12 @@ class WebSide:
             QueueAway: Redis did not take the job.
             TimedOut: its deadline came before Redis took it.
         """
+        if self.tracing is None:
+            return self._submit(job)
+        with self.tracing.sending(job.id) as traceparent:
+            return self._submit(replace(job, traceparent=traceparent))
+
+    def _submit(self, job: Job) -> Ticket:
         seconds = min(job.deadline - self._queue.now(), threading.TIMEOUT_MAX)
         ticket = Ticket(job, self._queue, self.tickets)
         self.tickets.add(ticket)  # before it is submitted: the answer may be faster than the reply

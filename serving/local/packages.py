@@ -7,7 +7,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from serving.errors import StartError
+
 NEEDED = ("pydantic_settings", "redis")  # by each of the scripts
+NEEDED_FOR_TRACES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")  # requirements-otel.txt
 FOLDER = Path(__file__).parents[2]
 
 
@@ -23,3 +26,20 @@ def check() -> None:
     else:
         print(f"{says} `make run` makes a Python that has all: {python} {script}", file=sys.stderr)
     sys.exit(2)
+
+
+def check_for_traces(endpoint: str | None) -> None:
+    """Raises StartError if traces are to be sent to `endpoint`, and this Python lacks what sends them."""
+    if endpoint is None or all(_is_there(name) for name in NEEDED_FOR_TRACES):
+        return
+    raise StartError(
+        "OTEL_EXPORTER_OTLP_ENDPOINT is set, but the packages that send traces are missing. Install them: "
+        f"{sys.executable} -m pip install -r {FOLDER / 'requirements-otel.txt'}"
+    )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # one of the packages around it is missing
+        return False

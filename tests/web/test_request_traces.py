@@ -1,0 +1,84 @@
+"""The spans of requests, of an application in this process, on a real Redis."""
+
+import io
+from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
+
+import pytest
+import redis
+from conftest import Answering, RedisServer, as_bytes, push, some_photo
+from flask.testing import FlaskClient
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+from otlp_receiver import finished
+
+import run_web_server
+import settings
+from serving.telemetry.build import Build
+from serving.telemetry.traces import WebTraces
+from serving.telemetry.web_metrics import WebMetrics
+
+PHOTO = as_bytes(some_photo(), "JPEG")
+
+
+@pytest.fixture
+def web(redis_server: RedisServer, raw: redis.Redis, exporter: InMemorySpanExporter) -> Iterator[FlaskClient]:
+    """A client of the application of a web process."""
+    config = settings.Settings(
+        redis_url=redis_server.url, image_width=32, image_height=32, max_queue_length=1, request_timeout_seconds=2
+    )
+    traces = WebTraces("image_queue", exporter)
+    with ThreadPool(2) as pool:
+        app = run_web_server.create_app(config, pool, WebMetrics(Build()), traces)
+        app.extensions["web side"].start()
+        yield app.test_client()
+    traces.sender.close()
+
+
+def test_each_of_several_images_has_a_span_of_its_own(
+    web: FlaskClient, answering: Answering, exporter: InMemorySpanExporter
+) -> None:
+    form = {"image": [(io.BytesIO(PHOTO), "a.jpg") for _ in range(3)]}
+    assert web.post("/predict", data=form).status_code == 200
+    (request,) = finished(exporter, "POST /predict")
+    for name in ("decode", "send image_queue"):
+        spans = finished(exporter, name, 3)
+        assert [span.parent and span.parent.span_id for span in spans] == [request.context.span_id] * 3  # type: ignore[union-attr]
+    sent = {span.attributes["messaging.message.id"]: span.context for span in finished(exporter, "send image_queue")}  # type: ignore[index]
+    for job in answering.jobs:
+        context = sent[job.id]
+        assert job.traceparent == f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"  # type: ignore[union-attr]
+
+
+def test_a_request_whose_trace_is_not_kept_leaves_no_span_and_its_job_no_traceparent(
+    web: FlaskClient, answering: Answering, exporter: InMemorySpanExporter
+) -> None:
+    for flag in ("00", "01"):
+        parent = {"traceparent": f"00-{1:032x}-{1:016x}-{flag}"}
+        assert web.post("/predict", data=PHOTO, content_type="image/jpeg", headers=parent).status_code == 200
+    (request,) = finished(exporter, "POST /predict")
+    assert request.context.trace_flags.sampled  # type: ignore[union-attr]
+    assert [job.traceparent is None for job in answering.jobs] == [True, False]
+
+
+def test_a_job_that_the_queue_refuses_and_a_503_are_errors(
+    web: FlaskClient, raw: redis.Redis, exporter: InMemorySpanExporter
+) -> None:
+    push(raw, 1)
+    assert web.post("/predict", data=PHOTO, content_type="image/jpeg").status_code == 503
+    (send,) = finished(exporter, "send image_queue")
+    (request,) = finished(exporter, "POST /predict")
+    assert (send.attributes["error.type"], request.attributes["error.type"]) == ("QueueFull", "503")  # type: ignore[index]
+    assert [(span.status.status_code, span.events) for span in (send, request)] == [(StatusCode.ERROR, ())] * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/healthz", 200), ("/readyz", 503), ("/state", 200), ("/nowhere", 404), ("/", 200)]
+)
+def test_pages_and_probes_are_not_traced(
+    web: FlaskClient, exporter: InMemorySpanExporter, path: str, status: int
+) -> None:
+    assert web.get(path).status_code == status
+    web.post("/predict", data=b"")
+    finished(exporter, "POST /predict")
+    assert {span.name for span in exporter.get_finished_spans()} <= {"POST /predict", "read"}
