@@ -1,5 +1,6 @@
 """A listener of a web process: it accepts, and is closed at a moment when nobody waits before it."""
 
+import contextlib
 import socket
 from typing import Any, Protocol
 
@@ -37,8 +38,9 @@ class Door(StreamServer):  # type: ignore[misc]  # gevent has no types
 
     def close_when_nobody_waits(self) -> None:
         """Accept all whom the system has accepted, who would be reset otherwise, and close the listener."""
-        while not self.full() and (waits := self.do_read()):  # never switches to another greenlet
-            self.do_handle(*waits)
+        with contextlib.suppress(OSError):  # too many open files, say: whoever is served already is served to the end
+            while not self.full() and (waits := self.do_read()):  # never switches to another greenlet
+                self.do_handle(*waits)
         self.close()
 
     def _serve(self, client: socket.socket, address: Any) -> None:
