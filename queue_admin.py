@@ -67,9 +67,13 @@ def main(command_line: Sequence[str] | None = None) -> int:
     except errors.QueueAway as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     with contextlib.closing(reached) as queue:
         try:
-            return run(arguments, queue, config)
+            status = run(arguments, queue, config)
+            sys.stdout.flush()  # a pipe that nobody reads any more must show here, not as Python ends
+            return status
         except errors.QueueAway as error:
             print(why_away(error), file=sys.stderr)
             return error.exit_status

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -338,7 +339,7 @@ def other_redis() -> Iterator[RedisServer]:
 def start(url: str, *arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "queue_admin.py"), *arguments],
-        env=clean_environment() | {"REDIS_URL": url, "TERM": "xterm"},
+        env=clean_environment() | {"REDIS_URL": url, "TERM": "xterm", "PYTHONUNBUFFERED": ""},
         stdin=subprocess.DEVNULL,
         **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
     )
@@ -433,6 +434,32 @@ def test_ctrl_c_ends_the_wait_and_the_queue_goes_on_draining(other_redis: RedisS
         assert process.stderr.read() == b"The queue goes on draining; `resume` ends it.\n"
     assert other_redis.client.exists(DRAINING)
     other_redis.client.flushall()
+
+
+# Whoever has enough
+
+
+@pytest.mark.parametrize("verb", [["status"], ["servers", "--json"], ["pause"]])
+def test_a_pipe_that_nobody_reads_any_more_ends_it_without_a_word(redis_server: RedisServer, verb: list[str]) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with start(redis_server.url, *verb, stdout=writes) as process:
+        os.close(writes)
+        assert process.stderr is not None
+        assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 1)
+
+
+def test_ctrl_c_ends_it_also_while_redis_does_not_answer() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        start(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", "status") as process,
+    ):
+        silent.settimeout(30)
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 130)
+        connection.close()
 
 
 # Words
