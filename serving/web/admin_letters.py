@@ -123,7 +123,7 @@ def in_json(count: int, letters: list[Listed]) -> dict[str, Any]:
                 "place": letter.place,
                 "at": letter.at if math.isfinite(letter.at) else None,
                 "attempts": letter.attempts,
-                "reason": letter.reason,
+                "reason": letter.reason.encode(errors="replace").decode(),  # others may have written it
                 "lane": letter.lane,
                 "size_bytes": letter.size_bytes,
             }

@@ -237,6 +237,18 @@ def test_dead_letters_are_listed_newest_first_and_so_many_as_are_asked_for(
         assert (answer.status_code, error_of(answer)) == (400, "?limit= is a whole number from 1 to 200.")
 
 
+@pytest.mark.parametrize(
+    "said", [b"\xff", b"\\ud800", b"\xed\xa0\x80"], ids=["no UTF-8", "half a character", "its bytes"]
+)
+def test_a_letter_of_others_whose_reason_is_no_text_hides_no_other_letter(
+    client: FlaskClient, raw: redis.Redis, new_member: NewMember, said: bytes
+) -> None:
+    give_up(raw, new_member(), new_job().to_text())
+    raw.rpush("{image_queue}:dead", b'{"id": "x", "at": 1, "attempts": 1, "reason": "so: %s", "job": "{}"}' % said)
+    told = client.get("/admin/dead-letters", headers=ADA).get_json()
+    assert [letter["reason"].rstrip("?") for letter in told["dead_letters"]] == ["so: ", "it failed"]
+
+
 def test_two_letters_of_one_job_have_two_names_each_of_which_leads_to_its_own(
     client: FlaskClient, raw: redis.Redis, queue: JobQueue, new_member: NewMember
 ) -> None:
