@@ -5,6 +5,7 @@ INFO --> RedisMemory
 """
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_view import LiveView
 from serving.jobs.served import Served
 
+MOST_DIGITS = 10  # of a process id
 FIELDS = 6  # of a model server, in a reply of overview.lua
 # What two model servers may differ in, and how an operator calls it.
 DIFFERENCES = (
@@ -131,7 +133,8 @@ def _name_and_process(name: bytes) -> tuple[str, str, int]:
     text = name.decode(errors="replace")
     host, _, rest = text.partition(":")
     process_id, _, _ = rest.partition(":")
-    return text, host, int(process_id) if process_id.isdecimal() else 0
+    is_number = process_id.isdecimal() and len(process_id) <= MOST_DIGITS
+    return text, host, int(process_id) if is_number else 0
 
 
 def _usual(serves: Sequence[Served]) -> Served | None:
@@ -155,5 +158,5 @@ def _difference(served: Served | None, usual: Served | None) -> str:
 def _moment(stamp: bytes) -> float | None:
     """Unix seconds; None: there are none, or somebody else has written something else."""
     with contextlib.suppress(ValueError):
-        return float(stamp)
+        return moment if math.isfinite(moment := float(stamp)) else None
     return None

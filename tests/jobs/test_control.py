@@ -53,9 +53,10 @@ def test_the_overview_tells_since_when(queue: JobQueue, raw: redis.Redis) -> Non
     control.pause(queue)
     seen = overview(queue)
     assert seen.paused_at == pytest.approx(seen.at, abs=5)
-    raw.set(queue.keys.paused, "somebody typed this")
-    seen = overview(queue)
-    assert (seen.is_paused, seen.paused_at) == (True, None)
+    for text in ("somebody typed this", "nan", "inf"):
+        raw.set(queue.keys.paused, text)
+        seen = overview(queue)
+        assert (seen.is_paused, seen.paused_at) == (True, None)
 
 
 def test_no_model_server_of_a_name_that_does_not_live_can_be_told_anything(
@@ -145,8 +146,9 @@ def test_the_overview_tells_who_a_model_server_is_and_whether_it_is_quiet(
     assert seen.is_quiet
     control.wake(queue, member.name)
     assert not server(queue, member).is_quiet
-    raw.zadd(queue.keys.leases, {"of another make": queue.now() + 9})
-    assert [one.process_id for one in overview(queue).servers if one.host == "of another make"] == [0]
+    for name in ("of another make", "of another make:" + 5000 * "9"):
+        raw.zadd(queue.keys.leases, {name: queue.now() + 9})
+    assert [one.process_id for one in overview(queue).servers if one.host == "of another make"] == [0, 0]
 
 
 def test_redis_tells_its_version_and_its_memory(queue: JobQueue, raw: redis.Redis) -> None:
