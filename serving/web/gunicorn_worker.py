@@ -59,8 +59,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         doors = [
             Door(listener, self, pool, is_shared=is_shared) for listener, pool in zip(self.sockets, pools, strict=True)
         ]
-        while not _is_stopping.wait(BEAT_SECONDS):
+        while self.alive and not _is_stopping.wait(BEAT_SECONDS):  # not alive: the signal came while it started
             self.notify()
+        _is_stopping.set()
         self._go_on_for(self.delay_seconds)
         _is_closing.set()
         for door in doors:
@@ -91,6 +92,11 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         while (left := until - time.monotonic()) > 0:
             self.notify()
             gevent.sleep(min(left, BEAT_SECONDS))
+
+
+def hear_sigterm(_arbiter: Any, worker: Any) -> None:
+    """gunicorn's hook `post_fork`: hear of a SIGTERM that comes while the process starts; gunicorn would lose it."""
+    signal.signal(signal.SIGTERM, worker.handle_exit)
 
 
 def note_request(_worker: Any, request: Any) -> None:

@@ -99,6 +99,7 @@ def _settings(host: str, ports: Sequence[int], processes: int, stop_seconds: flo
         # No header of a proxy changes anything: gunicorn believes the scheme and the path in those of a trusted one.
         "forwarded_allow_ips": "",
         "control_socket_disable": True,  # nobody here uses it, and several services would share its path
+        "post_fork": gunicorn_worker.hear_sigterm,
         "pre_request": gunicorn_worker.note_request,
     }
 

@@ -595,6 +595,13 @@ def test_with_a_delay_sigterm_makes_a_server_unready_first_and_closes_its_door_l
     busy.close()
 
 
+def test_a_server_that_is_told_to_stop_while_it_starts_ends(processes: Processes, raw: redis.Redis) -> None:
+    server = processes.start("run_web_server.py", WEB_PORT=str(free_port()), WEB_WORKERS="1")
+    wait_for(lambda: "Booting worker" in output(server))
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(timeout=20) == 0
+
+
 def test_a_second_sigterm_changes_nothing_and_an_interrupt_ends_the_delay(
     processes: Processes, start: Callable[..., str], raw: redis.Redis
 ) -> None:

@@ -1,4 +1,4 @@
-"""We need of gunicorn ten names that are in no documentation, and two of its sentences; whoever raises its version
+"""We need of gunicorn twelve names that are in no documentation, and two of its sentences; whoever raises its version
 learns here what has changed."""
 
 import inspect
@@ -18,6 +18,8 @@ PRIVATE = {
     "handle": "the gevent worker serves each connection in a call of handle(listener, client, addr)",
     "timeout_ctx": "it waits for each head within timeout_ctx()",
     "run": "a worker serves in run(), and ends when run() returns",
+    "handle_exit": "handle_exit() is what a worker does at SIGTERM, until run() has a handler of its own",
+    "alive": "it sets `alive` to False",
     "sockets": "it accepts from the listeners in `sockets`, of which there is one for one address",
     "worker_connections": "`worker_connections` is how many connections it has at once",
     "notify": "it tells by notify() that it lives, and ends there when gunicorn's master has gone",
@@ -45,6 +47,8 @@ def test_a_worker_is_what_its_run_does() -> None:
     assert "for s in self.sockets:" in source, PRIVATE["sockets"]
     assert "Pool(self.worker_connections)" in source, PRIVATE["worker_connections"]
     assert "self.notify()" in source, PRIVATE["notify"]
+    assert "self.alive = False" in inspect.getsource(BaseWorker.handle_exit), PRIVATE["alive"]
+    assert "signal.signal(signal.SIGTERM, self.handle_exit)" in inspect.getsource(BaseWorker.init_signals)
     assert inspect.getsource(BaseWorker.init_process).rstrip().endswith("self.run()"), PRIVATE["run"]
     # `getsockname` is all that it asks a listener for while it serves a connection.
     asked = re.findall(r"\blistener\.(\w+)", inspect.getsource(AsyncWorker) + inspect.getsource(GeventWorker.handle))
