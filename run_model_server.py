@@ -38,6 +38,7 @@ from serving.local import packages, running_service, web_address
 from serving.model import choose
 from serving.model.classifier import Classifier
 from serving.model.spec import ModelSpec
+from serving.telemetry import logs
 from serving.telemetry.build import build_of
 from serving.telemetry.model_metrics import ModelMetrics
 
@@ -58,11 +59,11 @@ def main() -> int:
     parser.add_argument("--check-health", action="store_true", help="exit with 0 if a model server here makes progress")
     parser.add_argument("--redis-is-known", action="store_true", help="tell nothing of Redis: run_service.py has")
     arguments = parser.parse_args()
-    config = settings.load()
-    set_up_logging(config.log_level)
+    config = settings.load(logs.refuse)
     try:
         if arguments.check_health:
             return check_health(config)
+        logs.set_up(config.log_format, config.log_level)
         queue = JobQueue(config.redis_url, config.image_queue)
         if arguments.fetch_only:
             choose.fetch(model_spec(config))
@@ -76,17 +77,10 @@ def main() -> int:
         take_predict_answer(config, queue, classifier, served_by(config, classifier))
         return 0
     except (errors.StartError, errors.QueueAway) as error:
-        print(error, file=sys.stderr)
+        logs.refuse(error)
         return error.exit_status
     except KeyboardInterrupt:  # while the model loads; later the loop stops in order
         return EXIT_INTERRUPTED
-
-
-def set_up_logging(level: str) -> None:
-    """Log from `level` on to standard error; libraries' warnings, which are for programmers, only with `debug`."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.DEBUG if level == "debug" else logging.ERROR)
 
 
 def check_health(config: settings.Settings) -> int:

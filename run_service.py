@@ -25,7 +25,7 @@ from pathlib import Path
 import settings
 from serving import errors
 from serving.jobs.job_queue import JobQueue
-from serving.local import running_service, web_address
+from serving.local import running_service, terminal, web_address
 from serving.local.lease_keeper import LeaseKeeper
 from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import Child, StopSignals
@@ -221,7 +221,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.model_servers is not None and arguments.model_servers < 1:
         parser.error(f"--model-servers {arguments.model_servers}: at least 1 is needed")
-    config = settings.load()
+    config = settings.load(terminal.refuse)
+    terminal.write(config.log_format)
     tell_of_gpus(config)
     return Service(config, arguments.model_servers or how_many_model_servers(config)).run()
 

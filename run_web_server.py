@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the imports of what may be missing, and of 
     patch()
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.watch import Watch
 from serving.jobs.web_side import WebSide
 from serving.local import packages, web_address
+from serving.telemetry import logs
 from serving.telemetry.build import build_of
 from serving.telemetry.web_metrics import WebMetrics
 from serving.web import (
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 # No command of the web server blocks in Redis, so a command that takes this long has failed.
 REDIS_TIMEOUT_SECONDS = 3.0
+
+log = logging.getLogger("web_server")
 
 
 def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces: "WebTraces | None" = None) -> Flask:
@@ -208,18 +212,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--redis-is-known", action="store_true", help="tell nothing of Redis: run_service.py has")
     arguments = parser.parse_args()
-    config = settings.load()
+    config = settings.load(logs.refuse)
     heap.restart_with_settings()
+    server.set_up_logs(config.log_format, config.log_level)
     try:
         packages.check_for_traces(config.otel_exporter_otlp_endpoint)
         web_address.check(config.web_host, config.web_port)
         web_address.check(config.web_host, config.web_metrics_port, port_setting="WEB_METRICS_PORT")
         doubts = JobQueue(config.redis_url, config.image_queue).connect()
     except (errors.StartError, errors.QueueAway) as error:
-        print(error, file=sys.stderr)
+        logs.refuse(error)
         return error.exit_status
     for doubt in [] if arguments.redis_is_known else doubts:
-        print(f"WARNING: {doubt}", file=sys.stderr)
+        log.warning(doubt)
     serve(config)
     return 0
 
@@ -238,7 +243,6 @@ def serve(config: settings.Settings) -> None:
         delay_seconds=config.drain_delay_seconds,
         headers=access.ALWAYS,
         most_upload_bytes=max(config.web_threads * config.max_upload_bytes, upload_limits(config).request_bytes),
-        log_level=config.log_level,
     )
 
 

@@ -5,9 +5,11 @@ A process that meets a wrong value says so and exits with 2. docs/settings.md li
 below by `python settings.py`.
 """
 
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,6 +66,7 @@ def _unset(value: object) -> object:
 _Lower = BeforeValidator(_lower)
 _Unset = BeforeValidator(_unset)
 _Address = BeforeValidator(_without_brackets)
+LogFormat = Annotated[Literal["text", "json"], _Lower]
 
 
 class Settings(BaseSettings):
@@ -244,7 +247,13 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning"], _Lower] = Field(
         "info",
         description="what the servers log: debug shows whole errors, and what TensorFlow, JAX or PyTorch writes while "
-        "it loads; warning hides the steps of the start",
+        "it loads; warning hides the steps of the start, and the lines of requests and batches",
+    )
+
+    log_format: LogFormat = Field(
+        "text",
+        description="the form of the lines that the servers write: text, or json, an object a line, for programs that "
+        "collect logs",
     )
     otel_exporter_otlp_endpoint: Annotated[str | None, _Unset] = Field(
         None,
@@ -311,18 +320,37 @@ class Settings(BaseSettings):
         return _named(self.admin_api_key.get_secret_value() if self.admin_api_key else None)
 
 
-def load(**overrides: object) -> Settings:
-    """Read the settings, or say on standard error what is wrong and exit with status 2."""
+class _FormatAlone(BaseSettings):
+    """How a process tells that another setting is wrong."""
+
+    model_config = SettingsConfigDict(env_file=ENV_FILE, env_file_encoding="utf-8-sig", extra="ignore")
+    log_format: LogFormat = "text"
+
+
+def _print(sentence: str, _log_format: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def load(refuse: Callable[[str, str], None] = _print, **overrides: object) -> Settings:
+    """Read the settings, or say what is wrong and exit with status 2.
+
+    Args:
+        refuse: says it; takes the sentence and LOG_FORMAT, which is text where that is wrong too.
+        overrides: settings of whoever calls, which count before those of the environment.
+    """
+    log_format = "text"
     try:
         from_file = {"_env_file": ENV_FILE, "_env_file_encoding": _encoding_of(ENV_FILE)}
         return Settings(**(from_file | overrides))  # type: ignore[arg-type]
     except ValidationError as error:
         says = explain(error)
+        with contextlib.suppress(ValidationError):
+            log_format = _FormatAlone(**from_file).log_format  # type: ignore[arg-type]
     except UnicodeError:
         says = f"{ENV_FILE} is not UTF-8 text: save it as UTF-8."
     except OSError as error:
         says = f"{ENV_FILE} cannot be read: {error.strerror}."
-    print(says, file=sys.stderr)
+    refuse(says, log_format)
     raise SystemExit(2)  # as serving.errors.StartError
 
 

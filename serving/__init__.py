@@ -111,6 +111,9 @@ Beside the way
     telemetry/otlp          how spans leave a process
     web/request_traces      the span of each request that brings images
     jobs/tracing            what the queue asks of those who trace its jobs
+    telemetry/logs          one form for every line of the log
+    telemetry/log_output    writes the lines, and waits for no reader
+    telemetry/log_relay     a process: what C++ writes -> JSON
     local/supervisor        processes that are restarted
     local/load              the requests of stress_test.py, and how each ended
     local/load_images       what they carry

@@ -1,6 +1,7 @@
 """No password and no key is told: not in a log, not to a client, not to who lists the processes of the host."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -107,7 +108,8 @@ def test_a_service_in_trouble_tells_no_secret(light_model: dict[str, str]) -> No
     web, said = f"http://127.0.0.1:{port}", []
     right = {"Authorization": f"Bearer {KEY}"}
     try:
-        service = processes.start("run_service.py", WEB_PORT=str(port), WEB_WORKERS="1", REQUEST_TIMEOUT_SECONDS="2")
+        settings = {"WEB_PORT": str(port), "WEB_WORKERS": "1", "REQUEST_TIMEOUT_SECONDS": "2", "LOG_FORMAT": "json"}
+        service = processes.start("run_service.py", **settings)
         wait_for(lambda: is_up(f"{web}/readyz"))
         assert nothing_is_told(command_lines())
         statuses = [upload(f"{web}/predict", PHOTO, **right).status]
@@ -150,6 +152,8 @@ def test_a_service_in_trouble_tells_no_secret(light_model: dict[str, str]) -> No
         os.kill(service.pid, signal.SIGTERM)
         assert service.wait(timeout=60) == 0
         assert statuses == [200, 200, 503, 503]
+        # Each line of a service is JSON, and says whose it is.
+        assert {json.loads(line)["process"] for line in output(service).splitlines()} == {"service", "web", "model"}
         log = output(service) + output(letters)
         assert "invalid username-password pair" in log
         assert "resume image_queue: 0 changed, asked by ada" in log

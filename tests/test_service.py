@@ -427,6 +427,16 @@ def test_the_last_lines_of_a_process_hold_only_the_end_of_a_progress_bar() -> No
     assert lines.last_line("model", "nothing") == "3 %"
 
 
+def test_of_the_last_lines_in_json_one_is_shown_what_they_say() -> None:
+    lines = Output(quiet=["model"])
+    lines.write("model", '{"timestamp":"2026","level":"error","logger":"start","event":"Set it.","process":"x"}')
+    lines.write(
+        "model", '{"timestamp":"2026","level":"critical","event":"it failed","exception":"Traceback\\nValueError: x"}'
+    )
+    lines.write("model", '{"timestamp":"cut off')
+    assert lines.last_lines("model") == ["Set it.", "it failed\nTraceback\nValueError: x", '{"timestamp":"cut off']
+
+
 @pytest.fixture
 def four_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with four NVIDIA GPUs, for which files stand, and an empty folder of Python packages."""

@@ -5,6 +5,7 @@ CUDA is not there, that oneDNN is. With LOG_LEVEL=debug all of it is written as 
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from serving.model import gpus
 
-_PREFIX = re.compile(r"^([IWEF]\d{4} .*?\] |\S+ \S+ [A-Z]+ [\w.]+: )")  # of Google's logs, and of ours
+_PREFIX = re.compile(r"^([IWEF]\d{4} .*?\] |\S+ \S+ [A-Z]+ [\w.]+: )")  # of Google's logs, and of ours in text
 _ABOUT_GPUS = re.compile(r"gpu|cuda|cudnn|rocm|cuinit", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,16 @@ def kept_back() -> Iterator[list[str]]:
 
 def about_gpus(lines: Sequence[str]) -> str:
     """Return what a framework says of GPUs in its lines, each thing once; a text for people, empty if nothing."""
-    found = [_PREFIX.sub("", line) for line in lines if _ABOUT_GPUS.search(line)]
+    found = [_said(line) for line in lines if _ABOUT_GPUS.search(line)]
     return " ".join(dict.fromkeys(found))
+
+
+def _said(line: str) -> str:
+    """What a line says, without what stands before it in a log, in ours of JSON as well."""
+    if line.startswith('{"timestamp"'):
+        with contextlib.suppress(ValueError, KeyError):
+            return str(json.loads(line)["event"])
+    return _PREFIX.sub("", line)
 
 
 def tensorflows_level() -> str:

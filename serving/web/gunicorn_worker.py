@@ -23,6 +23,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import gevent
 from gevent.pool import Pool
 from gunicorn import util
+from gunicorn.glogging import Logger
 from gunicorn.http import wsgi
 from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
@@ -144,13 +145,25 @@ class BodiesInTime:
         return answer
 
 
+class Log(Logger):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's log, whose lines have the form of all others."""
+
+    def setup(self, cfg: Any) -> None:
+        """Leave the lines to the handler that all others have; gunicorn calls this as it starts."""
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+
+
 class HideRequest(logging.Filter):
-    """Hides in gunicorn's log the words of a request that gunicorn cannot read: they may hold an API key."""
+    """Hides in gunicorn's log the words of a request: they may hold an API key."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite a line of the log; always True, so that no line is lost."""
         if str(record.msg).startswith("Invalid request"):
             record.msg, record.args = hide_quoted(record.getMessage()), ()
+        elif str(record.msg).startswith("Error handling request"):  # with its address
+            record.msg, record.args = "Error handling request", ()
         return True
 
 

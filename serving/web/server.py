@@ -21,6 +21,7 @@ import gevent.threadpool
 from gunicorn.app.base import BaseApplication
 
 from serving.errors import RequestError
+from serving.telemetry import logs
 from serving.telemetry.web_metrics import WebMetrics
 from serving.web import gunicorn_worker
 from serving.web.arrival import KEEP_ALIVE_SECONDS, RequestBody
@@ -58,7 +59,6 @@ def serve(
     delay_seconds: float,
     headers: Mapping[str, str],
     most_upload_bytes: int,
-    log_level: str,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -72,7 +72,6 @@ def serve(
         delay_seconds: how long the door stays open after the server was told to stop.
         headers: of answers to requests that never reach the application.
         most_upload_bytes: that the requests of one process may hold in all.
-        log_level: debug, info or warning.
     """
     RequestBody.most_in_hand = most_upload_bytes
     gunicorn_worker.Worker.delay_seconds = delay_seconds
@@ -80,10 +79,19 @@ def serve(
     gunicorn_worker.beat_in_memory()
     ports = [port, metrics_port] if metrics_port else [port]
     settings = _settings(host, ports, processes, delay_seconds + drain_seconds)
-    settings["loglevel"] = "warning" if log_level == "warning" else "info"  # its debug lines name requests
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("PIL").setLevel(logging.INFO)  # its debug lines tell what is in an upload
     _Server(create_apps, counts, settings, metrics_port).run()
+
+
+def set_up_logs(log_format: str, log_level: str) -> None:
+    """Set up the log of the web server, with all its processes; the arguments are as of `logs.set_up`."""
+    # Libraries' debug lines tell what is in a request, or in an upload.
+    logs.set_up(log_format, log_level, libraries_level="warning" if log_level == "warning" else "info")
+    gevent.get_hub().print_exception = _note_failure
+
+
+def _note_failure(_context: object, kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    """Log the error of a greenlet, or of a callback of the loop, that nobody has caught."""
+    logs.uncaught(kind, error, traceback)
 
 
 def _settings(host: str, ports: Sequence[int], processes: int, stop_seconds: float) -> dict[str, Any]:
@@ -98,6 +106,8 @@ def _settings(host: str, ports: Sequence[int], processes: int, stop_seconds: flo
         "timeout": STUCK_WORKER_SECONDS,
         # No header of a proxy changes anything: gunicorn believes the scheme and the path in those of a trusted one.
         "forwarded_allow_ips": "",
+        "logger_class": gunicorn_worker.Log,
+        "loglevel": logging.getLevelName(logging.getLogger().getEffectiveLevel()).lower(),
         "control_socket_disable": True,  # nobody here uses it, and several services would share its path
         "post_fork": gunicorn_worker.hear_sigterm,
         "pre_request": gunicorn_worker.note_request,

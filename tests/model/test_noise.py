@@ -85,6 +85,7 @@ def test_what_is_said_of_gpus_is_told_once_and_without_prefixes() -> None:
         "W0000 00:00:1795988539.736706    6334 gpu_device.cc:2342] Cannot dlopen some GPU libraries.",
         "W0000 00:00:1795988539.736707    6334 gpu_device.cc:2342] Cannot dlopen some GPU libraries.",
         "2026-11-29 21:47:31,841 WARNING jax._src.xla_bridge: An NVIDIA GPU may be present on this machine.",
+        '{"timestamp":"…","level":"warning","logger":"jax","event":"An NVIDIA GPU may be present on this machine."}',
     ]
     assert noise.about_gpus(lines) == "Cannot dlopen some GPU libraries. An NVIDIA GPU may be present on this machine."
     assert noise.about_gpus(lines[:2]) == ""
