@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import settings
 from serving import errors
 from serving.batching.answerer import Answerer
+from serving.batching.batch_log import BatchLog
 from serving.batching.fetcher import Fetcher
 from serving.batching.handover import Handover
 from serving.batching.inbox import Inbox
@@ -156,7 +157,8 @@ def take_predict_answer(config: settings.Settings, queue: JobQueue, classifier: 
     state, inbox, handover = LoopState(config.lease_seconds), Inbox(config.batch_size, shape), Handover()
     wait_seconds, bulk_every = config.server_sleep, config.bulk_every
     fetcher = Fetcher(queue_side, inbox, state, shape, metrics, wait_seconds=wait_seconds, bulk_every=bulk_every)
-    predictor = Predictor(queue_side, inbox, classifier, handover, state, metrics)
+    batch_log = BatchLog(config.image_queue, served.name)
+    predictor = Predictor(queue_side, inbox, classifier, handover, state, metrics, batch_log)
     answerer = Answerer(handover, classifier, inbox, state, metrics, open_traces(config))
     loop = BatchLoop(fetcher, predictor, handover, answerer, state)
     for number in (signal.SIGTERM, signal.SIGINT):

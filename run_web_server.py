@@ -60,6 +60,7 @@ from serving.web import (
     uploads,
 )
 from serving.web.classify import ImageOptions, Pool, PredictionService
+from serving.web.request_log import RequestLog
 
 if TYPE_CHECKING:
     from serving.telemetry.traces import WebTraces
@@ -82,7 +83,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
     web_side = app.extensions["web side"] = open_web_side(config, queue)
     service = PredictionService(web_side, image_options(config), places=config.web_threads, pool=pool)
-    request_notes.add_to(app, [counts])
+    request_notes.add_to(app, [counts, RequestLog()])
     access.add_headers(app)
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     request_ids.add_to(app)

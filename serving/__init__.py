@@ -68,6 +68,7 @@ The model server (run_model_server.py)
     batching/loop           the three at the same time
     batching/batch          what they hand to each other: Item, Batch, Predicted
     batching/state          what they know of each other
+    batching/batch_log      a line of the log for each batch
 Where the model comes from
     model/spec              one model's settings
     model/choose            spec -> a runtime -> a classifier, warm and checked
@@ -82,6 +83,7 @@ Where the model comes from
 Beside the way
     errors                  what can go wrong
     web/problems            errors -> JSON
+    web/request_log         a line of the log for each request
     web/refusal_log         which limits refuse requests -> the log, without flooding it
     web/pages               pages for machines
     web/metrics_page        /metrics, also on a port of its own

@@ -5,6 +5,7 @@ Predicted -- the model's labels --> answers, JSON -- answer, in one round trip -
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +63,7 @@ class Answerer:
                 ]
                 if self._deliver(predicted.member, outcomes):
                     self._metrics.ended(outcomes)
+                    tell_of_dead_letters(predicted.items, outcomes)
                     if self._traces is not None:
                         done = predicted.began + (predicted.model_ms or 0.0) / 1000
                         self._traces.ended(predicted.items, outcomes, predicted.began, done, began)
@@ -93,3 +95,10 @@ class Answerer:
                 time.sleep(RECONNECT_SECONDS)
         log.warning("gave up %d answers; their jobs go to others", len(outcomes))
         return False
+
+
+def tell_of_dead_letters(items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+    """Write a line for each of these jobs that has become a dead letter; `items` are the same jobs, in their order."""
+    for item, outcome in zip(items, outcomes, strict=True):
+        if outcome.is_dead_letter:
+            log.warning("job %s is a dead letter now: %.200s", item, outcome.failure)

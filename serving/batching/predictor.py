@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from serving.batching.batch import Batch, Item, Predicted
+from serving.batching.batch_log import BatchLog
 from serving.batching.handover import Handover
 from serving.batching.inbox import Inbox
 from serving.batching.state import LoopState
@@ -33,6 +34,7 @@ class Predictor:
         handover: the way to the answerer.
         state: what the threads know of each other.
         metrics: counts images and times the model.
+        batch_log: tells of each batch.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Predictor:
         handover: Handover,
         state: LoopState,
         metrics: ModelMetrics,
+        batch_log: BatchLog | None = None,
     ) -> None:
         self._queue, self._inbox, self._model, self._handover = queue, inbox, model, handover
-        self._state, self._metrics = state, metrics
+        self._state, self._metrics, self._batch_log = state, metrics, batch_log or BatchLog()
 
     def run(self) -> None:
         """Predict until the loop stops.
@@ -101,7 +104,9 @@ class Predictor:
         if to_predict:
             if any(item.lane is Lane.BULK for item in to_predict):
                 self._state.last_bulk_seconds = seconds
-            self._metrics.predicted(len(to_predict), self._model.padding(len(to_predict)), seconds)
+            padding = self._model.padding(len(to_predict))
+            self._metrics.predicted(len(to_predict), padding, seconds)
+            self._batch_log.predicted(batch.member.name, to_predict, padding, 1000 * seconds)
         by_row = {item.row: row for item, row in zip(to_predict, probabilities, strict=True)}
         probabilities_of = [by_row.get(item.row) for item in batch.items]
         yield Predicted(batch.member, batch.items, probabilities_of, 1000 * seconds, started)

@@ -8,6 +8,7 @@ Progress renews the lease: `take` with empty hands, and `answer`.
 
 import itertools
 import json
+import logging
 import os
 import time
 import uuid
@@ -34,6 +35,8 @@ FORGET_NAME_SECONDS = 1200
 FORGET_ATTEMPTS_SECONDS = 24 * 3600
 PUBLISH_EVERY_SECONDS = 10.0  # a Redis that is out of memory may have thrown away what was published
 LONGEST_BLOCK_SECONDS = SOCKET_TIMEOUT_SECONDS / 2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,8 @@ class Membership:
                 self._given_up(text, lane) for lane, texts in zip(Lane, given_up, strict=True) for text in texts
             ]
             if outcomes:
+                for outcome in outcomes:
+                    log.warning("job %s is a dead letter now: %s", outcome.job_id or "without an id", outcome.failure)
                 self._end(outcomes, struck_off={})
             dead_letters += len(outcomes)
         return Returned(returned, dead_letters)

@@ -29,7 +29,7 @@ from gunicorn.workers import base
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.wsgi import ClosingIterator
 
-from serving.web import request_ids
+from serving.web import request_ids, request_log
 from serving.web.arrival import ArrivingHead, RequestBody, linger
 from serving.web.door import Door
 from serving.web.problems import SERVER_FAILED
@@ -186,6 +186,7 @@ class Refusals:
         """Answer a client with an HTTP status and gunicorn's message, then wait a little until the client has read."""
         says = f"This request cannot be read: {hide_quoted(message)[:MOST_ECHOED_CHARACTERS]}."
         request_id = request_ids.new()
+        request_log.note_unreadable(request_id, status)
         told = {"success": False, "error": says if message else SERVER_FAILED, "request_id": request_id}
         body = json.dumps(told)
         head = {

@@ -37,7 +37,7 @@ def request_error(error: RequestError) -> tuple[Response, int, dict[str, str]]:
     is_refusal = error.status in (503, 504) and not PROBED.fullmatch(request.path)
     if is_refusal or (error.status >= 500 and error.__cause__ is not None):
         refusals: RefusalLog = current_app.extensions["refusals"]
-        refusals.note(f"{request.method} {request.path}", error.status, str(error), error.__cause__, request_id())
+        refusals.note(_page(), error.status, str(error), error.__cause__, request_id())
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -64,8 +64,13 @@ def http_error(error: HTTPException) -> tuple[Response, int, dict[str, str]]:
 
 def unexpected(error: Exception) -> tuple[Response, int]:
     """The answer to an error that nobody has thought of, which goes to the log: its body, its status."""
-    log.error("%s %s failed, request %s", request.method, request.path, request_id(), exc_info=error)
+    log.error("%s failed, request %s", _page(), request_id(), exc_info=error)
     return body(SERVER_FAILED, 500), 500
+
+
+def _page() -> str:
+    """What was asked for, for the log: the method and the pattern of a page, without the client's own words."""
+    return f"{request.method} {request.url_rule}" if request.url_rule is not None else "a page that does not exist"
 
 
 def is_open_inference() -> bool:

@@ -289,13 +289,16 @@ def test_a_member_knows_for_good_that_its_lease_is_lost(
     assert member.is_lost
 
 
-def test_answers_for_the_dead_do_not_count_as_its_own(raw: redis.Redis, new_member: NewMember) -> None:
-    push(raw, 2)
+def test_answers_for_the_dead_do_not_count_as_its_own(
+    raw: redis.Redis, new_member: NewMember, caplog: pytest.LogCaptureFixture
+) -> None:
+    given_up, _ = push(raw, 2)
     dead, survivor = new_member(max_attempts=1), new_member(max_attempts=1)
     dead.take(1)
     (own,) = survivor.take(1).jobs
     run_out(raw, dead)
     assert survivor.return_expired().jobs == 0  # the job became a dead letter, and its client was told
+    assert caplog.messages[0].startswith(f"job {given_up.id} is a dead letter now: The model server failed 1 times")
     assert survivor.in_hand == 1
     assert survivor.answer([answered(own)])
     assert raw.get("{image_queue}:served") == b"1"
