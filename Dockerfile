@@ -33,7 +33,7 @@ STOPSIGNAL SIGTERM
 
 FROM runtime AS web
 COPY --from=web-packages /venv /venv
-COPY run_web_server.py queue_admin.py ./
+COPY run_web_server.py web_parts.py queue_admin.py ./
 USER 10001:10001
 ENV WEB_HOST=0.0.0.0
 # 9100 is for Prometheus, where WEB_METRICS_PORT says so.

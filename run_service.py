@@ -34,8 +34,7 @@ from serving.model import gpu_packages, gpus
 from serving.model.spec import name_of
 
 HERE = Path(__file__).parent
-MODEL_STOP_SECONDS = 30
-REDIS_STOP_SECONDS = 10
+MODEL_STOP_SECONDS, REDIS_STOP_SECONDS = 30, 10
 OBSERVE_LEASES_EVERY_SECONDS = 1.0
 REDIS_TIMEOUT_SECONDS = 3.0
 

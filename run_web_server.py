@@ -25,12 +25,9 @@ from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
 import settings
+import web_parts
 from serving import errors
-from serving.images.kinds import FORMATS
-from serving.jobs.async_jobs import AsyncJobs
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.watch import Watch
-from serving.jobs.web_side import WebSide
 from serving.local import packages, web_address
 from serving.telemetry import logs
 from serving.telemetry.build import build_of
@@ -39,19 +36,14 @@ from serving.web import (
     access,
     admin,
     admin_letters,
-    admin_schema,
     api_docs,
     heap,
     jobs,
-    jobs_schema,
     live_state,
     metrics_page,
     open_inference,
-    open_inference_schema,
-    openapi,
     pages,
     predict,
-    predict_schema,
     problems,
     request_ids,
     request_notes,
@@ -59,7 +51,7 @@ from serving.web import (
     server,
     uploads,
 )
-from serving.web.classify import ImageOptions, Pool, PredictionService
+from serving.web.classify import Pool, PredictionService
 from serving.web.request_log import RequestLog
 
 if TYPE_CHECKING:
@@ -74,138 +66,42 @@ log = logging.getLogger("web_server")
 
 def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces: "WebTraces | None" = None) -> Flask:
     """The Flask application of one web process, made of its parts; `pool` decodes large images. It starts nothing."""
-    app, limits = Flask(__name__, static_folder=None), upload_limits(config)
+    app, limits = Flask(__name__, static_folder=None), web_parts.upload_limits(config)
     app.config["API_KEYS"] = config.api_keys()
     app.config["READY_WITHOUT_MODEL_SERVER"] = config.ready_without_model_server
     app.config["MAX_CONTENT_LENGTH"] = limits.request_bytes + uploads.OVERHEAD_BYTES
     app.json = json = DefaultJSONProvider(app)
     json.sort_keys = json.ensure_ascii = False
     queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
-    web_side = app.extensions["web side"] = open_web_side(config, queue)
-    service = PredictionService(web_side, image_options(config), places=config.web_threads, pool=pool)
+    web_side = app.extensions["web side"] = web_parts.open_web_side(config, queue)
+    service = PredictionService(web_side, web_parts.image_options(config), places=config.web_threads, pool=pool)
     request_notes.add_to(app, [counts, RequestLog()])
     access.add_headers(app)
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     request_ids.add_to(app)
     predict.add_to(app, service, limits)
-    jobs_door = open_jobs_door(config, queue, web_side, service)
+    jobs_door = web_parts.open_jobs_door(config, queue, web_side, service)
     jobs.add_to(app, jobs_door)
     request_traces.add_to(app, traces, web_side, jobs_door.jobs)
-    pages.add_to(app, queue, describe(config))
-    live_state.add_to(app, queue, page_facts(config))
+    pages.add_to(app, queue, web_parts.describe(config))
+    live_state.add_to(app, queue, web_parts.page_facts(config))
     metrics_page.add_to(app, counts)
     if config.api_docs:
         api_docs.add_to(app)
     open_inference.add_to(app)
     problems.add_to(app)
     if config.admin_keys():
-        admin.add_to(app, open_desk(config, queue, web_side, pool))
+        admin.add_to(app, web_parts.open_desk(config, queue, web_side, pool))
         app.register_blueprint(admin_letters.blueprint)
     return app
 
 
 def start_apps(config: settings.Settings, counts: WebMetrics) -> server.Applications:
     """The applications that a web process serves: `create_app`, with the web side's threads started, and /metrics'."""
-    app = create_app(config, server.decoding_pool(), counts, open_traces(config))
+    app = create_app(config, server.decoding_pool(), counts, web_parts.open_traces(config))
     app.extensions["web side"].start()
     app.extensions["jobs door"].watch.start()
     return server.Applications(app, on_metrics_port=metrics_page.app_of_its_own(app))
-
-
-def open_traces(config: settings.Settings) -> "WebTraces | None":
-    """What sends a web process's traces; None where nobody wants them."""
-    if config.otel_exporter_otlp_endpoint is None:
-        return None
-    settings.hand_on_to_opentelemetry()
-    from serving.telemetry.traces import WebTraces
-
-    return WebTraces(config.image_queue)
-
-
-def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
-    """The web server's side of the queue."""
-    return WebSide(
-        queue,
-        max_queue_length=config.max_queue_length,
-        timeout_seconds=config.request_timeout_seconds,
-        poll_seconds=config.client_sleep,
-        own_size=config.input_size(),
-        own_name=config.model_name,
-    )
-
-
-def open_jobs_door(
-    config: settings.Settings, queue: JobQueue, web_side: WebSide, service: PredictionService
-) -> jobs.JobsDoor:
-    """What asynchronous jobs need."""
-    async_jobs = AsyncJobs(
-        queue,
-        web_side.served,
-        most_waiting=config.max_bulk_length,
-        timeout_seconds=config.job_timeout_seconds,
-        result_ttl_seconds=config.job_result_ttl_seconds,
-    )
-    return jobs.JobsDoor(
-        async_jobs,
-        Watch(async_jobs),
-        service,
-        model=config.model_name,
-        timeout_seconds=config.request_timeout_seconds,
-        poll_seconds=config.client_sleep,
-    )
-
-
-def open_desk(config: settings.Settings, queue: JobQueue, web_side: WebSide, pool: Pool) -> admin.Desk:
-    """What the operator's page needs."""
-    read_only = config.admin_read_only
-    return admin.Desk(queue, web_side.served, pool, keys=config.admin_keys(), is_read_only=read_only)
-
-
-def image_options(config: settings.Settings) -> ImageOptions:
-    """How an image travels, and how long its client waits."""
-    return ImageOptions(
-        dtype=config.image_dtype,
-        max_pixels=config.max_image_pixels,
-        timeout_seconds=config.request_timeout_seconds,
-        poll_seconds=config.client_sleep,
-    )
-
-
-def upload_limits(config: settings.Settings) -> uploads.Limits:
-    """What one request may bring."""
-    return uploads.Limits(
-        image_bytes=config.max_upload_bytes,
-        images=config.max_images,
-        request_bytes=max(config.max_request_bytes, config.max_upload_bytes),
-    )
-
-
-def page_facts(config: settings.Settings) -> live_state.PageFacts:
-    """What a client needs to know before it sends an image."""
-    return live_state.PageFacts(
-        asks_for_key=bool(config.api_keys()),
-        max_images=config.max_images,
-        max_upload_bytes=config.max_upload_bytes,
-        top=config.top,
-        api_docs=config.api_docs,
-    )
-
-
-def describe(config: settings.Settings) -> dict[str, object]:
-    """The API's description, for /openapi.json."""
-    asks_for_key = bool(config.api_keys())
-    doors = [
-        predict_schema.describe(
-            max_upload_bytes=config.max_upload_bytes, max_images=config.max_images, formats=FORMATS
-        ),
-        jobs_schema.describe(),
-        open_inference_schema.describe(asks_for_key=asks_for_key),
-        pages.describe(asks_for_key=asks_for_key),
-        live_state.describe(),
-    ]
-    if config.admin_keys():
-        doors.append(admin_schema.describe())
-    return openapi.describe(doors, asks_for_key=asks_for_key)
 
 
 def main() -> int:
@@ -232,7 +128,7 @@ def main() -> int:
 
 def serve(config: settings.Settings) -> None:
     """Serve in several processes until told to stop."""
-    counts = WebMetrics(build_of(HERE, config.git_commit))
+    counts, limits = WebMetrics(build_of(HERE, config.git_commit)), web_parts.upload_limits(config)
     server.serve(
         lambda: start_apps(config, counts),
         counts,
@@ -243,7 +139,7 @@ def serve(config: settings.Settings) -> None:
         drain_seconds=config.request_timeout_seconds,
         delay_seconds=config.drain_delay_seconds,
         headers=access.ALWAYS,
-        most_upload_bytes=max(config.web_threads * config.max_upload_bytes, upload_limits(config).request_bytes),
+        most_upload_bytes=max(config.web_threads * config.max_upload_bytes, limits.request_bytes),
     )
 
 

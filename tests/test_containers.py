@@ -178,7 +178,13 @@ def test_compose_repeats_no_default_of_the_settings() -> None:
     services = composed(GPU_HOST)["services"]
     given = services["web"]["environment"] | services["model"]["environment"]
     own = {name for name, value in given.items() if name in SETTINGS and value is not None}
-    assert own == {"REDIS_URL", "WEB_HOST", "METRICS_HOST", "WEB_METRICS_PORT", "LOG_FORMAT"}  # what differs in a container
+    assert own == {
+        "REDIS_URL",
+        "WEB_HOST",
+        "METRICS_HOST",
+        "WEB_METRICS_PORT",
+        "LOG_FORMAT",
+    }  # what differs in a container
 
 
 def test_only_what_people_look_at_is_published_and_only_on_loopback() -> None:

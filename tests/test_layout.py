@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-STORIES = ["run_web_server.py", "run_model_server.py", "run_service.py", "queue_admin.py", "dead_letters.py"]
+STORIES = [
+    "run_web_server.py",
+    "web_parts.py",
+    "run_model_server.py",
+    "run_service.py",
+    "queue_admin.py",
+    "dead_letters.py",
+]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "serving").rglob("*.py"))
 OURS = {"settings", "helpers", "serving", "client", "stress_test", *(Path(name).stem for name in STORIES)}
 

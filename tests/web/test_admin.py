@@ -15,7 +15,7 @@ from PIL import Image
 from werkzeug.test import TestResponse
 
 import helpers
-from run_web_server import create_app, describe
+from run_web_server import create_app
 from serving.jobs import operator
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
@@ -26,6 +26,7 @@ from serving.telemetry.build import Build
 from serving.telemetry.web_metrics import WebMetrics
 from serving.web import page_files
 from settings import Settings
+from web_parts import describe
 
 KEYS = {"admin_api_key": "ada:sesame, open", "api_key": "clients"}
 ADA, SECOND, CLIENT, WRONG = ({"Authorization": f"Bearer {key}"} for key in ("sesame", "open", "clients", "sesam"))
@@ -299,6 +300,7 @@ def test_the_picture_of_a_job_that_tells_no_shape_has_the_models(
         (new_job(image="?").to_text().encode(), "not base64"),
         (new_job(**IMAGE | {"dtype": "int9"}).to_text().encode(), "int9"),
     ],
+    ids=["garbage", "too short", "no shape of an image", "no base64", "unknown dtype"],
 )
 def test_a_letter_without_a_picture_says_why(
     client: FlaskClient, raw: redis.Redis, new_member: NewMember, text: bytes, says: str

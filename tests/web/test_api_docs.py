@@ -4,11 +4,11 @@ import re
 
 from conftest import ROOT
 
-from run_web_server import describe
 from serving import errors
 from serving.images import kinds, limits
 from serving.web import access, arrival, uploads
 from settings import Settings
+from web_parts import describe
 
 PAGE = (ROOT / "docs" / "api.md").read_text()
 

@@ -26,8 +26,8 @@ from conftest import (
 from openapi_spec_validator import validate
 from PIL import Image
 
-from run_web_server import describe
 from settings import Settings
+from web_parts import describe
 
 KEY, OPERATORS_KEY = {"Authorization": "Bearer sesame"}, {"Authorization": "Bearer open"}
 # Not `positive_data_acceptance`: bytes at random are no picture, and a model may have fewer labels than `top`.

@@ -1,5 +1,5 @@
-"""We need of gunicorn thirteen names that are in no documentation, and three of its sentences; whoever raises its version
-learns here what has changed."""
+"""We need of gunicorn thirteen names that are in no documentation, and three of its sentences; whoever raises its
+version learns here what has changed."""
 
 import inspect
 import re

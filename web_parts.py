@@ -1,0 +1,126 @@
+"""What the web server is made of: each part, with the settings that it needs. The second page of the story that
+run_web_server.py tells; like a story, it reads settings.
+
+    settings --> web_parts --> run_web_server.create_app
+"""
+
+from typing import TYPE_CHECKING
+
+import settings
+from serving.images.kinds import FORMATS
+from serving.jobs.async_jobs import AsyncJobs
+from serving.jobs.job_queue import JobQueue
+from serving.jobs.watch import Watch
+from serving.jobs.web_side import WebSide
+from serving.web import (
+    admin,
+    admin_schema,
+    jobs,
+    jobs_schema,
+    live_state,
+    open_inference_schema,
+    openapi,
+    pages,
+    predict_schema,
+    uploads,
+)
+from serving.web.classify import ImageOptions, Pool, PredictionService
+
+if TYPE_CHECKING:
+    from serving.telemetry.traces import WebTraces
+
+
+def open_traces(config: settings.Settings) -> "WebTraces | None":
+    """What sends a web process's traces; None where nobody wants them."""
+    if config.otel_exporter_otlp_endpoint is None:
+        return None
+    settings.hand_on_to_opentelemetry()
+    from serving.telemetry.traces import WebTraces
+
+    return WebTraces(config.image_queue)
+
+
+def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
+    """The web server's side of the queue."""
+    return WebSide(
+        queue,
+        max_queue_length=config.max_queue_length,
+        timeout_seconds=config.request_timeout_seconds,
+        poll_seconds=config.client_sleep,
+        own_size=config.input_size(),
+        own_name=config.model_name,
+    )
+
+
+def open_jobs_door(
+    config: settings.Settings, queue: JobQueue, web_side: WebSide, service: PredictionService
+) -> jobs.JobsDoor:
+    """What asynchronous jobs need."""
+    async_jobs = AsyncJobs(
+        queue,
+        web_side.served,
+        most_waiting=config.max_bulk_length,
+        timeout_seconds=config.job_timeout_seconds,
+        result_ttl_seconds=config.job_result_ttl_seconds,
+    )
+    return jobs.JobsDoor(
+        async_jobs,
+        Watch(async_jobs),
+        service,
+        model=config.model_name,
+        timeout_seconds=config.request_timeout_seconds,
+        poll_seconds=config.client_sleep,
+    )
+
+
+def open_desk(config: settings.Settings, queue: JobQueue, web_side: WebSide, pool: Pool) -> admin.Desk:
+    """What the operator's page needs."""
+    read_only = config.admin_read_only
+    return admin.Desk(queue, web_side.served, pool, keys=config.admin_keys(), is_read_only=read_only)
+
+
+def image_options(config: settings.Settings) -> ImageOptions:
+    """How an image travels, and how long its client waits."""
+    return ImageOptions(
+        dtype=config.image_dtype,
+        max_pixels=config.max_image_pixels,
+        timeout_seconds=config.request_timeout_seconds,
+        poll_seconds=config.client_sleep,
+    )
+
+
+def upload_limits(config: settings.Settings) -> uploads.Limits:
+    """What one request may bring."""
+    return uploads.Limits(
+        image_bytes=config.max_upload_bytes,
+        images=config.max_images,
+        request_bytes=max(config.max_request_bytes, config.max_upload_bytes),
+    )
+
+
+def page_facts(config: settings.Settings) -> live_state.PageFacts:
+    """What a client needs to know before it sends an image."""
+    return live_state.PageFacts(
+        asks_for_key=bool(config.api_keys()),
+        max_images=config.max_images,
+        max_upload_bytes=config.max_upload_bytes,
+        top=config.top,
+        api_docs=config.api_docs,
+    )
+
+
+def describe(config: settings.Settings) -> dict[str, object]:
+    """The API's description, for /openapi.json."""
+    asks_for_key = bool(config.api_keys())
+    doors = [
+        predict_schema.describe(
+            max_upload_bytes=config.max_upload_bytes, max_images=config.max_images, formats=FORMATS
+        ),
+        jobs_schema.describe(),
+        open_inference_schema.describe(asks_for_key=asks_for_key),
+        pages.describe(asks_for_key=asks_for_key),
+        live_state.describe(),
+    ]
+    if config.admin_keys():
+        doors.append(admin_schema.describe())
+    return openapi.describe(doors, asks_for_key=asks_for_key)
