@@ -9,7 +9,7 @@ import redis
 from axe_playwright_python.sync_playwright import Axe
 from conftest import Processes, RedisServer, free_port, is_up, new_job, push, some_photo, wait_for
 from page_rig import Requests, Visit, answer_in_the_services_place, needs_chromium
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 import helpers
 from serving.jobs import control
@@ -113,6 +113,25 @@ def test_the_page_asks_for_the_key_and_keeps_it_in_its_tab_alone(
         expect(page.get_by_role("heading", name="The queue")).to_be_hidden()
         assert page.evaluate("sessionStorage.length") == 0
         assert page.context.cookies() == []
+
+
+def test_a_key_that_is_forgotten_while_the_page_looks_shows_nothing_any_more(
+    browser: Browser, desks: dict[str, str], raw: redis.Redis
+) -> None:
+    held: list[Route] = []
+    with Visit(browser, desks["act"]) as page:
+        stats, letters_asked = Requests(page, "/stats"), Requests(page, "/dead-letters")
+        enter(page)
+        letters_asked.wait_until_ended(1)
+        page.route("**/stats", lambda route: held.append(route))
+        look(page)
+        wait_for(lambda: page.wait_for_timeout(20) or held)
+        button(page, "Forget the key").click()
+        held[0].continue_()
+        stats.wait_until_ended(stats.begun)
+        expect(page.get_by_role("heading", name="The queue")).to_be_hidden()
+        expect(page.get_by_label("keys in ADMIN_API_KEY")).to_be_focused()
+        assert letters_asked.begun == 1
 
 
 # What it shows

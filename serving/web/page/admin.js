@@ -20,12 +20,14 @@ async function look() {
   isAsking = true;
   try {
     const stats = await desk.ask("stats");
-    show(stats);
-    await letters.show(stats.dead_letters, stats.read_only);
+    if (desk.hasKey) {  // which may have been forgotten meanwhile
+      show(stats);
+      await letters.show(stats.dead_letters, stats.read_only);
+    }
     pause = EVERY_MS;
   } catch (error) {
     if (error.status === 401) close(error.message);
-    else lost(error.message);
+    else if (desk.hasKey) lost(error.message);
     pause = Math.min(2 * pause, AT_MOST_EVERY_MS);
   }
   isAsking = false;

@@ -30,6 +30,7 @@ export class Letters {
 
   async refresh() {
     const {total, dead_letters: letters} = await this.#desk.ask(`dead-letters?limit=${this.#limit}`);
+    if (!this.#desk.hasKey) return;  // it was forgotten meanwhile
     this.#told = total;
     this.#lookedAt = performance.now();
     const names = new Set(letters.map(({name}) => name));
