@@ -292,6 +292,20 @@ def test_many_letters_are_shown_a_part_at_a_time(page: Page, raw: redis.Redis) -
     expect(button(page, "Show more")).to_be_hidden()
 
 
+def test_of_letters_that_are_the_same_one_is_shown_and_the_page_looks_on(page: Page, raw: redis.Redis) -> None:
+    raw.rpush("{image_queue}:dead", *["the same garbage"] * 21)
+    look(page)
+    expect(page.get_by_text("The newest 1 of 21.")).to_be_visible()
+    more = button(page, "Show more")
+    for _ in range(10):
+        if more.is_visible():
+            with page.expect_response("**/dead-letters?*"):
+                more.click()
+    look(page)
+    expect(more).to_be_hidden()
+    expect(page.locator("#banner")).to_be_hidden()
+
+
 def test_a_desk_that_may_look_shows_no_button_that_acts(
     browser: Browser, desks: dict[str, str], raw: redis.Redis, new_member: Callable[..., Membership]
 ) -> None:

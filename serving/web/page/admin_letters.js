@@ -2,7 +2,7 @@
 
 import {$, announce, count, make} from "../../page/dom.js";
 
-const STEP = 20, LOOK_AGAIN_MS = 30_000, AT_ONCE = 2;
+const STEP = 20, MOST = 200, LOOK_AGAIN_MS = 30_000, AT_ONCE = 2;
 
 export class Letters {
   #desk; #act;
@@ -18,7 +18,7 @@ export class Letters {
   constructor(desk, act) {
     this.#desk = desk;
     this.#act = act;
-    $("more").onclick = () => { this.#limit += STEP; this.#told = -1; this.refresh(); };
+    $("more").onclick = () => { this.#limit = Math.min(this.#limit + STEP, MOST); this.#told = -1; this.refresh(); };
   }
 
   // Fetch the list anew if it may have changed: a full list stays as long while its letters change.
@@ -38,7 +38,7 @@ export class Letters {
     letters.forEach((letter, index) => this.#put(letter, index));
     $("letters-note").textContent = total === 0 ? "There are none: no job was given up."
       : total > letters.length ? `The newest ${letters.length} of ${total}.` : `${count(total, "job was", "jobs were")} given up.`;
-    $("more").hidden = total <= letters.length;
+    $("more").hidden = total <= letters.length || this.#limit === MOST;  // the same letters are shown once
   }
 
   clear() {
