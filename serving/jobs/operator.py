@@ -171,6 +171,8 @@ def requeue(queue: JobQueue, letter: Letter) -> bool:
         QueueAway: Redis does not answer; nobody knows whether the job was put back.
     """
     job = fresh_job(letter)
+    if job.submitted_at is not None:  # else the lane would seem to have waited since then
+        job = replace(job, submitted_at=round(queue.now(), 3))
     # Job.to_text expects an image in base64. This image may be anything else, so it is escaped for JSON.
     text = replace(job, image=json.dumps(job.image)[1:-1]).to_text()
     keys = queue.keys

@@ -19,10 +19,11 @@ from PIL import Image
 import helpers
 import queue_admin
 from serving.errors import BadJob
-from serving.jobs.job import Job, Outcome
+from serving.jobs.job import Job, Lane, Outcome
 from serving.jobs.job_queue import MOST_DEAD_LETTERS, JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.operator import Letter, drop, find, read_letters, requeue, short_name
+from serving.jobs.overview import overview
 
 NewMember = Callable[..., Membership]
 Script = Callable[..., tuple[int, str]]
@@ -190,6 +191,19 @@ def test_a_requeued_job_is_a_new_one_at_the_end_of_the_queue(
     assert keys(raw) - {"{image_queue}:served"} == {"image_queue"}
     assert not requeue(queue, found)
     assert raw.llen("image_queue") == 2
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_a_requeued_job_waits_from_that_moment_on(
+    raw: redis.Redis, queue: JobQueue, new_member: NewMember, lane: Lane
+) -> None:
+    job, member = new_job(submitted_at=queue.now() - 86_400), new_member()
+    raw.rpush(queue.keys.lane(lane).waiting, job.to_text())
+    member.answer([Outcome(*member.take(1, lane=lane).jobs, job.id, failure=REASON, lane=lane)])
+    assert requeue(queue, read_letters(queue)[0])
+    now = overview(queue)
+    waits = now.oldest_waiting_seconds if lane is Lane.PEOPLE else now.oldest_bulk_waiting_seconds
+    assert waits == pytest.approx(0, abs=60)
 
 
 def test_an_image_that_is_no_base64_comes_back_as_it_was(
