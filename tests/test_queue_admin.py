@@ -374,11 +374,13 @@ def test_in_a_pipe_watch_prints_lines_while_redis_goes_and_returns_and_ctrl_c_en
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_on_a_terminal_watch_draws_one_screen_anew_and_gives_the_cursor_back(
-    other_redis: RedisServer, stop: signal.Signals, status: int
+@pytest.mark.parametrize("verb", [["status", "--watch"], ["drain", "--wait"]], ids=["watch", "drain"])
+def test_on_a_terminal_what_is_drawn_anew_gives_the_cursor_back(
+    other_redis: RedisServer, verb: list[str], stop: signal.Signals, status: int
 ) -> None:
+    other_redis.client.rpush("image_queue", new_job().to_text())
     ours, its = pty.openpty()
-    process = start(other_redis.url, "status", "--watch", stdout=its, stderr=its)
+    process = start(other_redis.url, *verb, stdout=its, stderr=its)
     os.close(its)
     shown = b""
 
@@ -389,7 +391,7 @@ def test_on_a_terminal_watch_draws_one_screen_anew_and_gives_the_cursor_back(
         return shown
 
     try:
-        wait_for(lambda: read().count(b"No model server lives") >= 2)
+        wait_for(lambda: read().count(b"o model server") >= 2)  # lives, or takes
         process.send_signal(stop)
         assert process.wait(timeout=30) == status
         read()
@@ -397,6 +399,7 @@ def test_on_a_terminal_watch_draws_one_screen_anew_and_gives_the_cursor_back(
         process.kill()
         process.wait()
         os.close(ours)
+        other_redis.client.flushall()
     assert b"Traceback" not in shown
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
 

@@ -4,6 +4,7 @@ watch -- every second --> a screen that is drawn anew; in a pipe one more line
 wait_until_empty -- four times a second --> a progress bar; in a pipe a line now and then
 """
 
+import contextlib
 import json
 import signal
 import sys
@@ -30,8 +31,7 @@ STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 
 def watch(queue: JobQueue, timeouts: Timeouts, as_json_lines: bool) -> None:
     """Show the status every second, also while Redis is away, until KeyboardInterrupt."""
-    # The terminal's cursor, which a live screen hides, comes back as an exception leaves the screen.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED_BY_SIGTERM))
+    _end_by_an_exception()
     if as_json_lines or not sys.stdout.isatty():
         for seen in _every_second(queue, timeouts):
             print(_as_json_line(queue, seen) if as_json_lines else _as_line(seen), flush=True)
@@ -40,6 +40,12 @@ def watch(queue: JobQueue, timeouts: Timeouts, as_json_lines: bool) -> None:
         for seen in _every_second(queue, timeouts):
             view = as_view(seen) if isinstance(seen, Status) else Text(_as_line(seen), "bold red")
             screen.update(view, refresh=True)
+
+
+def _end_by_an_exception() -> None:
+    """Have SIGTERM raise SystemExit: the cursor, which a live screen hides, comes back as that leaves the screen."""
+    with contextlib.suppress(ValueError):  # this is not the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED_BY_SIGTERM))
 
 
 def _every_second(queue: JobQueue, timeouts: Timeouts) -> Iterator[Status | QueueAway]:
@@ -74,6 +80,7 @@ def wait_until_empty(queue: JobQueue, timeout_seconds: float | None) -> float:
     While Redis is away the wait goes on. Raises NotDone: the time is over, or the queue does not drain any more.
     """
     began, most = time.monotonic(), 0
+    _end_by_an_exception()
     try:
         with _Bar() as bar:
             while True:
@@ -86,7 +93,7 @@ def wait_until_empty(queue: JobQueue, timeout_seconds: float | None) -> float:
                 most = max(most, left or 0)
                 bar.show(says, most, None if left is None else most - left)
                 time.sleep(DRAIN_SECONDS)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         print(STILL_DRAINING, file=sys.stderr)
         raise
 
