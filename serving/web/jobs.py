@@ -192,7 +192,7 @@ def _finished(state: JobState, wanted: Wanted) -> Response:
         raise TimedOut(state.error or f"Nothing is known of what became of the job {state.id}.")
     body = answers.predictions(state.answer, wanted.top)
     noted = notes()
-    wait_ms = noted.milliseconds() - (noted.decode_ms or 0.0)
+    wait_ms = noted.milliseconds() - (noted.read_ms or 0.0) - (noted.decode_ms or 0.0)
     noted.answered(time.monotonic(), wait_ms, noted.submit_ms or 0.0, state.answer.about.get("model_ms"))
     headers = answers.headers([state.answer], noted)
     return Response(body + "\n", mimetype="application/json", headers=headers)

@@ -1,5 +1,6 @@
 """What a web process notes of each request: the whole application, in this process, on a real Redis."""
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -157,3 +158,25 @@ def test_a_request_that_is_refused_as_a_whole_notes_one_reason(
         for path in ("/predict", "/v2/models/any/infer"):
             assert app.test_client().post(path, data=PHOTO, headers=IMAGE).status_code == 503
     assert [notes.refusals for notes, _ in noting.seen] == [["redis_away"], ["redis_away"]]
+
+
+class SlowBody:
+    """A body whose client needs a moment for it."""
+
+    def __init__(self, body: bytes, seconds: float) -> None:
+        self._body, self._seconds = io.BytesIO(body), seconds
+
+    def read(self, most: int = -1) -> bytes:
+        time.sleep(self._seconds)
+        return self._body.read(most)
+
+
+def test_of_a_job_that_is_waited_for_the_stages_fit_into_its_time_also_behind_a_slow_upload(
+    app: Flask, noting: Noting
+) -> None:
+    slow = {"wsgi.input": SlowBody(PHOTO, 0.5), "CONTENT_LENGTH": str(len(PHOTO)), "CONTENT_TYPE": "image/jpeg"}
+    app.test_client().post("/predict", environ_overrides=slow, headers={"Idempotency-Key": "slow"})
+    ((notes, status),) = noting.seen
+    assert (status, notes.predict_ms) == (200, MODEL_MS)
+    assert notes.read_ms > 400
+    assert sum(getattr(notes, stage) for stage in STAGES) <= notes.total_ms
