@@ -193,7 +193,9 @@ def _finished(state: JobState, wanted: Wanted) -> Response:
     body = answers.predictions(state.answer, wanted.top)
     noted = notes()
     wait_ms = noted.milliseconds() - (noted.read_ms or 0.0) - (noted.decode_ms or 0.0)
-    noted.answered(time.monotonic(), wait_ms, noted.submit_ms or 0.0, state.answer.about.get("model_ms"))
+    # The model may have had the job of an earlier request before this one came.
+    model_ms = None if noted.submit_ms is None else state.answer.about.get("model_ms")
+    noted.answered(time.monotonic(), wait_ms, noted.submit_ms or 0.0, model_ms)
     headers = answers.headers([state.answer], noted)
     return Response(body + "\n", mimetype="application/json", headers=headers)
 

@@ -180,3 +180,13 @@ def test_of_a_job_that_is_waited_for_the_stages_fit_into_its_time_also_behind_a_
     assert (status, notes.predict_ms) == (200, MODEL_MS)
     assert notes.read_ms > 400
     assert sum(getattr(notes, stage) for stage in STAGES) <= notes.total_ms
+
+
+def test_a_request_that_is_sent_again_does_not_tell_how_long_the_model_had_it_the_first_time(
+    app: Flask, noting: Noting
+) -> None:
+    first, again = (send(app.test_client(), PHOTO, Idempotency_Key="mine") for _ in range(2))
+    assert (again.data, "model;" in first.headers["Server-Timing"]) == (first.data, True)
+    assert "model;" not in again.headers["Server-Timing"]
+    told = [[stage for stage in STAGES if getattr(notes, stage) is not None] for notes, _ in noting.seen]
+    assert told == [list(STAGES), ["read_ms", "answer_ms"]]
