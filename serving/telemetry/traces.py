@@ -16,6 +16,7 @@ trace of its request, from when it took the job until the answer was set.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -30,6 +31,7 @@ from opentelemetry.trace import (
     SpanKind,
     StatusCode,
     Tracer,
+    TraceState,
     get_current_span,
     set_span_in_context,
 )
@@ -40,6 +42,7 @@ from serving.telemetry.otlp import SpanSender
 
 MOST_HEADER_CHARACTERS = 512  # of traceparent and of tracestate; OpenTelemetry logs a line for each longer one
 
+logging.getLogger(TraceState.__module__).setLevel(logging.ERROR)  # it quotes each tracestate that is none
 _W3C = TraceContextTextMapPropagator()
 _NOTHING = Context()
 _REQUEST = create_key("request")  # of the request that is being answered, its RequestSpan

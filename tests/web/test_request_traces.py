@@ -82,3 +82,13 @@ def test_pages_and_probes_are_not_traced(
     web.post("/predict", data=b"")
     finished(exporter, "POST /predict")
     assert {span.name for span in exporter.get_finished_spans()} <= {"POST /predict", "read"}
+
+
+def test_what_a_client_sends_as_its_tracestate_does_not_get_into_the_log(
+    web: FlaskClient, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, tracestate in enumerate(("a=1,secret=é", "a=1,a=secret", ",".join(f"k{i}=v" for i in range(40))), 1):
+        parent = {"traceparent": f"00-{number:032x}-{1:016x}-01", "tracestate": tracestate}
+        web.post("/predict", data=b"", headers=parent)
+    assert len(finished(exporter, "POST /predict", 3)) == 3
+    assert not any(record.name.startswith("opentelemetry") for record in caplog.records)
