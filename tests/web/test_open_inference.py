@@ -66,7 +66,7 @@ def service(processes: Processes, light_model: dict[str, str]) -> str:
     for path in ("health/ready", "models/mean_colour", "models/mean_colour/ready", "models/mean_colour/config"):
         before = http("GET", f"{url}/v2/{path}")
         assert (before.status, list(before.json), before.headers["Retry-After"]) == (503, ["error"], "5")
-    wait_for(lambda: "GET /v2/models/mean_colour: 503" in output(web))
+    wait_for(lambda: "GET /v2/models/<name>: 503" in output(web))
     assert "/ready" not in output(web)  # probes ask all the time while nobody waits
     processes.start("run_model_server.py", MODEL_NAME="mean_colour", **light_model, **queue)
     wait_for(lambda: is_up(f"{url}/v2/health/ready"))
