@@ -22,7 +22,7 @@
 
 The settings are the service's: REDIS_URL, IMAGE_QUEUE and so on. While REDIS_URL is not set, the service is the one
 that `make run` started from this folder, if one runs. Exit status: 0 well, or done; 1 not well, or not done; 2 a wrong
-setting or command line, or Redis does not answer; 130 Ctrl-C.
+setting or command line, or Redis does not answer; 130 Ctrl-C; 143 SIGTERM.
 """
 
 if __name__ == "__main__":  # before the imports of what may be missing

@@ -86,6 +86,6 @@ def named(wanted: str, letters: Sequence[Letter]) -> Letter:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NotDone(f'There is no dead letter "{printable(wanted)}". `list` shows those that there are.')
+        raise NotDone(f'There is no dead letter "{printable(wanted)}". `dead list` shows those that there are.')
     which = "\n".join(f"  {short_name(letter, letters)}  {moment(letter.at)}" for letter in found)
     raise NotDone(f'"{printable(wanted)}" may be any of {len(found)} dead letters:\n{which}')

@@ -439,7 +439,10 @@ def test_a_letter_that_is_not_there_or_not_the_only_one_ends_with_1_and_nothing_
 ) -> None:
     given_up_by_python(raw, new_member, *texts(*jobs(2)), GARBAGE)
     before = raw.lrange(DEAD, 0, -1)
-    assert script("show", "nobody") == (1, 'There is no dead letter "nobody". `list` shows those that there are.\n')
+    assert script("show", "nobody") == (
+        1,
+        'There is no dead letter "nobody". `dead list` shows those that there are.\n',
+    )
     status, told = script("drop", "3f2b")
     assert status == 1
     assert told.startswith('"3f2b" may be any of 2 dead letters:\n')
