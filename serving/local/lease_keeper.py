@@ -34,7 +34,7 @@ class LeaseKeeper:
         if watch.hangs:
             tell(
                 f"The {child.name} server hangs: its process {child.process_id} lives, but has lost its lease, and "
-                "others get its jobs. Its last line above may say why. Kill it, and another one is started.",
+                "others get its jobs. Its last lines in the log may say why. Kill it, and another one is started.",
                 "bold yellow",
             )
         else:
