@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -262,6 +263,15 @@ class Settings(BaseSettings):
         description="where traces go, by OTLP over HTTP, as http://localhost:4318; unset: there are none. Needs "
         "requirements-otel.txt. OpenTelemetry reads its other variables, OTEL_…, itself",
     )
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _names_a_host(cls, value: str | None) -> str | None:
+        with contextlib.suppress(ValueError):  # which may quote a password
+            parts = urlsplit(value or "http://unset")
+            if parts.hostname and parts.port != 0:
+                return value
+        raise ValueError("it names no host, or no port from 1 to 65535, as http://localhost:4318 does")
 
     @field_validator("web_metrics_port")
     @classmethod

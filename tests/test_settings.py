@@ -218,3 +218,12 @@ def test_an_empty_endpoint_is_none_and_a_wrong_one_is_not_shown(monkeypatch: pyt
         settings.Settings(otel_exporter_otlp_endpoint="grpc://me:secret@collector:4317")
     assert "OTEL_EXPORTER_OTLP_ENDPOINT=(hidden) is not allowed" in settings.explain(wrong.value)
     assert "secret" not in settings.explain(wrong.value)
+
+
+@pytest.mark.parametrize("address", ["", ":4318", "me:secret@", "me:secret@h:99999", "me:secret@[::1", "me:secret/@h"])
+def test_an_endpoint_for_traces_without_a_host_or_a_port_is_refused_and_not_quoted(address: str) -> None:
+    with pytest.raises(ValidationError) as wrong:
+        settings.Settings(otel_exporter_otlp_endpoint=f"http://{address}")
+    says = settings.explain(wrong.value)
+    assert "it names no host, or no port" in says
+    assert "secret" not in says
