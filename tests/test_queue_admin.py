@@ -136,6 +136,17 @@ def test_what_keeps_jobs_from_their_answers_is_not_well(
         raw.config_set("maxmemory", 0)
 
 
+def test_a_model_server_that_hangs_with_a_job_in_hand_is_not_well_although_it_answered_a_moment_ago(
+    command: Command, member: Membership, raw: redis.Redis
+) -> None:
+    raw.set("{image_queue}:answered_at", time.time())
+    PROBLEMS["no_model_server"](raw, member)
+    assert (codes(told := command("status", "--json"), "problems"), codes(told, "notes")) == ([], ["no_lease"])
+    raw.rpush(f"{{image_queue}}:processing:{member.name}", new_job().to_text())
+    assert (codes(told := command("status", "--json"), "problems"), codes(told, "notes")) == (["no_model_server"], [])
+    assert told.status == 1
+
+
 @pytest.mark.parametrize(("lane", "age_seconds"), [("image_queue", 14), (BULK, 1799)])
 def test_a_job_that_still_has_half_of_its_time_is_well(
     command: Command, member: Membership, raw: redis.Redis, lane: str, age_seconds: float

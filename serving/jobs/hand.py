@@ -138,4 +138,4 @@ class Hand:
             raise LeaseLost(f"the lease of {self._server} ran out; its jobs go to others")
         was_paused, self._is_paused = self._is_paused, state == Refusal.PAUSED
         if was_paused != self._is_paused and self.lane is Lane.PEOPLE:
-            log.info(TAKES_NOTHING if self._is_paused else "takes jobs again")
+            log.warning(TAKES_NOTHING if self._is_paused else "takes jobs again")

@@ -47,7 +47,8 @@ def _stops(now: Overview) -> Iterator[Finding]:
         yield Finding("paused", "An operator paused the queue: no model server takes. `resume` ends it.")
     if now.is_draining:
         yield Finding("draining", "The queue is draining: web servers refuse what is new with 503. `resume` ends it.")
-    if not now.servers and not now.view.answered_lately:
+    # Only a model server with a lease keeps jobs in hand: where some lie, it was one that answered lately.
+    if not now.servers and (now.in_flight or not now.view.answered_lately):
         yield Finding("no_model_server", "No model server lives: start one, or read the log of the last.")
     if now.servers and all(server.is_quiet for server in now.servers):
         yield Finding("all_quiet", "All model servers are quiet: none takes. `wake --all` ends it.")
@@ -65,7 +66,7 @@ def _memory_problems(memory: RedisMemory) -> Iterator[Finding]:
 
 
 def _notes(now: Overview) -> Iterator[Finding]:
-    if not now.servers and now.view.answered_lately:
+    if not now.servers and now.view.answered_lately and not now.in_flight:
         yield Finding("no_lease", "No model server has a lease, but an answer came within the last minute.")
     if now.dead_letters:
         letters = "job was given up" if now.dead_letters == 1 else "jobs were given up"

@@ -27,12 +27,10 @@ class RequestLog:
         write = self._events.debug if is_page else self._events.info
         write(
             REQUEST,
-            request_id=request_id(),
             route=notes.route,
             page=(request.endpoint or "none") if is_page else None,
             status=status,
-            bytes=notes.body_bytes,
-            images=notes.images,
+            refused=notes.refused,
             total_ms=round(notes.total_ms, 2),
             # None stays None.
             read_ms=notes.read_ms and round(notes.read_ms, 2),
@@ -41,11 +39,13 @@ class RequestLog:
             queue_ms=notes.queue_ms and round(notes.queue_ms, 2),
             predict_ms=notes.predict_ms and round(notes.predict_ms, 2),
             answer_ms=notes.answer_ms and round(notes.answer_ms, 2),
-            refused=notes.refused,
+            images=notes.images,
+            bytes=notes.body_bytes,
+            request_id=request_id(),
             jobs=notes.job_ids or None,
         )
 
 
 def note_unreadable(request_id: str, status: int) -> None:
     """Write the line of a request that never reached the application."""
-    logs.events(LOGGER).info(REQUEST, request_id=request_id, route=UNREADABLE, status=status)
+    logs.events(LOGGER).info(REQUEST, route=UNREADABLE, status=status, request_id=request_id)
