@@ -19,7 +19,7 @@ class BatchLog:
     """
 
     def __init__(self, queue: str = "", model: str = "") -> None:
-        self._events = logs.events("serving.batching.batches")
+        self._events = logs.Events("serving.batching.batches")
         self._queue, self._model = queue or None, model or None
 
     def predicted(self, server: str, items: Sequence[Item], padding: int, predict_ms: float) -> None:

@@ -1,7 +1,7 @@
 """The log of a process: one form for every line that it writes, text or JSON. The only module that knows structlog.
 
     logging.getLogger(…)   ours, gunicorn's, frameworks'      --> ProcessorFormatter --.
-    logs.events(…)         a line a request, a line a batch   -------------------------+--> Output --> standard error
+    Events(…)              a line a request, a line a batch   -------------------------+--> Output --> standard error
     sys.excepthook, …      errors that nobody catches         --> logging -------------'
     print, C++             as JSON alone: log_relay, a process of its own -------------'
 
@@ -16,15 +16,15 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import orjson
-import structlog
+from structlog.processors import format_exc_info
 from structlog.stdlib import ProcessorFormatter
-from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+from structlog.typing import EventDict, WrappedLogger
 
 from serving.telemetry import log_relay
 from serving.telemetry.log_output import Output
@@ -35,20 +35,30 @@ INDENT = "    "
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BARE = re.compile(r"[!#-~]+")  # a value that needs no quotation marks
 
+_NUMBERS = (int, float)
+
 log = logging.getLogger(__name__)
 _log_format = "text"
 
-Events = FilteringBoundLogger  # log.info("request", status=200)
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))  # silent until `set_up`
 
+class Events:
+    """A logger for lines with fields, of which there are too many for logging: as `set_up` said when it was made.
 
-def events(name: str) -> Events:
-    """The logger `name`, for lines with fields that are too many for logging: as `set_up` said when it was asked for.
-
-    A value is a number, a text, or a list of texts; a field that is None is left out.
+    A value is a number, a text, or a list of texts; a field that is None is left out. Before `set_up` it is silent.
     """
-    logger: Events = structlog.get_logger(name).bind()  # else structlog would look it up for each line
-    return logger
+
+    def __init__(self, name: str) -> None:
+        self._name, (self._render, self._output, self._least) = name, _hot
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Write a line at level debug."""
+        if self._least <= logging.DEBUG and self._output is not None:
+            self._output.write(self._render(self._name, "debug", event, fields))
+
+    def info(self, event: str, **fields: object) -> None:
+        """Write a line at level info."""
+        if self._least <= logging.INFO and self._output is not None:
+            self._output.write(self._render(self._name, "info", event, fields))
 
 
 def set_up(log_format: str, log_level: str, libraries_level: str | None = None) -> None:
@@ -59,22 +69,18 @@ def set_up(log_format: str, log_level: str, libraries_level: str | None = None) 
         log_level: debug, info or warning.
         libraries_level: the same for loggers that are not ours; None: `log_level`.
     """
-    global _log_format
+    global _hot, _log_format
     _log_format, output, is_json = log_format, Output(), log_format == "json"
+    _hot = _event_to_json if is_json else _event_to_text, output, getattr(logging, log_level.upper())
     handler = _Handler(output)
     last = _record_to_json if is_json else _record_to_text
-    handler.setFormatter(ProcessorFormatter(processors=[structlog.processors.format_exc_info, last]))
+    handler.setFormatter(ProcessorFormatter(processors=[format_exc_info, last]))
     logging.basicConfig(level=(libraries_level or log_level).upper(), handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(log_level.upper())
     logging.captureWarnings(True)
     # Libraries' warnings are for programmers.
     logging.getLogger("py.warnings").setLevel(logging.DEBUG if log_level == "debug" else logging.ERROR)
-    structlog.configure(
-        processors=[_event_to_json if is_json else _event_to_text],
-        wrapper_class=structlog.make_filtering_bound_logger(log_level),
-        logger_factory=lambda name: _Writer(name, output),
-    )
     sys.excepthook, threading.excepthook, sys.unraisablehook = uncaught, _uncaught_in_thread, _ignored
     if is_json and sys.stderr is not None:
         _relay(output)
@@ -139,14 +145,6 @@ class _Handler(logging.Handler):
             self._output.write_where_it_points(line)
 
 
-class _Writer:
-    """Writes the lines of one of structlog's loggers, which calls the method that is named as the level."""
-
-    def __init__(self, name: str, output: Output) -> None:
-        self.name = name
-        self.debug = self.info = self.warning = self.error = self.critical = output.write
-
-
 class _Clock:
     """Writes times; one that is in the same second as the last costs little.
 
@@ -169,18 +167,20 @@ class _Clock:
 _utc, _local = _Clock("%Y-%m-%dT%H:%M:%S.", time.gmtime), _Clock("%Y-%m-%d %H:%M:%S,", time.localtime)
 
 
-def _event_to_json(logger: WrappedLogger, level: str, fields: EventDict) -> bytes:
-    told = {"timestamp": f"{_utc(time.time())}Z", "level": level, "logger": logger.name, "event": fields.pop("event")}
-    for name, value in fields.items():
+def _event_to_json(name: str, level: str, event: str, fields: Mapping[str, object]) -> bytes:
+    told: dict[str, object] = {"timestamp": f"{_utc(time.time())}Z", "level": level, "logger": name, "event": event}
+    for field, value in fields.items():
         if value is not None:
-            told[name] = value
+            told[field] = value
     return _to_json(told) + b"\n"
 
 
-def _event_to_text(logger: WrappedLogger, level: str, fields: EventDict) -> bytes:
-    words = [f"{_local(time.time())} {level.upper()} {logger.name}: {fields.pop('event')}"]
-    words += [f"{name}={_value(value)}" for name, value in fields.items() if value is not None]
-    return " ".join(words).encode() + b"\n"
+def _event_to_text(name: str, level: str, event: str, fields: Mapping[str, object]) -> bytes:
+    line = f"{_local(time.time())} {level.upper()} {name}: {event}"
+    for field, value in fields.items():
+        if value is not None:
+            line += f" {field}={value if type(value) in _NUMBERS else _value(value)}"
+    return line.encode() + b"\n"
 
 
 def _record_to_json(_: WrappedLogger, __: str, fields: EventDict) -> str:
@@ -197,6 +197,10 @@ def _record_to_text(_: WrappedLogger, __: str, fields: EventDict) -> str:
     for key in ("exception", "stack_info"):
         lines += [INDENT + escaped(line) for line in str(fields.get(key, "")).split("\n") if line]
     return "\n".join(lines)
+
+
+_hot: tuple[Callable[[str, str, str, Mapping[str, object]], bytes], Output | None, int]
+_hot = _event_to_text, None, logging.CRITICAL  # what Events are made of
 
 
 def _to_json(told: dict[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ class RequestLog:
     """A reader of notes (request_notes.Reader); to be made after the log is set up."""
 
     def __init__(self) -> None:
-        self._events = logs.events(LOGGER)
+        self._events = logs.Events(LOGGER)
 
     def answered(self, notes: RequestNotes, status: int) -> None:
         """Write the line: at debug for what is asked all the time by probes and by the page, else at info."""
@@ -48,4 +48,4 @@ class RequestLog:
 
 def note_unreadable(request_id: str, status: int) -> None:
     """Write the line of a request that never reached the application."""
-    logs.events(LOGGER).info(REQUEST, route=UNREADABLE, status=status, request_id=request_id)
+    logs.Events(LOGGER).info(REQUEST, route=UNREADABLE, status=status, request_id=request_id)

@@ -13,7 +13,7 @@ from conftest import ROOT, wait_for
 
 SET_UP = (
     "import logging, os, pathlib, sys, time\nfrom serving.telemetry import logs\n"
-    "logs.set_up(sys.argv[1], 'info')\nlog, events = logging.getLogger('serving.x'), logs.events('serving.y')\n"
+    "logs.set_up(sys.argv[1], 'info')\nlog, events = logging.getLogger('serving.x'), logs.Events('serving.y')\n"
 )
 
 

@@ -34,7 +34,7 @@ def run(body: str, log_format: str, log_level: str = "info") -> tuple[int, list[
     script = (
         "import logging, os, sys, threading\nfrom serving.telemetry import logs\n"
         f"logs.set_up({log_format!r}, {log_level!r})\n"
-        "log, events = logging.getLogger('serving.x'), logs.events('serving.y')\n"
+        "log, events = logging.getLogger('serving.x'), logs.Events('serving.y')\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script + body],
@@ -180,5 +180,5 @@ def test_a_wrong_setting_is_a_line_of_json_where_these_are_wanted(script: str) -
 
 
 def test_before_it_is_set_up_nothing_is_written(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.events("serving.tests").info("request")
+    logs.Events("serving.tests").info("request")
     assert capfd.readouterr() == ("", "")
