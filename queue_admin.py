@@ -44,7 +44,7 @@ from serving import errors
 from serving.jobs.control import OperatorError, drain, pause, resume
 from serving.jobs.job import Job, Lane
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.operator import Letter, read_letters
+from serving.jobs.operator import Letter, image_shape, read_letters
 from serving.jobs.overview import overview
 from serving.jobs.peek import MOST_PEEKED, peek
 from serving.jobs.served import ServedNow
@@ -203,7 +203,7 @@ def change_queue(arguments: argparse.Namespace, queue: JobQueue) -> None:
                 print(f"Empty after {took_seconds:.1f} s: nothing waits, nothing is in hand.")
 
 
-def run_dead(arguments: argparse.Namespace, queue: JobQueue, shape: tuple[int, ...]) -> int:
+def run_dead(arguments: argparse.Namespace, queue: JobQueue, shape: tuple[int, int, int]) -> int:
     """Read the letters, choose those that `arguments` mean, act on them; return the exit status."""
     found = read_letters(queue)
     match arguments.dead_verb:
@@ -219,7 +219,7 @@ def run_dead(arguments: argparse.Namespace, queue: JobQueue, shape: tuple[int, .
     return 0 if letters.act_on_each(chosen, arguments.dead_verb, queue) else EXIT_NOT_DONE
 
 
-def save(letter: Letter, path: Path, shape: tuple[int, ...]) -> int:
+def save(letter: Letter, path: Path, shape: tuple[int, int, int]) -> int:
     """Write the image of a letter's job to a file; return the exit status."""
     # Imported late: nothing else here needs numpy and Pillow.
     import helpers
@@ -227,7 +227,7 @@ def save(letter: Letter, path: Path, shape: tuple[int, ...]) -> int:
 
     try:
         job = Job.from_text(letter.job)
-        save_image(helpers.decode_image(job.image, shape_of(job, shape), job.dtype), path)
+        save_image(helpers.decode_image(job.image, image_shape(job, shape), job.dtype), path)
         print(f"saved     {path}")
         return 0
     except (errors.BadJob, ValueError) as error:
@@ -235,15 +235,6 @@ def save(letter: Letter, path: Path, shape: tuple[int, ...]) -> int:
     except OSError as error:
         print(f"{path} cannot be written: {error.strerror or error}.", file=sys.stderr)
     return EXIT_NOT_DONE
-
-
-def shape_of(job: Job, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width, 3 as the job tells them, else as `shape` does. Raises ValueError when they are no image's."""
-    told = job.shape or shape
-    height, width, channels = told[-3:] if len(told) in (3, 4) else (0, 0, 0)  # four, the first 1: the tutorial's
-    if channels != 3 or min(height, width) < 1:
-        raise ValueError(f"its shape is {told}")
-    return height, width, channels
 
 
 if __name__ == "__main__":
