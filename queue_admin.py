@@ -41,7 +41,7 @@ from typing import Any
 
 import settings
 from serving import errors
-from serving.jobs.control import OperatorError, drain, pause, resume
+from serving.jobs.control import drain, pause, resume
 from serving.jobs.job import Job, Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.operator import Letter, image_shape, read_letters
@@ -77,7 +77,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         except errors.QueueAway as error:
             print(why_away(error), file=sys.stderr)
             return error.exit_status
-        except (NotDone, OperatorError) as error:
+        except NotDone as error:
             print(error, file=sys.stderr)
         except BrokenPipeError:  # `| head` has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -160,7 +160,7 @@ def seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace, queue: JobQueue, config: settings.Settings) -> int:
-    """Do what the verb says; return the exit status. Raises QueueAway, OperatorError, NotDone."""
+    """Do what the verb says; return the exit status. Raises QueueAway, NotDone."""
     timeouts = Timeouts(config.request_timeout_seconds, config.job_timeout_seconds)
     match arguments.verb:
         case "status" if arguments.watch:
@@ -178,7 +178,8 @@ def run(arguments: argparse.Namespace, queue: JobQueue, config: settings.Setting
             print(waiting_jobs.as_json(*waiting)) if arguments.json else waiting_jobs.print_jobs(*waiting)
         case "quiet" | "wake" as verb:
             alive = overview(queue).servers
-            servers.change(verb, alive if arguments.all else [servers.named(arguments.server, alive)], queue)
+            meant = alive if arguments.all else [servers.named(arguments.server, alive)]
+            return 0 if servers.change(verb, meant, queue) else EXIT_NOT_DONE
         case "pause" | "resume" | "drain":
             change_queue(arguments, queue)
         case "dead":

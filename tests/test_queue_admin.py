@@ -21,7 +21,9 @@ import queue_admin
 from serving.jobs.control import resume
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
+from serving.jobs.overview import overview
 from serving.jobs.served import Served
+from serving.local import servers
 from serving.local.printing import duration
 
 PAUSED, DRAINING = "{image_queue}:paused", "{image_queue}:draining"
@@ -271,6 +273,18 @@ def test_all_means_every_model_server_that_lives(command: Command, new_member: N
     assert set(raw.hkeys(QUIET)) == names
     assert command("wake", "--all").status == 0
     assert raw.exists(QUIET) == 0
+
+
+def test_one_that_goes_in_the_same_moment_keeps_the_others_from_nothing(
+    queue: JobQueue, new_member: NewMember, raw: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new_member(), new_member()
+    gone, other = seen = overview(queue).servers
+    raw.zrem(LEASES, gone.name)
+    assert not servers.change("quiet", seen, queue)
+    assert raw.hkeys(QUIET) == [other.name.encode()]
+    out, err = capsys.readouterr()
+    assert (out, err.count(gone.name)) == (f"{other.name} takes no more.\n", 1)
 
 
 # pause, resume, drain

@@ -16,12 +16,8 @@ from serving.jobs.job_queue import JobQueue
 log = logging.getLogger("operator")
 
 
-class OperatorError(Exception):
-    """An operator asked for what cannot be done; the message says what was wrong, and what to do."""
-
-
-class UnknownServer(OperatorError):
-    """No model server of this name lives on the queue."""
+class UnknownServer(Exception):
+    """No model server of this name lives on the queue; the message says so, and what to do."""
 
 
 def pause(queue: JobQueue) -> bool:

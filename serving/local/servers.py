@@ -5,12 +5,13 @@ ServerView, … -- print_servers, as_json --> a table, JSON
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
-from serving.jobs.control import quiet, wake
+from serving.jobs.control import UnknownServer, quiet, wake
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.overview import ServerView
 from serving.local.printing import NotDone, add_row, duration, new_table, printable, show
@@ -73,14 +74,24 @@ def named(wanted: str, servers: Sequence[ServerView]) -> ServerView:
     raise NotDone(f'"{printable(wanted)}" may be any of {len(found)} model servers:\n{which}')
 
 
-def change(verb: str, servers: Sequence[ServerView], queue: JobQueue) -> None:
-    """Quiet or wake each, and say what holds from now on. Raises QueueAway, UnknownServer: it has gone meanwhile."""
+def change(verb: str, servers: Sequence[ServerView], queue: JobQueue) -> bool:
+    """Quiet or wake each, and say what holds from now on; return False if one has gone meanwhile. Raises QueueAway."""
+    gone = 0
     for server in servers:
-        name = printable(server.name)
-        if verb == "wake":
-            print(f"{name} takes again." if wake(queue, server.name) else f"{name} was not quiet.")
-        elif quiet(queue, server.name):
-            in_hand = server.in_hand + server.bulk_in_hand
-            print(f"{name} takes no more; {in_hand} in hand." if in_hand else f"{name} takes no more.")
-        else:
-            print(f"{name} was quiet already.")
+        try:
+            print(_change(verb, server, queue))
+        except UnknownServer as error:
+            print(error, file=sys.stderr)
+            gone += 1
+    return gone == 0
+
+
+def _change(verb: str, server: ServerView, queue: JobQueue) -> str:
+    """Quiet or wake one; return what holds from now on. Raises QueueAway, UnknownServer."""
+    name = printable(server.name)
+    if verb == "wake":
+        return f"{name} takes again." if wake(queue, server.name) else f"{name} was not quiet."
+    if not quiet(queue, server.name):
+        return f"{name} was quiet already."
+    in_hand = server.in_hand + server.bulk_in_hand
+    return f"{name} takes no more; {in_hand} in hand." if in_hand else f"{name} takes no more."

@@ -67,7 +67,7 @@ def test_no_model_server_of_a_name_that_does_not_live_can_be_told_anything(
         for name in "nobody\x1b[2J", dead.name, "":
             with pytest.raises(control.UnknownServer, match="There is no model server"):
                 verb(queue, name)
-    with pytest.raises(control.OperatorError, match=r"nobody\?\["):
+    with pytest.raises(control.UnknownServer, match=r"nobody\?\["):
         control.quiet(queue, "nobody\x1b[2J")
 
 
