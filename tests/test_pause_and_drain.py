@@ -172,7 +172,7 @@ def test_a_drain_refuses_at_every_door_and_empties_both_lanes_though_all_process
     settled = [one.settled_total + one.bulk_settled_total for one in (before, after)]
     assert settled[1] - settled[0] == 15
     control.resume(service.queue)
-    assert service.predict().status == 200
+    wait_for(lambda: service.predict().status == 200)  # a web process refuses for 0.05 s by what it last saw
     assert http("GET", f"{service.url}/readyz").status == 200
 
 
