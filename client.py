@@ -32,6 +32,7 @@ import operator
 import os
 import random
 import re
+import signal
 import ssl
 import sys
 import threading
@@ -1038,6 +1039,11 @@ def _say(line: str) -> None:
 
 async def _ask_for_all(args: argparse.Namespace, shown: _Shown) -> int:
     """Ask for each picture and show what comes; the exit status. Raises ClientError: no picture can be answered."""
+    me = asyncio.current_task()
+    # asyncio.run sleeps through a Ctrl-C that comes just as it falls asleep; a handler of the loop's own wakes it.
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows wakes by itself; not in a thread
+        if me is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, me.cancel)
     async with AsyncClient(args.url, args.key, timeout=args.timeout, tries=1) as client:
         try:
             await client.state()
@@ -1075,7 +1081,7 @@ def main(given: list[str] | None = None) -> int:
     except ClientError as error:
         _say(_with_id(error))
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         shown.end()
         _say("Interrupted.")
         return 130
