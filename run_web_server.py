@@ -51,7 +51,8 @@ from serving.web import (
     server,
     uploads,
 )
-from serving.web.classify import Pool, PredictionService
+from serving.web.classify import PredictionService
+from serving.web.pictures import Pool
 from serving.web.request_log import RequestLog
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from serving.web import (
     predict_schema,
     uploads,
 )
-from serving.web.classify import ImageOptions, Pool, PredictionService
+from serving.web.classify import ImageOptions, PredictionService
+from serving.web.pictures import Pool
 
 if TYPE_CHECKING:
     from serving.telemetry.traces import WebTraces

@@ -21,6 +21,7 @@ The web process (run_web_server.py)
     web/preferences         the header Prefer
     web/uploads             a request -> the bytes of its images
     web/classify            the one path: upload -> gates -> decode -> job -> ticket -> answer
+    web/pictures            an upload -> pixels of the model's size
     web/answers             a model server's answer -> a body, and headers
     web/connection          whether the client still waits
     web/places              how many requests a process has in hand

@@ -25,7 +25,7 @@ from serving.jobs.job_queue import JobQueue
 from serving.jobs.overview import Overview, RedisMemory, ServerView, overview, redis_memory
 from serving.jobs.served import ServedNow
 from serving.web import access, page_files
-from serving.web.classify import Pool
+from serving.web.pictures import Pool
 from serving.web.request_ids import request_id
 
 POLICY = (

@@ -1,33 +1,26 @@
 """The one path of an image through a web process; every front door uses it.
 
-    upload -- gates: room? place? --> decode, resize --> base64 --> job -- submit: room still? --> ticket --> answer
-
-A request decodes an ordinary image itself. If an image takes the work of more than LARGE_PIXELS pixels, one of few real
-threads decodes it, so that other requests go on meanwhile.
+upload -- gates: room? place? --> decode, resize --> base64 --> job -- submit: room still? --> ticket --> answer
 """
 
 import contextlib
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 
 import helpers
 from serving.errors import ClientGone, RequestError, TimedOut, Unavailable
-from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.job import Answer, Job
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
 from serving.web.connection import check_connection
+from serving.web.pictures import Pictures, Pool
 from serving.web.places import Places
 from serving.web.request_notes import RequestNotes
-
-# As images.decode.pixels_of_work counts. docs/decisions/027 has how long images below and above take.
-LARGE_PIXELS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -67,13 +60,6 @@ class Reply:
     wait_ms: float  # from the job to its answer
 
 
-class Pool(Protocol):
-    """Few real threads: gevent's ThreadPool, or multiprocessing.pool's."""
-
-    def apply(self, function: Callable[..., Any], arguments: Sequence[Any], /) -> Any:
-        """Call a function in a thread as soon as one is free; returns what it returns, raises what it raises."""
-
-
 class PredictionService:
     """Takes uploads and gives answers; threads may share it.
 
@@ -85,7 +71,8 @@ class PredictionService:
     """
 
     def __init__(self, web_side: WebSide, options: ImageOptions, *, places: int, pool: Pool) -> None:
-        self._web_side, self._options, self._pool = web_side, options, pool
+        self._web_side, self._options = web_side, options
+        self._pictures = Pictures(web_side.served, options.max_pixels, pool)
         self.places = Places(places)
 
     def predict(
@@ -186,7 +173,7 @@ class PredictionService:
 
         Raises TooLarge, UnsupportedFormat, UndecodableImage, and QueueAway: the model's size is not known.
         """
-        pixels = picture if isinstance(picture, np.ndarray) else self._decode(picture)
+        pixels = self._pictures.pixels(picture)
         return Job(
             id=str(uuid.uuid4()),
             image=helpers.encode_image(pixels, self._options.dtype),
@@ -200,15 +187,6 @@ class PredictionService:
     def _deadline(self, notes: RequestNotes) -> float:
         """Until when a request waits, monotonic seconds."""
         return notes.came + self._options.timeout_seconds
-
-    def _decode(self, upload: bytes) -> np.ndarray:
-        """The pixels of an upload, (height, width, 3) uint8 0..255, of the model's size."""
-        image = open_image(upload, self._options.max_pixels)
-        size = self._web_side.served.input_size()
-        if pixels_of_work(image, upload) > LARGE_PIXELS:
-            pixels: np.ndarray = self._pool.apply(to_pixels, (image, *size))
-            return pixels
-        return to_pixels(image, *size)
 
     def _try_to_admit(
         self,

@@ -20,9 +20,10 @@ from serving.images.decode import open_image, pixels_of_work
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_view import summary
-from serving.web import classify, predict, problems, uploads
-from serving.web.classify import LARGE_PIXELS, ImageOptions, PredictionService, Reply, Wanted
+from serving.web import pictures, predict, problems, uploads
+from serving.web.classify import ImageOptions, PredictionService, Reply, Wanted
 from serving.web.connection import has_hung_up
+from serving.web.pictures import LARGE_PIXELS
 from serving.web.places import Places
 from serving.web.request_notes import RequestNotes
 
@@ -218,14 +219,14 @@ def test_large_images_go_to_the_pool_and_photos_do_not(
     new_service: NewService, answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
-    decode = classify.to_pixels
+    decode = pictures.to_pixels
 
     def noting(*args: object) -> object:
         threads.append(threading.current_thread().name)
         return decode(*args)
 
-    monkeypatch.setattr(classify, "to_pixels", noting)
-    monkeypatch.setattr(classify, "LARGE_PIXELS", 320 * 240)
+    monkeypatch.setattr(pictures, "to_pixels", noting)
+    monkeypatch.setattr(pictures, "LARGE_PIXELS", 320 * 240)
     service = new_service()
     here = threading.current_thread().name
     service.predict(PHOTO, ANY, new_notes())
