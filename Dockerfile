@@ -47,7 +47,7 @@ FROM runtime AS model
 ENV KERAS_HOME=/models
 RUN install --directory --owner=service --group=service /models
 COPY --from=model-packages /venv /venv
-COPY run_model_server.py queue_admin.py dead_letters.py ./
+COPY run_model_server.py model_parts.py queue_admin.py dead_letters.py ./
 USER 10001:10001
 
 # With its weights in the image a model server starts without a network. They do not decide what runs:

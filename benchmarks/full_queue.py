@@ -34,7 +34,7 @@ ALONE = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import numpy as np, settings
-from run_model_server import model_spec
+from model_parts import model_spec
 from serving.model.choose import load_classifier
 config = settings.load()
 classifier = load_classifier(model_spec(config))

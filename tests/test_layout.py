@@ -12,6 +12,7 @@ STORIES = [
     "run_web_server.py",
     "web_parts.py",
     "run_model_server.py",
+    "model_parts.py",
     "run_service.py",
     "queue_admin.py",
     "dead_letters.py",

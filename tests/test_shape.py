@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted([*(ROOT / "serving").rglob("*.py"), *ROOT.glob("run_*.py"), ROOT / "web_parts.py"])
+FILES = sorted([*(ROOT / "serving").rglob("*.py"), *ROOT.glob("run_*.py"), *ROOT.glob("*_parts.py")])
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in FILES}
 TREES = {name: ast.parse(text) for name, text in SOURCES.items()}
 
