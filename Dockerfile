@@ -26,7 +26,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # Home is /tmp, where libraries may keep a cache also if the rest of the container is read-only.
 RUN groupadd --gid 10001 service && useradd --uid 10001 --gid service --home-dir /tmp service
 WORKDIR /app
-COPY settings.py helpers.py pyproject.toml ./
+COPY settings.py models_file.py helpers.py pyproject.toml ./
 COPY serving serving
 STOPSIGNAL SIGTERM
 

@@ -6,17 +6,30 @@ below by `python settings.py`.
 """
 
 import contextlib
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import models_file
 
 ENV_FILE = Path(__file__).with_name(".env")
 # OpenTelemetry's own 512 would hold a web process's event loop up for 18 ms while it writes them (docs/decisions/043).
@@ -68,6 +81,7 @@ _Lower = BeforeValidator(_lower)
 _Unset = BeforeValidator(_unset)
 _Address = BeforeValidator(_without_brackets)
 LogFormat = Annotated[Literal["text", "json"], _Lower]
+Precision = Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower]
 
 
 class Settings(BaseSettings):
@@ -94,6 +108,12 @@ class Settings(BaseSettings):
         "uint8",
         description="what travels: uint8 pixels, or float32 with ResNet50's normalisation, as the tutorial sends it; "
         "a model server reads both",
+    )
+    models_file: str | None = Field(
+        None,
+        min_length=1,
+        description="the path of a models.yaml, which names several models and says of each what MODEL, MODEL_WEIGHTS "
+        "and the other settings of a model say of one; these must then be unset (docs/models.md)",
     )
     model: str = Field(
         "ResNet50",
@@ -123,7 +143,7 @@ class Settings(BaseSettings):
         description="what runs the model: openvino, keras, auto (keras on a GPU that it sees; else openvino if its "
         "answers agree with Keras's, else keras), or package.module:Class, a runtime of your own",
     )
-    model_precision: Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower] = Field(
+    model_precision: Precision = Field(
         "auto",
         description="what the layers compute in: float32, bfloat16, float16, or auto, which is float16 on a GPU, "
         "bfloat16 on a CPU that is fast in it where the answers stay close enough, else float32",
@@ -317,6 +337,21 @@ class Settings(BaseSettings):
             return None
         return self.image_width or 224, self.image_height or 224
 
+    def models(self) -> "list[ModelSettings]":
+        """The settings of each model, the default first; of the only one, where MODELS_FILE is unset.
+
+        Raises models_file.WrongModelsFile: something in the file, or a setting beside it, is not allowed. `load` has
+        made sure that it is.
+        """
+        return list(self._models)
+
+    @functools.cached_property
+    def _models(self) -> "list[ModelSettings]":
+        if self.models_file is None:
+            values = {key: getattr(self, setting) for key, setting in OF_A_MODEL.items()}
+            return [ModelSettings(name=self.model_name, queue=self.image_queue, **values)]
+        return read_models_file(self)
+
     def allowed_origins(self) -> list[str]:
         """The origins whose pages may ask; an empty list means none but the service's own."""
         return _listed(self.cors_origins)
@@ -328,6 +363,99 @@ class Settings(BaseSettings):
     def admin_keys(self) -> list[tuple[str, str]]:
         """The operator's keys, each with its holder's name; an empty list means that there is no /admin."""
         return _named(self.admin_api_key.get_secret_value() if self.admin_api_key else None)
+
+
+# A key of an entry in models.yaml -> the setting that it replaces, whose bounds and meaning it has.
+OF_A_MODEL = {
+    "model": "model",
+    "weights": "model_weights",
+    "labels": "model_labels",
+    "batch_size": "batch_size",
+    "precision": "model_precision",
+    "runtime": "model_runtime",
+    "width": "image_width",
+    "height": "image_height",
+    "top": "top",
+    "servers": "model_servers",
+}
+
+
+def _as(setting: str) -> Any:
+    """A field as that setting is: its bounds, its default and its description."""
+    return Settings.model_fields[setting]
+
+
+class ModelSettings(BaseModel):
+    """The settings of one model: an entry of models.yaml, or what the environment says of the only model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None  # as clients call it; None: as its model server calls it
+    queue: str  # the name of the Redis list in which its jobs wait
+    model: str = _as("model")
+    weights: str = _as("model_weights")
+    labels: str = _as("model_labels")
+    batch_size: int = _as("batch_size")
+    precision: Precision = _as("model_precision")
+    runtime: Annotated[str, _Lower] = _as("model_runtime")
+    width: int | None = _as("image_width")
+    height: int | None = _as("image_height")
+    top: int = _as("top")
+    servers: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="how many model servers run_service.py starts for it; 0: one for each NVIDIA GPU, or one",
+    )
+
+    def input_size(self) -> tuple[int, int] | None:
+        """Width and height of the model's input, pixels; None where neither is set. One alone leaves the other 224."""
+        if self.width is None and self.height is None:
+            return None
+        return self.width or 224, self.height or 224
+
+
+def read_models_file(config: Settings) -> list[ModelSettings]:
+    """The settings of each model that MODELS_FILE names, the default first. Raises models_file.WrongModelsFile."""
+    path = Path(config.models_file or "")
+    replaced = {setting: key for key, setting in OF_A_MODEL.items()} | {"model_name": None}
+    for setting in [setting for setting in replaced if setting in config.model_fields_set]:
+        instead = f"`{replaced[setting]}:` of each model" if replaced[setting] else "the names under `models:`"
+        raise models_file.WrongModelsFile(
+            f"{setting.upper()} and MODELS_FILE are both set. Take {setting.upper()} out of the environment and of "
+            f".env: {path} says it of each model, by {instead}."
+        )
+    found = models_file.read(path, list(OF_A_MODEL))
+    models = {name: _model_of(found, name, f"{config.image_queue}:{name}") for name in found.entries}
+    return [models.pop(found.default), *models.values()]
+
+
+def _model_of(found: models_file.ModelsFile, name: str, queue: str) -> ModelSettings:
+    """One entry of models.yaml. Raises models_file.WrongModelsFile: one of its values is not allowed."""
+    entry = found.entries[name]
+    try:
+        model = ModelSettings(name=name, queue=queue, **entry.values)  # type: ignore[arg-type]  # texts, as in os.environ
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = str(problem["loc"][0])
+        field = ModelSettings.model_fields[key]
+        says = f"`models.{name}.{key}: {entry.values[key]}` is not allowed: {problem['msg']}."
+        told = f"{key}: {field.description}; default {default_in_words(field)}."
+        raise found.wrong(entry.lines[key], f"{says} {told}") from None
+    paths = {
+        "model": found.beside(model.model) if _is_path(found, model) else model.model,
+        "weights": model.weights if model.weights in ("imagenet", "random") else found.beside(model.weights),
+        "labels": model.labels if model.labels in ("imagenet", "numbers") else found.beside(model.labels),
+    }
+    return model.model_copy(update=paths)
+
+
+def _is_path(found: models_file.ModelsFile, model: ModelSettings) -> bool:
+    """Whether `model` is a file or a folder rather than a name. To a runtime of one's own it may be anything."""
+    if Path(found.beside(model.model)).exists():
+        return True
+    is_ours = ":" not in model.runtime
+    return is_ours and ("/" in model.model or model.model.lower().endswith((".keras", ".h5", ".hdf5")))
 
 
 class _FormatAlone(BaseSettings):
@@ -351,11 +479,15 @@ def load(refuse: Callable[[str, str], None] = _print, **overrides: object) -> Se
     log_format = "text"
     try:
         from_file = {"_env_file": ENV_FILE, "_env_file_encoding": _encoding_of(ENV_FILE)}
-        return Settings(**(from_file | overrides))  # type: ignore[arg-type]
+        config = Settings(**(from_file | overrides))  # type: ignore[arg-type]
+        config.models()
+        return config
     except ValidationError as error:
         says = explain(error)
         with contextlib.suppress(ValidationError):
             log_format = _FormatAlone(**from_file).log_format  # type: ignore[arg-type]
+    except models_file.WrongModelsFile as error:
+        says, log_format = str(error), config.log_format
     except UnicodeError:
         says = f"{ENV_FILE} is not UTF-8 text: save it as UTF-8."
     except OSError as error:
@@ -404,10 +536,14 @@ def explain(error: ValidationError) -> str:
 
 def default_of(field: str) -> str:
     """The default of a setting in words; `unset` where there is none."""
-    info = Settings.model_fields[field]
-    if info.default_factory:
+    return default_in_words(Settings.model_fields[field])
+
+
+def default_in_words(field: FieldInfo) -> str:
+    """The default of a setting, or of a key of models.yaml, in words; `unset` where there is none."""
+    if field.default_factory:
         return "one for each CPU"
-    return "unset" if info.default is None else str(info.default)
+    return "unset" if field.default is None else str(field.default)
 
 
 def as_table() -> str:

@@ -244,7 +244,7 @@ def test_raw_sends_the_file_itself_with_its_media_type_and_the_key(serve, tmp_pa
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The script with a `.env` of its own beside it."""
-    for name in ("stress_test.py", "settings.py"):
+    for name in ("stress_test.py", "settings.py", "models_file.py"):
         shutil.copy(SCRIPT.with_name(name), tmp_path)
     shutil.copytree(SCRIPT.with_name("serving"), tmp_path / "serving")
     return tmp_path
