@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
-from serving.model import keras_runtime
+from serving.model import keras_models, keras_runtime
 from serving.model.spec import ModelSpec
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -57,7 +57,7 @@ def main() -> int:
         keras_runtime.MOST_CONSTANT_PARAMETERS = 0
     precision = os.environ.get("MODEL_PRECISION", "auto")
     spec = ModelSpec(options.model, "random", "numbers", width=SIDE, height=SIDE, precision=precision)
-    network = keras_runtime.load_model(spec)
+    network = keras_models.load_model(spec)
     runtime, random = keras_runtime.KerasRuntime(network), np.random.default_rng(0)
     where, backend = "a GPU" if keras_runtime.has_gpu() else "the CPU", keras_runtime.keras.backend.backend()
     print(f"{options.model} on {where} by Keras on {backend}, {keras_runtime.keras.config.dtype_policy().name}\n")

@@ -17,10 +17,10 @@ KEEP = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from serving.model import keras_runtime, openvino_store
+from serving.model import keras_models, openvino_store
 from serving.model.spec import ModelSpec
 spec = ModelSpec(sys.argv[2], sys.argv[3], "numbers", width=224, height=224, precision="float32")
-network = keras_runtime.load_model(spec)
+network = keras_models.load_model(spec)
 openvino_store.convert_and_store(network, [f"class {i}" for i in range(1000)], Path(sys.argv[4]))
 """
 

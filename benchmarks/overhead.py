@@ -35,13 +35,13 @@ from serving.local.load_images import made_photo  # noqa: E402
 FLOOR = """
 import json, sys, time
 import numpy as np
-from serving.model import keras_runtime
+from serving.model import keras_models, keras_runtime
 from serving.model.classifier import Classifier
 from serving.model.labels import load_labels
 from serving.model.spec import ModelSpec
 from serving.images.decode import decode_image
 name, size, seconds, photo = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), open(sys.argv[4], "rb").read()
-network = keras_runtime.load_model(ModelSpec(name, "random", "numbers", width=224, height=224))
+network = keras_models.load_model(ModelSpec(name, "random", "numbers", width=224, height=224))
 runtime = keras_runtime.KerasRuntime(network)
 classifier = Classifier(runtime, load_labels("numbers", 1000), top=5, batch_size=size)
 classifier.warm_up()

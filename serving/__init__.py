@@ -75,6 +75,8 @@ Where the model comes from
     model/choose            spec -> a runtime -> a classifier, warm and checked
     model/runtime           what a model server asks of a runtime; yours may be one
     model/compiled_batches  which compiled batches run a count of images soonest
+    model/keras_models      spec -> a Keras model: one graph from pixels to probabilities
+    model/keras_setup       Keras, imported as the service wants it
     model/openvino_store    converted models on disk
     model/labels            a label for each class
     model/gpus              which GPUs there are

@@ -74,7 +74,8 @@ class FaultyKeras:
     """A real Keras model, whose batches go wrong."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        from serving.model.keras_runtime import KerasRuntime, load_model
+        from serving.model.keras_models import load_model
+        from serving.model.keras_runtime import KerasRuntime
 
         self._keras = KerasRuntime(load_model(spec))
         self.input_shape, self.classes = self._keras.input_shape, self._keras.classes

@@ -60,10 +60,10 @@ def runtime(threads: int = CPUS) -> Runtime:
         return NoModel(sleep_seconds=float(wanted.removeprefix("sleep ")) / 1000)
     if Path(wanted).is_dir():
         return OpenVinoRuntime(Path(wanted), precision=os.environ.get("BENCH_PRECISION", "auto"), threads=threads)
-    from serving.model import keras_runtime
+    from serving.model import keras_models, keras_runtime
 
     spec = ModelSpec(wanted, os.environ.get("BENCH_WEIGHTS", "random"), "numbers", width=SIDE, height=SIDE)
-    return keras_runtime.KerasRuntime(keras_runtime.load_model(spec))
+    return keras_runtime.KerasRuntime(keras_models.load_model(spec))
 
 
 def for_model_server(_spec: ModelSpec) -> Runtime:

@@ -198,12 +198,15 @@ def _by_keras(spec: ModelSpec) -> Classifier:
 def _load_keras(spec: ModelSpec) -> tuple[Any, list[str]]:
     """The Keras model and its labels. Raises ModelUnavailable, WeightsDownloadFailed."""
     with noise.kept_back():
-        network = _keras_runtime(spec).load_model(spec)
+        _keras_runtime(spec)  # which says what to do where Keras cannot be imported
+        from serving.model import keras_models
+
+        network = keras_models.load_model(spec)
     return network, load_labels(spec.labels, network.output_shape[-1])
 
 
 def _keras_runtime(spec: ModelSpec) -> Any:
-    """The module that knows Keras. Raises ModelUnavailable."""
+    """The module that runs Keras models. Raises ModelUnavailable: Keras cannot be imported."""
     # JAX reads this as it is imported: the next start finds what this one compiles.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(spec.store / "jax"))
     # Imported late: Keras takes seconds, which a wrong setting, or a model kept for OpenVINO, need not cost.

@@ -31,9 +31,9 @@ def load_labels(source: str, classes: int) -> list[str]:
             raise ModelUnavailable(f"The model tells {classes} classes apart, ImageNet has 1000: set MODEL_LABELS.")
         with model_unavailable("MODEL_LABELS=imagenet cannot be read", SHOULD_BE):
             with noise.kept_back():
-                from serving.model import keras_runtime  # only here: Keras takes seconds to import
+                from serving.model import keras_models  # only here: Keras takes seconds to import
 
-            return keras_runtime.imagenet_labels()
+            return keras_models.imagenet_labels()
     with model_unavailable(f"MODEL_LABELS={source} cannot be read", SHOULD_BE):
         text = _read_text(Path(source))
         return _read_class_index(text) if source.endswith(".json") else _read_lines(text)

@@ -28,9 +28,15 @@ def keras_runtime() -> ModuleType:
     return keras_runtime
 
 
+def runtime_of(keras_runtime: ModuleType, architecture: str) -> "KerasRuntime":
+    from serving.model import keras_models
+
+    return keras_runtime.KerasRuntime(keras_models.load_model(tiny_spec(architecture)))
+
+
 @pytest.fixture
 def tiny(keras_runtime: ModuleType, tiny_model: dict[str, str]) -> "KerasRuntime":
-    return keras_runtime.KerasRuntime(keras_runtime.load_model(tiny_spec(tiny_model["MODEL"])))
+    return runtime_of(keras_runtime, tiny_model["MODEL"])
 
 
 RED_GREEN_BLUE = np.stack(
@@ -154,7 +160,7 @@ def test_an_output_that_is_no_probability_is_refused_at_warm_up(keras_runtime: M
     dense = keras.layers.Dense(4, bias_initializer="ones")(keras.layers.GlobalAveragePooling2D()(pixels))
     keras.Model(pixels, dense).save(path)
     classifier = Classifier(
-        keras_runtime.KerasRuntime(keras_runtime.load_model(tiny_spec(str(path)))),
+        runtime_of(keras_runtime, str(path)),
         LABELS,
         top=1,
         batch_size=1,

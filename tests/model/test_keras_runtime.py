@@ -46,8 +46,10 @@ def test_a_wrong_label_file_is_refused_with_what_it_should_be(tmp_path: Path, co
         load_labels(str(path), 1)
 
 
-def load(keras_runtime: ModuleType, name: str, weights: str = "random", **changes: object) -> object:
-    return keras_runtime.load_model(tiny_spec(name, weights=weights, **changes))
+def load(_: ModuleType, name: str, weights: str = "random", **changes: object) -> object:
+    from serving.model import keras_models
+
+    return keras_models.load_model(tiny_spec(name, weights=weights, **changes))
 
 
 def test_an_unknown_model_is_refused_with_those_there_are(keras_runtime: ModuleType) -> None:
@@ -194,12 +196,12 @@ def test_the_real_weights_load(keras_runtime: ModuleType) -> None:
 ON_JAX = """
 import sys
 import numpy as np
-from serving.model import keras_runtime
+from serving.model import keras_models, keras_runtime
 from serving.model.spec import ModelSpec
 name, path = sys.argv[1:]
 assert keras_runtime.keras.backend.backend() == "jax"
 spec, pixels = ModelSpec(name, "random", "numbers", width=32, height=32), np.load(path)
-network = keras_runtime.load_model(spec)
+network = keras_models.load_model(spec)
 for keras_runtime.MOST_CONSTANT_PARAMETERS in (0, 10**9):
     batches = {batch.shape.capacity: batch for batch in keras_runtime.KerasRuntime(network).compiled_batches(8)}
     assert sorted(batches) == [1, 2, 4, 8]

@@ -37,20 +37,27 @@ def keras_runtime() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def kept(keras_runtime: ModuleType, tiny_model: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def keras_models(keras_runtime: ModuleType) -> ModuleType:  # it imports Keras without warnings
+    from serving.model import keras_models
+
+    return keras_models
+
+
+@pytest.fixture(scope="module")
+def kept(keras_models: ModuleType, tiny_model: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kept") / "tiny"
-    tiny = keras_runtime.load_model(tiny_spec(tiny_model["MODEL"]))
+    tiny = keras_models.load_model(tiny_spec(tiny_model["MODEL"]))
     convert_and_store(tiny, "1", LABELS, folder)
     return folder
 
 
 def test_every_size_of_batch_gets_keras_answers(
-    keras_runtime: ModuleType, kept: Path, tiny_model: dict[str, str]
+    keras_runtime: ModuleType, keras_models: ModuleType, kept: Path, tiny_model: dict[str, str]
 ) -> None:
     runtime = OpenVinoRuntime(kept, precision="float32", threads=2)
     classifier = Classifier(runtime, runtime.labels, top=4, batch_size=8)
     classifier.warm_up()
-    keras = keras_runtime.KerasRuntime(keras_runtime.load_model(tiny_spec(tiny_model["MODEL"])))
+    keras = keras_runtime.KerasRuntime(keras_models.load_model(tiny_spec(tiny_model["MODEL"])))
     reference = Classifier(keras, LABELS, top=4, batch_size=8)
     pixels = np.random.default_rng(3).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     pixels[:3] = [[[[255, 0, 0]]], [[[0, 255, 0]]], [[[0, 0, 255]]]]
@@ -124,10 +131,10 @@ def test_a_piece_that_fails_leaves_none_in_flight(kept: Path) -> None:
 
 
 def test_real_photos_get_keras_labels_in_whatever_precision_is_chosen(
-    keras_runtime: ModuleType, photos: dict[str, bytes], tmp_path: Path
+    keras_models: ModuleType, photos: dict[str, bytes], tmp_path: Path
 ) -> None:
     spec = tiny_spec("MobileNetV2", weights=REAL_MODEL["MODEL_WEIGHTS"], width=224, height=224)
-    network, labels = keras_runtime.load_model(spec), load_labels(REAL_MODEL["MODEL_LABELS"], 1000)
+    network, labels = keras_models.load_model(spec), load_labels(REAL_MODEL["MODEL_LABELS"], 1000)
     convert_and_store(network, "1", labels, tmp_path / "kept")
     pixels = np.stack([decode_image(photo, 224, 224, 10**9) for photo in photos.values()])
     expected = network.predict_on_batch(pixels)

@@ -219,12 +219,12 @@ def test_weights_that_do_not_fit_are_refused(keras: ModuleType, kind: str, tmp_p
 
 
 def test_a_model_too_large_for_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serving.model import keras_runtime
+    from serving.model import keras_setup
 
     def too_large(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(keras_runtime.keras.applications, "MobileNetV2", too_large)
+    monkeypatch.setattr(keras_setup.keras.applications, "MobileNetV2", too_large)
     says = refusal("MobileNetV2", weights="random", store=tmp_path)
     assert "cannot be built: there is not enough memory. " in says
 
