@@ -51,7 +51,6 @@ from serving.web import (
     server,
     uploads,
 )
-from serving.web.classify import PredictionService
 from serving.web.pictures import Pool
 from serving.web.request_log import RequestLog
 
@@ -59,8 +58,6 @@ if TYPE_CHECKING:
     from serving.telemetry.traces import WebTraces
 
 HERE = Path(__file__).parent
-# No command of the web server blocks in Redis, so a command that takes this long has failed.
-REDIS_TIMEOUT_SECONDS = 3.0
 
 log = logging.getLogger("web_server")
 
@@ -73,35 +70,31 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces
     app.config["MAX_CONTENT_LENGTH"] = limits.request_bytes + uploads.OVERHEAD_BYTES
     app.json = json = DefaultJSONProvider(app)
     json.sort_keys = json.ensure_ascii = False
-    queue = JobQueue(config.redis_url, config.image_queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
-    web_side = app.extensions["web side"] = web_parts.open_web_side(config, queue)
-    service = PredictionService(web_side, web_parts.image_options(config), places=config.web_threads, pool=pool)
+    models = web_parts.open_models(config, pool, traces)
     request_notes.add_to(app, [counts, RequestLog()])
     access.add_headers(app)
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     request_ids.add_to(app)
-    predict.add_to(app, service, limits)
-    jobs_door = web_parts.open_jobs_door(config, queue, web_side, service)
-    jobs.add_to(app, jobs_door)
-    request_traces.add_to(app, traces, web_side, jobs_door.jobs)
-    pages.add_to(app, queue, web_parts.describe(config))
-    live_state.add_to(app, queue, web_parts.page_facts(config))
+    predict.add_to(app, models, limits)
+    jobs.add_to(app, web_parts.open_jobs_door(config, models))
+    request_traces.add_to(app, traces)
+    pages.add_to(app, web_parts.describe(config))
+    live_state.add_to(app, models.default.queue, web_parts.page_facts(config))
     metrics_page.add_to(app, counts)
     if config.api_docs:
         api_docs.add_to(app)
     open_inference.add_to(app)
     problems.add_to(app)
     if config.admin_keys():
-        admin.add_to(app, web_parts.open_desk(config, queue, web_side, pool))
+        admin.add_to(app, web_parts.open_desk(config, models.default, pool))
         app.register_blueprint(admin_letters.blueprint)
     return app
 
 
 def start_apps(config: settings.Settings, counts: WebMetrics) -> server.Applications:
-    """The applications that a web process serves: `create_app`, with the web side's threads started, and /metrics'."""
+    """The applications that a web process serves: `create_app`, with the models' threads started, and /metrics'."""
     app = create_app(config, server.decoding_pool(), counts, web_parts.open_traces(config))
-    app.extensions["web side"].start()
-    app.extensions["jobs door"].watch.start()
+    app.extensions["models"].start()
     return server.Applications(app, on_metrics_port=metrics_page.app_of_its_own(app))
 
 

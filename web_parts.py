@@ -25,10 +25,15 @@ from serving.web import (
     uploads,
 )
 from serving.web.classify import ImageOptions, PredictionService
+from serving.web.models import Models, WebModel
 from serving.web.pictures import Pool
+from serving.web.places import Places
 
 if TYPE_CHECKING:
     from serving.telemetry.traces import WebTraces
+
+# No command of the web server blocks in Redis, so a command that takes this long has failed.
+REDIS_TIMEOUT_SECONDS = 3.0
 
 
 def open_traces(config: settings.Settings) -> "WebTraces | None":
@@ -41,22 +46,20 @@ def open_traces(config: settings.Settings) -> "WebTraces | None":
     return WebTraces(config.image_queue)
 
 
-def open_web_side(config: settings.Settings, queue: JobQueue) -> WebSide:
-    """The web server's side of the queue."""
-    return WebSide(
-        queue,
-        max_queue_length=config.max_queue_length,
-        timeout_seconds=config.request_timeout_seconds,
-        poll_seconds=config.client_sleep,
-        own_size=config.input_size(),
-        own_name=config.model_name,
-    )
+def open_models(config: settings.Settings, pool: Pool, traces: "WebTraces | None") -> Models:
+    """The models by which a web process answers; `pool` decodes large images."""
+    places = Places(config.web_threads)
+    models = Models([open_model(config, model, places, pool) for model in config.models()])
+    if traces is not None:
+        for model in models.all():
+            model.web_side.tracing = model.async_jobs.tracing = traces.of_queue(model.queue.name)
+    return models
 
 
-def open_jobs_door(
-    config: settings.Settings, queue: JobQueue, web_side: WebSide, service: PredictionService
-) -> jobs.JobsDoor:
-    """What asynchronous jobs need."""
+def open_model(config: settings.Settings, model: settings.ModelSettings, places: Places, pool: Pool) -> WebModel:
+    """One of them, with a queue of its own."""
+    queue = JobQueue(config.redis_url, model.queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
+    web_side = open_web_side(config, model, queue)
     async_jobs = AsyncJobs(
         queue,
         web_side.served,
@@ -64,20 +67,31 @@ def open_jobs_door(
         timeout_seconds=config.job_timeout_seconds,
         result_ttl_seconds=config.job_result_ttl_seconds,
     )
-    return jobs.JobsDoor(
-        async_jobs,
-        Watch(async_jobs),
-        service,
-        model=config.model_name,
+    service = PredictionService(web_side, image_options(config), places=places, pool=pool)
+    return WebModel(model.name, queue, web_side, service, async_jobs, Watch(async_jobs))
+
+
+def open_web_side(config: settings.Settings, model: settings.ModelSettings, queue: JobQueue) -> WebSide:
+    """The web server's side of a model's queue."""
+    return WebSide(
+        queue,
+        max_queue_length=config.max_queue_length,
         timeout_seconds=config.request_timeout_seconds,
         poll_seconds=config.client_sleep,
+        own_size=model.input_size(),
+        own_name=model.name,
     )
 
 
-def open_desk(config: settings.Settings, queue: JobQueue, web_side: WebSide, pool: Pool) -> admin.Desk:
+def open_jobs_door(config: settings.Settings, models: Models) -> jobs.JobsDoor:
+    """What asynchronous jobs need."""
+    return jobs.JobsDoor(models, timeout_seconds=config.request_timeout_seconds, poll_seconds=config.client_sleep)
+
+
+def open_desk(config: settings.Settings, model: WebModel, pool: Pool) -> admin.Desk:
     """What the operator's page needs."""
     read_only = config.admin_read_only
-    return admin.Desk(queue, web_side.served, pool, keys=config.admin_keys(), is_read_only=read_only)
+    return admin.Desk(model.queue, model.web_side.served, pool, keys=config.admin_keys(), is_read_only=read_only)
 
 
 def image_options(config: settings.Settings) -> ImageOptions:
@@ -105,7 +119,7 @@ def page_facts(config: settings.Settings) -> live_state.PageFacts:
         asks_for_key=bool(config.api_keys()),
         max_images=config.max_images,
         max_upload_bytes=config.max_upload_bytes,
-        top=config.top,
+        top=config.models()[0].top,
         api_docs=config.api_docs,
     )
 

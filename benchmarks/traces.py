@@ -75,8 +75,7 @@ def application(traces: WebTraces | None) -> Any:
         return "{}"
 
     app.add_url_rule("/predict", "predict.predict", predict, methods=["POST"])
-    side = SimpleNamespace(tracing=None)
-    request_traces.add_to(app, traces, side, side)
+    request_traces.add_to(app, traces)
     environ = app.test_client().post("/predict").request.environ
 
     def call() -> None:

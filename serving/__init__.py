@@ -14,6 +14,7 @@ The web process (run_web_server.py)
     web/infer_request       its requests -> named tensors
     web/tensors             named tensors, and how an answer brings them
     web/model_tensors       tensors -> pictures; predictions -> the output tensor
+    web/models              the models by which a web process answers, each with its queue
     web/access              who may ask; the headers that every answer carries
     web/request_ids         an id for each request
     web/request_notes       what is noted of each request: its route, its stages, why it was refused
@@ -39,6 +40,7 @@ The web process (run_web_server.py)
     jobs/sender             submits the jobs of all requests together; looks for lost answers
     jobs/listener           the messages that carry answers
     jobs/async_jobs         asynchronous jobs: submit, look, cancel
+    jobs/all_jobs           … by its id alone, in whichever of several queues
     jobs/watch              tells requests that wait when such jobs are over
     jobs/live_counts        what happens in each second, counted by all processes together
     jobs/readiness          whether the queue is served at all

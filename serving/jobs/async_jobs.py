@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 from serving.errors import Draining, KeyReused, QueueFull, Refused, Unavailable, UnknownJob
 from serving.jobs.job import EXPIRED, Answer, Job, Status
@@ -140,14 +141,25 @@ class AsyncJobs:
 
     def look(self, job_id: str) -> JobState:
         """Tell of a job, in one round trip. `job_id` is a UUID. Raises UnknownJob, QueueAway."""
+        look, about = self.look_commands(job_id)
         # In this order: a job whose status says that it succeeded has its answer.
-        fields, text, about = self._queue.exchange(
-            self._look_command([job_id]), ("GET", job_id), ("GET", self._queue.keys.about(job_id))
-        )
+        state = self.read(job_id, *self._queue.exchange(look, ("GET", job_id), about))
+        if state is None:
+            raise UnknownJob(f"There is no job {job_id}: it has expired, or its id is another one.")
+        return state
+
+    def look_commands(self, job_id: str) -> tuple[Command, Command]:
+        """What asks for a job's fields, and what asks for that which travels beside its answer."""
+        return self._look_command([job_id]), ("GET", self._queue.keys.about(job_id))
+
+    def read(
+        self, job_id: str, fields: Sequence[bytes | None], text: bytes | None, about: bytes | None
+    ) -> JobState | None:
+        """The job, of the replies to `look_commands` and the answer under its id; None: this queue has no such job."""
         answer = None if text is None else Answer(str(text, "utf-8"), json.loads(about) if about else {})
         status, expires_at, error = (None if field is None else str(field, "utf-8") for field in fields)
         if status is None or (status == Status.SUCCEEDED and answer is None):
-            raise UnknownJob(f"There is no job {job_id}: it has expired, or its id is another one.")
+            return None
         has_ended = status in (Status.SUCCEEDED, Status.FAILED)
         until = float(expires_at or "nan")
         return self._checked(JobState(job_id, Status(status), until, answer if has_ended else None, error))
@@ -160,10 +172,18 @@ class AsyncJobs:
 
     def cancel(self, job_id: str) -> JobState:
         """Cancel a job unless it is over, and tell of it. `job_id` is a UUID. Raises UnknownJob, QueueAway."""
+        self._queue.exchange(self.cancel_command(job_id))
+        return self.look(job_id)
+
+    def cancel_command(self, job_id: str) -> Command:
+        """What cancels a job of this queue, and does nothing to one that the queue has not."""
         keys = self._queue.keys
         in_redis = [keys.bulk.waiting, keys.job(job_id), keys.attempts, keys.leases]
-        self._queue.run("cancel_async", in_redis, [job_id, keys.all_jobs])
-        return self.look(job_id)
+        return self._queue.script("cancel_async", in_redis, [job_id, keys.all_jobs])
+
+    def exchange(self, *commands: Command) -> list[Any]:
+        """Send commands to the queue's Redis in one round trip; return their replies. Raises QueueAway."""
+        return self._queue.exchange(*commands)
 
     def _look_command(self, job_ids: Sequence[str]) -> Command:
         keys = self._queue.keys

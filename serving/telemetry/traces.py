@@ -16,6 +16,7 @@ trace of its request, from when it took the job until the answer was set.
 """
 
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,12 @@ class WebTraces:
     def __init__(self, queue_name: str, exporter: SpanExporter | None = None) -> None:
         self.sender = SpanSender("classification-web", exporter)
         self._tracer, self._queue_name = self.sender.tracer, queue_name
+
+    def of_queue(self, queue_name: str) -> "WebTraces":
+        """The same for the jobs of another queue; both send by one sender."""
+        other = copy.copy(self)
+        other._queue_name = queue_name
+        return other
 
     def begin(
         self, method: str, route: str, path: str, given: Mapping[str, str | None], stages: "Stages"

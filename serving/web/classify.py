@@ -66,14 +66,14 @@ class PredictionService:
     Args:
         web_side: takes jobs and brings answers.
         options: how an image travels, and how long its client waits.
-        places: how many requests may be in hand at once, from the gates to the answer.
+        places: of the process, of which each request has one from the gates to the answer.
         pool: decodes large images.
     """
 
-    def __init__(self, web_side: WebSide, options: ImageOptions, *, places: int, pool: Pool) -> None:
+    def __init__(self, web_side: WebSide, options: ImageOptions, *, places: Places, pool: Pool) -> None:
         self._web_side, self._options = web_side, options
         self._pictures = Pictures(web_side.served, options.max_pixels, pool)
-        self.places = Places(places)
+        self.places = places
 
     def predict(
         self, picture: bytes | np.ndarray, wanted: Wanted, notes: RequestNotes, connection: socket.socket | None = None

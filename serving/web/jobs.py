@@ -18,12 +18,12 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, request
 
 from serving.errors import BadRequest, JobCanceled, RequestError, TimedOut, Unavailable, UnknownJob
-from serving.jobs.async_jobs import AsyncJobs, Idempotency, JobState
+from serving.jobs.async_jobs import Idempotency, JobState
 from serving.jobs.job import Status
-from serving.jobs.watch import Watch
 from serving.web import access, answers, uploads
-from serving.web.classify import PredictionService, Wanted
+from serving.web.classify import Wanted
 from serving.web.connection import check_connection
+from serving.web.models import Models, WebModel
 from serving.web.preferences import preferences, wait_seconds
 from serving.web.request_notes import notes
 
@@ -40,10 +40,7 @@ blueprint = Blueprint("jobs", __name__)
 class JobsDoor:
     """What this front door works with."""
 
-    jobs: AsyncJobs
-    watch: Watch
-    service: PredictionService  # makes jobs
-    model: str | None  # of which answers are wanted; None: of any
+    models: Models
     timeout_seconds: float  # for which a request waits that brings an Idempotency-Key, and does not say how long
     poll_seconds: float  # between two looks whether the client has hung up
 
@@ -62,8 +59,8 @@ def is_wanted() -> bool:
     return "HTTP_PREFER" in headers and "respond-async" in preferences(request)
 
 
-def submit(images: list[bytes | RequestError], wanted: Wanted) -> Response:
-    """Answer POST /predict by an asynchronous job: the 202 that names it, or the 200 with its predictions.
+def submit(images: list[bytes | RequestError], wanted: Wanted, model: WebModel) -> Response:
+    """Answer POST /predict by an asynchronous job of `model`: the 202 that names it, or the 200 with its predictions.
 
     Raises RequestError, in any of its kinds.
     """
@@ -76,10 +73,10 @@ def submit(images: list[bytes | RequestError], wanted: Wanted) -> Response:
     door = _door()
     until = notes().came + (seconds if is_async and seconds is not None else door.timeout_seconds)
     try:
-        state = _submit(images, wanted)
+        state = _submit(images, wanted, model)
         if is_async and not seconds:
             return _accepted(state)
-        state = _wait(state, until, also_while_closing=not is_async)
+        state = _wait(model, state, until, also_while_closing=not is_async)
     except UnknownJob:  # 404 would say that the client has asked for a job
         raise Unavailable("Redis has lost the job, or it has just expired. Send the request again.") from None
     if state.is_over:
@@ -100,10 +97,10 @@ def show(job_id: str) -> Response:
     """GET /jobs/<id>: the job; with `Prefer: wait=10` once it is over, or after 10 s. Raises RequestError."""
     access.check_key()
     came = time.monotonic()
-    state = _door().jobs.look(_checked(job_id))
+    model, state = _door().models.look(_checked(job_id))
     seconds = wait_seconds(preferences(request))
     if seconds and not state.is_over:
-        state = _wait(state, came + seconds, also_while_closing=False)
+        state = _wait(model, state, came + seconds, also_while_closing=False)
     response = _response(state, 200)
     if seconds is not None:
         response.headers["Preference-Applied"] = f"wait={seconds}"
@@ -114,7 +111,7 @@ def show(job_id: str) -> Response:
 def cancel(job_id: str) -> Response:
     """DELETE /jobs/<id>: cancel the job unless it is over; answers with the job as it is then. Raises RequestError."""
     access.check_key()
-    return _response(_door().jobs.cancel(_checked(job_id)), 200)
+    return _response(_door().models.cancel(_checked(job_id)), 200)
 
 
 def _door() -> JobsDoor:
@@ -129,27 +126,27 @@ def _checked(job_id: str) -> str:
     return job_id.lower()
 
 
-def _submit(images: list[bytes | RequestError], wanted: Wanted) -> JobState:
+def _submit(images: list[bytes | RequestError], wanted: Wanted, model: WebModel) -> JobState:
     """The job that stands for this request."""
-    door, picture, noted = _door(), uploads.pop_only(images), notes()
-    idempotency = _idempotency(picture, wanted)
-    earlier = door.jobs.find(idempotency)
+    picture, noted = uploads.pop_only(images), notes()
+    idempotency = _idempotency(picture, wanted, model)
+    earlier = model.async_jobs.find(idempotency)
     if earlier is not None:
         noted.job_ids.append(earlier)
-        return door.jobs.look(earlier)
-    with door.service.places.hold():
+        return model.async_jobs.look(earlier)
+    with model.service.places.hold():
         began = time.monotonic()
         with uploads.hint_of_curl(request):
-            job = door.service.make_job(picture, wanted)
+            job = model.service.make_job(picture, wanted)
         del picture
         noted.decoded(1000 * (time.monotonic() - began))
         began = time.monotonic()
-        state = door.jobs.submit(job, idempotency)
+        state = model.async_jobs.submit(job, idempotency)
         noted.submitted(state.id, 1000 * (time.monotonic() - began))
         return state
 
 
-def _idempotency(picture: bytes, wanted: Wanted) -> Idempotency | None:
+def _idempotency(picture: bytes, wanted: Wanted, model: WebModel) -> Idempotency | None:
     """The request's Idempotency-Key; None without one. Raises BadRequest: it is none."""
     key = request.environ.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
@@ -159,7 +156,7 @@ def _idempotency(picture: bytes, wanted: Wanted) -> Idempotency | None:
             f"The Idempotency-Key must have 1 to {MOST_KEY_CHARACTERS} visible ASCII characters, such as a UUID."
         )
     # Not the body as it came: a form's boundary is another one each time.
-    asks = [hashlib.sha256(picture).hexdigest(), wanted.top, _door().model]
+    asks = [hashlib.sha256(picture).hexdigest(), wanted.top, model.name]
     return Idempotency(_digest([access.given_key(), key]), _digest(asks))
 
 
@@ -167,7 +164,7 @@ def _digest(of: list[Any]) -> str:
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
 
-def _wait(state: JobState, until: float, *, also_while_closing: bool) -> JobState:
+def _wait(model: WebModel, state: JobState, until: float, *, also_while_closing: bool) -> JobState:
     """The job once it is over, or as it is at `until`, monotonic seconds, or when the process closes the door.
 
     Raises ClientGone, UnknownJob, QueueAway.
@@ -176,12 +173,12 @@ def _wait(state: JobState, until: float, *, also_while_closing: bool) -> JobStat
     is_closing = request.environ.get("service.is_closing")
     if state.is_over:
         return state
-    with door.watch.watching(state.id) as over:
+    with model.watch.watching(state.id) as over:
         while not over.wait(max(0.0, min(until - time.monotonic(), door.poll_seconds))):
             check_connection(connection)
             if time.monotonic() >= until or (is_closing and is_closing.is_set() and not also_while_closing):
                 break
-    return door.jobs.look(state.id)
+    return model.async_jobs.look(state.id)
 
 
 def _finished(state: JobState, wanted: Wanted) -> Response:

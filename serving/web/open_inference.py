@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify, request
-from werkzeug.exceptions import NotFound
 
-from serving.errors import BadRequest, Refused, RequestError, Unavailable, UnsupportedFormat
-from serving.jobs.served import ServedNow
-from serving.web import access, answers, infer_request, pages, problems, tensors, uploads
-from serving.web.classify import PredictionService, Reply, Wanted
+from serving.errors import BadRequest, NotFound, RequestError, Unavailable, UnsupportedFormat
+from serving.web import access, answers, infer_request, pages, tensors, uploads
+from serving.web.classify import Reply, Wanted
 from serving.web.model_tensors import ServedModel, read_replies
+from serving.web.models import Models, WebModel, not_told
 from serving.web.request_ids import request_id
 from serving.web.request_notes import notes
 
@@ -60,7 +59,7 @@ def ready() -> Response:
 @blueprint.get("/models/<name>/versions/<version>")
 def metadata(name: str, version: str | None = None) -> Response:
     """GET /v2/models/<name>: the model's input and output. Raises NotFound, Unavailable, QueueAway."""
-    return jsonify(model_of(name, version).metadata())
+    return jsonify(as_served(the_models().of(name), version).metadata())
 
 
 @blueprint.get("/models/<name>/config")
@@ -68,14 +67,14 @@ def metadata(name: str, version: str | None = None) -> Response:
 def config(name: str, version: str | None = None) -> Response:
     """GET …/config: the same as Triton writes it. Raises NotFound, Unavailable, QueueAway."""
     limits: uploads.Limits = current_app.extensions["upload limits"]
-    return jsonify(model_of(name, version).config(limits.images))
+    return jsonify(as_served(the_models().of(name), version).config(limits.images))
 
 
 @blueprint.get("/models/<name>/ready")
 @blueprint.get("/models/<name>/versions/<version>/ready")
 def model_ready(name: str, version: str | None = None) -> Response:
     """GET …/ready: the service is ready to answer with this model. Raises NotFound, Unavailable, QueueAway."""
-    model_of(name, version)
+    as_served(the_models().of(name), version)
     pages.readyz()
     return jsonify(name=name, ready=True)
 
@@ -84,16 +83,16 @@ def model_ready(name: str, version: str | None = None) -> Response:
 @blueprint.post("/models/<name>/versions/<version>/infer")
 def infer(name: str, version: str | None = None) -> Response:
     """POST …/infer: pictures -> probabilities. Raises NotFound, and RequestError in any of its kinds."""
-    service: PredictionService = current_app.extensions["prediction service"]
     limits: uploads.Limits = current_app.extensions["upload limits"]
-    model = model_of(name, version)
+    web_model = the_models().of(name)
+    model = as_served(web_model, version)
     sent = infer_request.read(read_body(limits.request_bytes), request.headers.get(tensors.SIZE_HEADER))
     asked, given_id, input_name = model.asked(sent), sent.id, sent.inputs[0].name
     pictures, noted = model.pictures(sent, limits), notes()
     noted.read(sent.inputs[0].shape[0])
     del sent  # so that the memory of the body is free once the pictures are jobs
     wanted = Wanted(asked.classification or model.classes, index=True, request_id=request_id())
-    replies = service.predict_all(pictures, wanted, noted, request.environ.get("service.connection"))
+    replies = web_model.service.predict_all(pictures, wanted, noted, request.environ.get("service.connection"))
     found, warning = read_replies(input_name, replies)
     answered_by = check_version(replies, version)
     head: dict[str, Any] = {"model_name": name, "model_version": answered_by or model.served.version}
@@ -106,28 +105,29 @@ def infer(name: str, version: str | None = None) -> Response:
     return Response(body, mimetype="application/octet-stream", headers=headers | {tensors.SIZE_HEADER: str(json_bytes)})
 
 
-def model_of(name: str, version: str | None) -> ServedModel:
-    """The model that is served.
+def as_served(model: WebModel, version: str | None) -> ServedModel:
+    """A model as it is served.
 
     Raises:
-        NotFound: it has another name or version.
-        Unavailable: no model server has told yet what it serves.
+        NotFound: it has another version.
+        Unavailable: no model server has told yet what it serves, or serves another model at this one's queue.
         QueueAway: Redis had to be asked, and does not answer.
     """
-    served_now: ServedNow = current_app.extensions["web side"].served
+    served_now = model.web_side.served
     served_now.look_if_due()  # another version may have come
     labels, served = served_now.labels(), served_now.served()
     if served is None or labels is None:
-        raise Unavailable(
-            "No model server has told yet what it serves: start one, or wait while it loads.",
-            retry_after_seconds=5,
-            reason=Refused.NO_MODEL_SERVER,
-        )
-    if name != served.name:
-        raise NotFound(f"There is no model `{name}`; this service has `{served.name}`.")
+        raise not_told()
+    served_now.check_name()
     if version not in (None, served.version):
-        raise NotFound(f"The model `{name}` has no version `{version}`; it has `{served.version}`.")
+        raise NotFound(f"The model `{served.name}` has no version `{version}`; it has `{served.version}`.")
     return ServedModel(served, len(labels))
+
+
+def the_models() -> Models:
+    """The models of the application that answers the request at hand."""
+    models: Models = current_app.extensions["models"]
+    return models
 
 
 def read_body(most_bytes: int) -> bytes:
@@ -151,9 +151,3 @@ def check_version(replies: Sequence[Reply | RequestError], version: str | None) 
         if version is not None and found not in (None, version):
             raise Unavailable(f"The version {found} has just replaced {version}. Try again, or leave the version out.")
     return told[-1] if told else None
-
-
-@blueprint.errorhandler(NotFound)
-def unknown(error: NotFound) -> tuple[Response, int]:
-    """The answer to a request for another model or version."""
-    return problems.body(str(error.description), error.code), error.code

@@ -5,7 +5,6 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, jsonify, request
 
 from serving.errors import Draining, Refused, Unavailable
-from serving.jobs.job_queue import JobQueue
 from serving.jobs.readiness import readiness
 from serving.web import page_files
 from serving.web.openapi import COUNT, NO_KEY, TAGS, Description, answer, error, errors, object_of, operation
@@ -15,15 +14,12 @@ _COUNT = 'classify_requests_total{route="predict",status="200"} 700.0\n'
 blueprint = Blueprint("pages", __name__)
 
 
-def add_to(app: Flask, queue: JobQueue, description: dict[str, Any]) -> None:
-    """Have `app` answer these pages, and the page for people.
+def add_to(app: Flask, description: dict[str, Any]) -> None:
+    """Have `app` answer these pages, and the page for people, with what `predict.add_to` has given to `app`.
 
-    Args:
-        app: gets the routes.
-        queue: is asked whether the service is ready.
-        description: the content of /openapi.json, ready for JSON.
+    `description` is the content of /openapi.json, ready for JSON.
     """
-    app.extensions["queue"], app.extensions["description"] = queue, description
+    app.extensions["description"] = description
     app.register_blueprint(blueprint)
     app.register_blueprint(page_files.blueprint)
 
@@ -70,10 +66,11 @@ def readyz() -> Response:
     is_stopping = request.environ.get("service.is_stopping")
     if is_stopping and is_stopping.is_set():
         raise Unavailable("This web server is stopping: send requests to another one.", retry_after_seconds=5)
-    found = readiness(current_app.extensions["queue"])
+    model = current_app.extensions["models"].default
+    found = readiness(model.queue)
     if found.is_draining:  # a load balancer sends what is new elsewhere
         raise Draining
-    served = current_app.extensions["web side"].served
+    served = model.web_side.served
     served.look()  # whoever reads 200 may send the next moment
     served.check_name()
     if not (found.model_servers or found.answered_lately or current_app.config["READY_WITHOUT_MODEL_SERVER"]):

@@ -10,30 +10,33 @@ from flask import Blueprint, Flask, Response, current_app, request
 from serving.errors import BadRequest, RequestError
 from serving.web import access, answers, jobs, uploads
 from serving.web.classify import PredictionService, Reply, Wanted
+from serving.web.models import Models
 from serving.web.request_ids import request_id
 from serving.web.request_notes import notes
 
 blueprint = Blueprint("predict", __name__)
 
 
-def add_to(app: Flask, service: PredictionService, limits: uploads.Limits) -> None:
-    """Have `app` answer POST /predict with `service`, within `limits`."""
-    app.extensions["prediction service"], app.extensions["upload limits"] = service, limits
+def add_to(app: Flask, models: Models, limits: uploads.Limits) -> None:
+    """Have `app` answer POST /predict with `models`, within `limits`."""
+    app.extensions["models"], app.extensions["upload limits"] = models, limits
     app.register_blueprint(blueprint)
 
 
 @blueprint.post("/predict")
 def predict() -> Response:
     """POST /predict: images -> their most likely labels. Raises RequestError, in any of its kinds."""
-    service: PredictionService = current_app.extensions["prediction service"]
+    models: Models = current_app.extensions["models"]
     access.check_key()
+    model = models.default
+    service = model.service
     wanted = read_wanted(service)
     connection = request.environ.get("service.connection")
     images = uploads.read_images(request, current_app.extensions["upload limits"])
     noted = notes()
     noted.read(len(images))
     if jobs.is_wanted():
-        return jobs.submit(images, wanted)
+        return jobs.submit(images, wanted, model)
     if len(images) == 1:
         with uploads.hint_of_curl(request):
             # The image has no name here, so that its memory is free while the request waits.

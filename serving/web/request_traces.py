@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, current_app, g, request
 
-from serving.jobs.async_jobs import AsyncJobs
-from serving.jobs.web_side import WebSide
 from serving.web.request_ids import request_id
 from serving.web.request_notes import notes
 
@@ -19,11 +17,11 @@ if TYPE_CHECKING:
 TRACED = ("predict.predict", "open_inference.infer")
 
 
-def add_to(app: Flask, traces: "WebTraces | None", web_side: WebSide, async_jobs: AsyncJobs) -> None:
-    """Have `app` trace each request that brings images, and the submission of its jobs; None: nobody wants traces."""
+def add_to(app: Flask, traces: "WebTraces | None") -> None:
+    """Have `app` trace each request that brings images; None: nobody wants traces."""
     if traces is None:
         return
-    app.extensions["traces"] = web_side.tracing = async_jobs.tracing = traces
+    app.extensions["traces"] = traces
     app.before_request(_begin)
     app.after_request(_end)
 

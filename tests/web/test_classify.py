@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def new_service(queue: JobQueue) -> Iterator[NewService]:
         def new(places: int = 4, timeout_seconds: float = 10.0, **changes: object) -> PredictionService:
             options = ImageOptions("uint8", 1_000_000, timeout_seconds, poll_seconds=0.05)
             side = new_web_side(queue, timeout_seconds=timeout_seconds, own_size=(64, 48), **changes)
-            return PredictionService(side, options, places=places, pool=pool)
+            return PredictionService(side, options, places=Places(places), pool=pool)
 
         yield new
 
@@ -209,7 +210,8 @@ def test_who_waits_over_http_holds_a_place_and_not_the_upload(
     monkeypatch.setattr(service, "wait", looking)
     app = Flask("any")
     app.config["API_KEYS"] = []
-    predict.add_to(app, service, uploads.Limits(10**6, 16, 10**7))
+    models = SimpleNamespace(default=SimpleNamespace(service=service))
+    predict.add_to(app, models, uploads.Limits(10**6, 16, 10**7))  # type: ignore[arg-type]
     problems.add_to(app)
     assert app.test_client().post("/predict").status_code == 504
     assert alive == [None]

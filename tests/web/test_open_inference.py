@@ -426,12 +426,13 @@ def test_who_waits_holds_no_body(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         alive.append(alive.pop()())
         return [TimedOut("No answer came.")]
 
-    app, served = Flask("any"), SimpleNamespace(look_if_due=int, labels=lambda: LABELS, served=lambda: SERVED)
+    served = SimpleNamespace(look_if_due=int, labels=lambda: LABELS, served=lambda: SERVED, check_name=int)
+    sides = {"web_side": SimpleNamespace(served=served), "service": SimpleNamespace(predict_all=predict_all)}
+    app, models = Flask("any"), SimpleNamespace(of=lambda _name: SimpleNamespace(**sides))
     monkeypatch.setattr(open_inference, "read_body", read_body)
     app.config["API_KEYS"] = []
     app.extensions |= {
-        "web side": SimpleNamespace(served=served),
-        "prediction service": SimpleNamespace(predict_all=predict_all),
+        "models": models,
         "upload limits": uploads.Limits(10**6, 16, 10**7),
     }
     open_inference.add_to(app)

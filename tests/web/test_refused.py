@@ -52,7 +52,7 @@ def new_web(redis_server: RedisServer, queue: JobQueue) -> NewWeb:
         counts = WebMetrics(Build())
         with ThreadPool(1) as pool:
             app = run_web_server.create_app(settings.Settings(**values), pool, counts)  # type: ignore[arg-type]
-            app.extensions["web side"].start()
+            app.extensions["models"].start()
             yield Web(app.test_client(), counts)
 
     return new

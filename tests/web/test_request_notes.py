@@ -44,8 +44,7 @@ def app(redis_server: RedisServer, answering: Answering, noting: Noting) -> Iter
     config = settings.Settings(redis_url=redis_server.url, request_timeout_seconds=5.0, web_threads=4)
     with ThreadPool(2) as pool:
         app = run_web_server.create_app(config, pool, noting)  # type: ignore[arg-type]
-        app.extensions["web side"].start()
-        app.extensions["jobs door"].watch.start()
+        app.extensions["models"].start()
         yield app
 
 

@@ -30,7 +30,7 @@ def web(redis_server: RedisServer, raw: redis.Redis, exporter: InMemorySpanExpor
     traces = WebTraces("image_queue", exporter)
     with ThreadPool(2) as pool:
         app = run_web_server.create_app(config, pool, WebMetrics(Build()), traces)
-        app.extensions["web side"].start()
+        app.extensions["models"].start()
         yield app.test_client()
     traces.sender.close()
 
