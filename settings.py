@@ -72,6 +72,13 @@ def _without_brackets(value: object) -> object:
     return value.strip().removeprefix("[").removesuffix("]") if isinstance(value, str) else value
 
 
+def _code(value: object) -> object:
+    """Accept `MODEL_ALLOW_CODE=false` and `yes`; the name of a module keeps its capitals."""
+    words = {"false": "0", "no": "0", "off": "0", "true": "1", "yes": "1", "on": "1"}
+    text = str(value).strip()
+    return words.get(text.lower(), text)
+
+
 def _unset(value: object) -> object:
     """Take an empty variable for one that is not set, as OpenTelemetry does."""
     return None if value == "" else value
@@ -82,6 +89,9 @@ _Unset = BeforeValidator(_unset)
 _Address = BeforeValidator(_without_brackets)
 LogFormat = Annotated[Literal["text", "json"], _Lower]
 Precision = Annotated[Literal["auto", "float32", "bfloat16", "float16"], _Lower]
+Activation = Annotated[Literal["auto", "none", "softmax", "sigmoid", "independent"], _Lower]
+Preprocessing = Annotated[Literal["none", "0..1", "-1..1", "caffe", "torch"], _Lower]
+AllowCode = Annotated[str, BeforeValidator(_code)]
 
 
 class Settings(BaseSettings):
@@ -118,8 +128,8 @@ class Settings(BaseSettings):
     model: str = Field(
         "ResNet50",
         min_length=1,
-        description="a classifier of keras.applications by name, or the path of a .keras file that takes RGB values "
-        "0 to 255 and ends in a softmax",
+        description="a classifier of keras.applications by name, or the path of a network of your own: a .keras file, "
+        "a whole model in an .h5 file, or the folder of a SavedModel (docs/own-model.md)",
     )
     model_name: str | None = Field(
         None,
@@ -135,7 +145,8 @@ class Settings(BaseSettings):
     model_labels: str = Field(
         "imagenet",
         min_length=1,
-        description="imagenet, numbers, or the path of a class-index JSON, or of a text file with a label on each line",
+        description="imagenet, numbers, or the path of a JSON file (a class index, Keras's class_indices, or a list), "
+        "or of a text file with a label on each line",
     )
     model_runtime: Annotated[str, _Lower] = Field(
         "auto",
@@ -147,6 +158,23 @@ class Settings(BaseSettings):
         "auto",
         description="what the layers compute in: float32, bfloat16, float16, or auto, which is float16 on a GPU, "
         "bfloat16 on a CPU that is fast in it where the answers stay close enough, else float32",
+    )
+    model_activation: Activation = Field(
+        "auto",
+        description="what is put behind a network of your own: softmax or sigmoid where its outputs are logits; none "
+        "where they are probabilities already, independent where these are of labels that do not exclude each other; "
+        "auto: its last layer tells",
+    )
+    model_preprocessing: Preprocessing = Field(
+        "none",
+        description="what is put before a network of your own: none where it takes 0 to 255, 0..1, -1..1, or caffe or "
+        "torch as keras.applications means them",
+    )
+    model_allow_code: AllowCode = Field(
+        "0",
+        pattern=r"^([01]|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)$",
+        description="whether a network of your own may run code: 0 no, 1 what its file holds (a Lambda, a SavedModel), "
+        "or the name of a module that is imported first and has its layers",
     )
     batch_size: int = Field(32, ge=1, le=1024, description="most images that the model runs together")
     top: int = Field(5, ge=1, le=1000, description="how many predictions an answer has")
@@ -372,6 +400,9 @@ OF_A_MODEL = {
     "labels": "model_labels",
     "batch_size": "batch_size",
     "precision": "model_precision",
+    "activation": "model_activation",
+    "preprocessing": "model_preprocessing",
+    "allow_code": "model_allow_code",
     "runtime": "model_runtime",
     "width": "image_width",
     "height": "image_height",
@@ -397,6 +428,9 @@ class ModelSettings(BaseModel):
     labels: str = _as("model_labels")
     batch_size: int = _as("batch_size")
     precision: Precision = _as("model_precision")
+    activation: Activation = _as("model_activation")
+    preprocessing: Preprocessing = _as("model_preprocessing")
+    allow_code: AllowCode = _as("model_allow_code")
     runtime: Annotated[str, _Lower] = _as("model_runtime")
     width: int | None = _as("image_width")
     height: int | None = _as("image_height")

@@ -217,7 +217,8 @@ def test_a_wrong_file_is_refused_with_its_line_its_key_and_what_to_do(case: str,
 @pytest.mark.parametrize("setting", ["model_name", *settings.OF_A_MODEL.values()])
 def test_a_setting_that_the_file_replaces_is_refused_beside_it(setting: str, tmp_path: Path) -> None:
     keys = {setting: key for key, setting in settings.OF_A_MODEL.items()}
-    value = "auto" if setting in ("model_precision", "model_runtime") else "3"
+    text = {"model_precision": "auto", "model_runtime": "auto", "model_activation": "auto"}
+    value = (text | {"model_preprocessing": "none", "model_allow_code": "1"}).get(setting, "3")
     with pytest.raises(WrongModelsFile) as wrong:
         models_of(tmp_path, TWO, **{setting: value})
     instead = f"`{keys[setting]}:` of each model" if setting in keys else "the names under `models:`"

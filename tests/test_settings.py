@@ -61,6 +61,11 @@ def test_a_redis_url_that_makes_no_sense_ends_the_process_with_2(script: str, ur
         ("IMAGE_QUEUE", "a{b}"),
         ("IMAGE_DTYPE", "float64"),
         ("MODEL_PRECISION", "int8"),
+        ("MODEL_ACTIVATION", "relu"),
+        ("MODEL_PREPROCESSING", "0-1"),
+        ("MODEL_ALLOW_CODE", ""),
+        ("MODEL_ALLOW_CODE", "2"),
+        ("MODEL_ALLOW_CODE", "../layers.py"),
         ("BATCH_SIZE", "0"),
         ("LEASE_SECONDS", "0"),
         ("WEB_PORT", "65536"),
@@ -87,6 +92,24 @@ def test_values_outside_their_range_are_refused(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ValidationError) as caught:
         settings.Settings()
     assert name in settings.explain(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "means"),
+    [
+        ("0", "0"),
+        ("false", "0"),
+        ("Off", "0"),
+        (" 1 ", "1"),
+        ("YES", "1"),
+        ("my.Layers", "my.Layers"),
+        ("_own", "_own"),
+    ],
+)
+def test_code_is_allowed_by_a_truth_value_or_by_the_name_of_a_module(value: str, means: str) -> None:
+    assert settings.Settings(model_allow_code=value).model_allow_code == means
+    model = settings.ModelSettings(name="flowers", queue="q", model="flowers.keras", allow_code=value)
+    assert model.allow_code == means
 
 
 def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:

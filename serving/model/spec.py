@@ -16,6 +16,9 @@ class ModelSpec:
     width: int | None = None  # of the input, pixels; None: the model's own
     height: int | None = None
     precision: str = "auto"  # or `float32`, `bfloat16`, `float16`
+    activation: str = "auto"  # of a network of one's own; or `none`, `softmax`, `sigmoid`, `independent`
+    preprocessing: str = "none"  # … or `0..1`, `-1..1`, `caffe`, `torch`
+    allow_code: str = "0"  # … `1`: it may run what its file holds; or a module that is imported first
     runtime: str = "auto"  # or `keras`, `openvino`, or `package.module:Class`
     batch_size: int = 32  # most images in one batch
     top: int = 5  # predictions in an answer
