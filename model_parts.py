@@ -82,6 +82,7 @@ def served_by(config: settings.Settings, classifier: Classifier) -> Served:
         channels=channels,
         labels_digest=digest_of(classifier.labels),
         warning=classifier.warning,
+        top=config.top,
     )
 
 

@@ -10,8 +10,9 @@ An answer's text is one of
     {"error": "…", "status": 503}            … or with another one
 
 A job with `index` gets {"index": …}, the class, in each prediction as well. What travels beside the text (Answer.about)
-is {"model": "…", "version": "…", "model_ms": …}: for how many milliseconds the model had the batch; and a "warning" if
-the model has random weights. Earlier releases write it into the text: {"predictions": […], "warning": "…"}.
+is what served.Served.about tells of the model server: {"model": "…", "version": "…", "precision": "…", …}, with a
+"warning" if the model has random weights; and "model_ms", for how many milliseconds the model had the batch. Earlier
+releases write the warning into the text: {"predictions": […], "warning": "…"}.
 """
 
 import json

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from serving.errors import QueueOutOfMemory, Refused, Unavailable
 from serving.jobs.job import Answer
@@ -22,6 +23,7 @@ from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 
 DEFAULT_SIZE = (224, 224)  # width, height; where nobody says anything
 LOOK_EVERY_SECONDS = 1.0
+NO_IDENTITY = ("runtime", "warning")  # fields of Served that decide no answer
 FRESH_SECONDS = 0.05  # instead, as long as no model server was seen alive
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class Served:
     channels: int
     labels_digest: str
     warning: str | None = None  # what every answer has to say of the model
+    top: int | None = None  # predictions of an answer whose job does not say how many; None: an older release
 
     def to_text(self) -> str:
         """Write it as JSON."""
@@ -55,9 +58,15 @@ class Served:
             return None
         return served if isinstance(served.width, int) and isinstance(served.height, int) else None
 
-    def about(self) -> dict[str, str]:
-        """What travels beside each answer."""
-        return {"model": self.name, "version": self.version} | ({"warning": self.warning} if self.warning else {})
+    def about(self) -> dict[str, Any]:
+        """What travels beside each answer: by whom it is, as far as two model servers of a queue may differ in it."""
+        told: dict[str, Any] = {"model": self.name, "version": self.version, "precision": self.precision}
+        told |= {"labels_digest": self.labels_digest, "top": self.top, "warning": self.warning}
+        return {name: value for name, value in told.items() if value is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its answers: two model servers with the same identity give the same answer to the same job."""
+        return {name: value for name, value in asdict(self).items() if value is not None and name not in NO_IDENTITY}
 
     def in_words(self, other: "Served") -> str:
         """The model in words, for an operator: its name, and what else of it is not as with `other`."""
@@ -112,6 +121,10 @@ class ServedNow:
         if met is not None:
             return met.width, met.height
         return self._own_size or ((last.width, last.height) if last is not None else DEFAULT_SIZE)
+
+    def alive(self) -> Served | None:
+        """The model of one of the model servers that lived at the last look; None: there was none."""
+        return self._alive
 
     def served(self) -> Served | None:
         """The model that a model server serves now, or did while this process ran, else the last one on this queue."""

@@ -142,6 +142,22 @@ def test_what_a_newer_release_publishes_is_read_and_garbage_is_not() -> None:
         assert Served.from_text(garbage) is None
 
 
+def test_what_travels_beside_an_answer_tells_who_gave_it() -> None:
+    told = {"model": "ResNet50", "version": "0123456789ab", "precision": "float32", "labels_digest": "6d7be65dd77f"}
+    assert replace(RESNET, labels_digest="6d7be65dd77f").about() == told
+    assert replace(RESNET, labels_digest="6d7be65dd77f", top=3, warning="Of random weights.").about() == told | {
+        "top": 3,
+        "warning": "Of random weights.",
+    }
+
+
+def test_two_model_servers_have_one_identity_if_the_same_job_gets_the_same_answer_from_both() -> None:
+    for same in ({"runtime": "keras"}, {"warning": "They mean nothing."}):
+        assert replace(RESNET, **same).identity() == RESNET.identity()
+    for other in ({"version": "1"}, {"precision": "bfloat16"}, {"top": 3}, {"labels_digest": "0"}, {"name": "x"}):
+        assert replace(RESNET, **other).identity() != RESNET.identity()
+
+
 def test_what_is_published_lasts_as_long_as_somebody_serves_it(join: Join, queue: JobQueue, raw: redis.Redis) -> None:
     member = join(RESNET)
     published = [queue.keys.serves, queue.keys.served_last, queue.keys.labels(RESNET.labels_digest)]
@@ -178,7 +194,7 @@ def test_a_warning_travels_beside_the_answer(
     job = new_job(reply_to=side.channel if channel else None)
     with side.submit(job) as ticket:
         answer_one(member)
-        about = {"model": "ResNet50", "version": "0123456789ab", "warning": "They mean nothing."}
+        about = RESNET.about() | {"warning": "They mean nothing."}
         assert ticket.wait(time.monotonic() + 5) == Answer('["yes"]', about)
 
 
