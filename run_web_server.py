@@ -79,7 +79,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces
     jobs.add_to(app, web_parts.open_jobs_door(config, models))
     request_traces.add_to(app, traces)
     pages.add_to(app, web_parts.describe(config))
-    live_state.add_to(app, models.default.queue, web_parts.page_facts(config))
+    live_state.add_to(app, {"": models.default.queue}, web_parts.page_facts(config))
     metrics_page.add_to(app, counts)
     if config.api_docs:
         api_docs.add_to(app)

@@ -57,7 +57,7 @@ class Prometheus:
         return self._ask("query", query, time=self.end)
 
     def _ask(self, path: str, query: str, **when: float) -> list[Series]:
-        fields = {"query": query.replace("$__rate_interval", self._rate_interval)} | when
+        fields = {"query": query.replace("$__rate_interval", self._rate_interval).replace("$model", ".*")} | when
         with urllib.request.urlopen(
             f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(fields)}", timeout=30
         ) as answer:
@@ -83,7 +83,7 @@ def in_unit(value: float, unit: str) -> str:
 
 def name_of(series: Series, legend: str) -> str:
     """What a legend makes of the labels of a series."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: series["metric"].get(match[1], ""), legend)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: series["metric"].get(match[1], ""), legend).strip()
 
 
 def draw_curves(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None:

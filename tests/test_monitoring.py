@@ -63,7 +63,12 @@ def expressions() -> list[str]:
     """Every query of the dashboard and of the alerts, as Prometheus gets them."""
     asked = [target["expr"] for panel in PANELS for target in panel["targets"]]
     asked += [note["expr"] for note in DASHBOARD["annotations"]["list"]] + [alert["expr"] for alert in ALERTS]
-    return [query.replace("$__rate_interval", "1m") for query in asked]
+    return [filled(query) for query in asked]
+
+
+def filled(query: str) -> str:
+    """A query of the dashboard as Grafana sends it while all models are chosen."""
+    return query.replace("$__rate_interval", "1m").replace("$model", ".*")
 
 
 def metrics_in(query: str) -> set[str]:
@@ -194,8 +199,18 @@ def test_no_panel_lies_on_another_and_each_has_its_own_name() -> None:
     assert len(taken) == len(set(taken))
     assert all(0 <= x < 24 for x, _ in taken)
     assert len({panel["title"] for panel in PANELS}) == len({panel["id"] for panel in PANELS}) == len(PANELS)
-    (variable,) = DASHBOARD["templating"]["list"]
-    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+    source, model = DASHBOARD["templating"]["list"]
+    assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
+    assert (model["name"], model["type"]) == ("model", "query")
+    assert (model["query"], model["allValue"]) == ("label_values(classify_model_servers, model)", ".*")
+
+
+def test_every_query_of_a_model_asks_for_the_chosen_ones() -> None:
+    of_all = {"classify_redis_up", "classify_build_info"}
+    for panel in PANELS:
+        for target in panel["targets"]:
+            for name, labels in re.findall(r"\b(classify_\w+)(\{[^}]*\})?", target["expr"]):
+                assert name in of_all or 'model=~"$model"' in labels, (panel["title"], name)
 
 
 # --- a real Prometheus -------------------------------------------------------------------------------------------
@@ -203,6 +218,8 @@ def test_no_panel_lies_on_another_and_each_has_its_own_name() -> None:
 
 class Monitored:
     """A service with an API key, its Redis, and a Prometheus that has no key and asks all of them."""
+
+    labels_left_out = frozenset({"model"})  # where the service names no models
 
     def __init__(self, processes: Processes, redis_url: str, light_model: dict[str, str], folder: Path) -> None:
         self.web, self.web_metrics, self.model, self.exporter, port = (free_port() for _ in range(5))
@@ -304,9 +321,9 @@ def test_every_metric_of_the_dashboard_and_of_the_alerts_is_on_a_page(monitored:
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
 def test_prometheus_answers_what_a_panel_asks(monitored: Monitored, panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
-        found = monitored.ask(target["expr"].replace("$__rate_interval", "1m"))
+        found = monitored.ask(filled(target["expr"]))
         assert any(one["value"][1] != "NaN" for one in found), target["expr"]
-        for name in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+        for name in {*re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])} - monitored.labels_left_out:
             assert all(name in one["metric"] for one in found), name
 
 

@@ -73,14 +73,30 @@ class RedisMemory:
 
 def overview(queue: JobQueue) -> Overview:
     """Ask Redis for all of it, in one round trip. Raises QueueAway."""
+    return overviews([queue])[0]
+
+
+def overviews(queues: Sequence[JobQueue]) -> list[Overview]:
+    """The same of several queues, of one Redis, in their order: all in one round trip. Raises QueueAway."""
+    replies = queues[0].run_in_turn([_look(queue) for queue in queues])
+    return [_read(queue, reply) for queue, reply in zip(queues, replies, strict=True)]
+
+
+def _look(queue: JobQueue) -> tuple[str, Sequence[str], Sequence[Any]]:
+    """The script, its keys and its arguments."""
     keys = queue.keys
-    reply, oldest_bulk, bulk_settled_total, dead_letters, told = queue.run(
+    return (
         "overview",
         [*live_view.look_keys(queue), keys.bulk.settled_total, keys.dead, keys.quiet],
         [*live_view.LOOK_ARGS, keys.people.all_processing, keys.bulk.all_processing],
     )
+
+
+def _read(queue: JobQueue, told: Sequence[Any]) -> Overview:
+    """What overview.lua has returned."""
+    reply, oldest_bulk, bulk_settled_total, dead_letters, of_servers = told
     view, now = live_view.read(queue, reply), float(reply[0])
-    rows = [told[start : start + FIELDS] for start in range(0, len(told), FIELDS)]
+    rows = [of_servers[start : start + FIELDS] for start in range(0, len(of_servers), FIELDS)]
     alive = [row for row in rows if float(row[1]) > 0]
     bulk_in_flight = sum(row[3] for row in rows)
     return Overview(

@@ -1,14 +1,14 @@
 """Counts what the web processes do, in memory that they share, and writes their page for Prometheus.
 
 a request is answered --> a few cells of its process's row += … ---.
-a scrape --> the sum of all rows, and what is known of the queue --> /metrics
+a scrape --> the sum of all rows, and what is known of the queues --> /metrics
 """
 
 import bisect
 import itertools
 import mmap
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +49,7 @@ class AnsweredRequest(Protocol):
     predict_ms: float | None
     answer_ms: float | None
     refusals: list[str]  # errors.Refused
+    model: str | None  # that it was for, where the service names its models; None: it names none, or none was found
 
 
 _stages_of = operator.attrgetter(*(f"{stage}_ms" for stage in STAGES))
@@ -70,26 +71,38 @@ class Layout:
         return self.counters(1 + len(_LE))
 
 
-_layout = Layout()
-_REQUESTS = {route: _layout.counters(_STATUSES) - _FIRST_STATUS for route in ROUTES}  # + status
-_DURATIONS = {route: _layout.histogram() for route in ROUTES}
-_STAGE_DURATIONS = [_layout.histogram() for _ in STAGES]
-_REFUSALS = {str(reason): _layout.counters(1) for reason in Refused}
+class Cells:
+    """The cells of the requests for one model, or of those for none, which other `routes` have."""
+
+    def __init__(self, layout: Layout, routes: Sequence[str]) -> None:
+        self.requests = {route: layout.counters(_STATUSES) - _FIRST_STATUS for route in routes}  # + status
+        self.durations = {route: layout.histogram() for route in routes}
+        self.stages = [layout.histogram() for _ in STAGES]
+        self.refusals = {str(reason): layout.counters(1) for reason in Refused}
+
+    def statuses(self, sums: Sequence[float], route: str) -> dict[int, float]:
+        """How many requests of a route ended with each status, where any did."""
+        first = self.requests[route] + _FIRST_STATUS
+        return {status: count for status, count in enumerate(sums[first : first + _STATUSES], _FIRST_STATUS) if count}
 
 
 class WebMetrics:
-    """Requests by route and status, their durations and stages, and refusals, summed over all web processes.
+    """Requests by route and status, their durations and stages, and refusals, of all web processes together.
 
     Each process counts in a row of a table in memory that they share: there is no lock, and no file that others could
     remove. The table is made before the processes are forked; the rows of those that ended stay in the sum. `Layout`
-    says which cell of a row, float64, has what.
+    says which cell of a row, float64, has what. A model adds 9 kB to a row.
 
     Args:
         build: what runs here.
+        models: the names of the models, which the label `model` tells; none: without this label.
     """
 
-    def __init__(self, build: Build) -> None:
-        self._build, row_bytes = build, 8 * _layout.cells
+    def __init__(self, build: Build, models: Sequence[str] = ()) -> None:
+        layout = Layout()
+        self._of_none = Cells(layout, ROUTES)
+        self._of_model = {name: Cells(layout, PREDICTING) for name in models}
+        self._build, row_bytes = build, 8 * layout.cells
         memory = memoryview(mmap.mmap(-1, 8 + MOST_ROWS * row_bytes))
         self._forks = memory[:8].cast("d")
         # To add to a cell of a memoryview takes a fifth of the time that a cell of an array takes (33 against 158 ns).
@@ -97,7 +110,7 @@ class WebMetrics:
         self._rows = [
             memory[start : start + row_bytes].cast("d") for start in range(8, 8 + MOST_ROWS * row_bytes, row_bytes)
         ]
-        self._table = np.frombuffer(memory, dtype=np.float64, offset=8).reshape(MOST_ROWS, _layout.cells)
+        self._table = np.frombuffer(memory, dtype=np.float64, offset=8).reshape(MOST_ROWS, layout.cells)
         self._row = self._rows[0]
 
     def next_process(self) -> None:
@@ -108,55 +121,56 @@ class WebMetrics:
     def answered(self, request: AnsweredRequest, status: int) -> None:
         """Count a request whose response has this HTTP status, 100 to 599."""
         row, route, total_ms = self._row, request.route, request.total_ms
-        row[_REQUESTS[route] + status] += 1
-        duration = _DURATIONS[route]
+        is_predicting = route in PREDICTING
+        cells = self._of_model.get(request.model or "", self._of_none) if is_predicting else self._of_none
+        row[cells.requests[route] + status] += 1
+        duration = cells.durations[route]
         row[duration] += total_ms
         row[duration + 1 + bisect.bisect_left(_BOUNDS_MS, total_ms)] += 1
-        if route not in PREDICTING:
+        if not is_predicting:
             return
-        for stage, stage_ms in zip(_STAGE_DURATIONS, _stages_of(request), strict=True):
+        for stage, stage_ms in zip(cells.stages, _stages_of(request), strict=True):
             if stage_ms is not None:
                 row[stage] += stage_ms
                 row[stage + 1 + bisect.bisect_left(_BOUNDS_MS, stage_ms)] += 1
         for reason in request.refusals:
-            row[_REFUSALS[reason]] += 1
+            row[cells.refusals[reason]] += 1
 
-    def render(self, queue: Queue | None) -> tuple[bytes, str]:
-        """The page for Prometheus, and its content type. `queue` None: Redis is away."""
+    def render(self, queues: Mapping[str, Queue] | None) -> tuple[bytes, str]:
+        """The page for Prometheus, and its content type. `queues`: as `gauges_of` takes them; None: Redis is away."""
         registry = CollectorRegistry()
-        registry.register(_Page([*self._families(), *gauges_of(queue)]))
+        registry.register(_Page([*self._families(), *gauges_of(queues)]))
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
     def _families(self) -> Iterator[Metric]:
         sums = self._table[: int(self._forks[0]) + 1].sum(axis=0).tolist()
-        requests = CounterMetricFamily("classify_requests", "requests by route and status", labels=["route", "status"])
+        labels = ["model"] if self._of_model else []
+        requests = CounterMetricFamily(
+            "classify_requests", "requests by route and status", labels=["route", "status", *labels]
+        )
         durations = HistogramMetricFamily(
-            "classify_request_duration_seconds", "from the head of a request to its response", labels=["route"]
+            "classify_request_duration_seconds", "from the head of a request to its response", labels=["route", *labels]
         )
-        for route in ROUTES:
-            statuses = _statuses(sums, route)
-            for status in sorted({*USUAL[route], *statuses}):
-                requests.add_metric([route, str(status)], statuses.get(status, 0.0))
-            durations.add_metric([route], *_histogram(sums, [_DURATIONS[route]]))
         stages = HistogramMetricFamily(
-            "classify_request_stage_duration_seconds", "parts of a request for predictions", labels=["stage"]
+            "classify_request_stage_duration_seconds", "parts of a request for predictions", labels=["stage", *labels]
         )
-        for name, stage in zip(STAGES, _STAGE_DURATIONS, strict=True):
-            stages.add_metric([name], *_histogram(sums, [stage]))
-        refused = CounterMetricFamily(
-            "classify_admission_refused", "requests and images that were not admitted, by reason", labels=["reason"]
-        )
-        for reason, cell in _REFUSALS.items():
-            refused.add_metric([reason], sums[cell])
+        says = "requests and images that were not admitted, by reason"
+        refused = CounterMetricFamily("classify_admission_refused", says, labels=["reason", *labels])
+        for model, cells in {"": self._of_none, **self._of_model}.items():
+            own = [model] if labels else []  # Prometheus takes a label that is empty for none
+            for route in cells.requests:
+                statuses = cells.statuses(sums, route)
+                for status in sorted({*USUAL[route], *statuses}):
+                    requests.add_metric([route, str(status), *own], statuses.get(status, 0.0))
+                durations.add_metric([route, *own], *_histogram(sums, [cells.durations[route]]))
+            for name, stage in zip(STAGES, cells.stages, strict=True):
+                stages.add_metric([name, *own], *_histogram(sums, [stage]))
+            for reason, cell in cells.refusals.items():
+                refused.add_metric([reason, *own], sums[cell])
         build = GaugeMetricFamily("classify_build_info", "what runs here; always 1", labels=list(vars(self._build)))
         build.add_metric(list(vars(self._build).values()), 1)
-        yield from (requests, durations, stages, refused, build, *_old_names(sums))
-
-
-def _statuses(sums: Sequence[float], route: str) -> dict[int, float]:
-    """How many requests of a route ended with each status, where any did."""
-    first = _REQUESTS[route] + _FIRST_STATUS
-    return {status: count for status, count in enumerate(sums[first : first + _STATUSES], _FIRST_STATUS) if count}
+        yield from (requests, durations, stages, refused, build)
+        yield from _old_names(sums, [self._of_none, *self._of_model.values()])
 
 
 def _histogram(sums: Sequence[float], cells: Sequence[int]) -> tuple[list[tuple[str, float]], float]:
@@ -165,17 +179,18 @@ def _histogram(sums: Sequence[float], cells: Sequence[int]) -> tuple[list[tuple[
     return list(zip(_LE, itertools.accumulate(counts), strict=True)), sum(sums[cell] for cell in cells) / 1000
 
 
-def _old_names(sums: Sequence[float]) -> Iterator[Metric]:
+def _old_names(sums: Sequence[float], all_cells: Sequence[Cells]) -> Iterator[Metric]:
     """The names of the release before this one, of requests for predictions; they go with the next."""
     requests = CounterMetricFamily("web_requests", "old name of classify_requests_total", labels=["status"])
     by_status: dict[int, float] = {}
-    for route in PREDICTING:
-        for status, count in _statuses(sums, route).items():
-            by_status[status] = by_status.get(status, 0.0) + count
+    for cells in all_cells:
+        for route in PREDICTING:
+            for status, count in cells.statuses(sums, route).items():
+                by_status[status] = by_status.get(status, 0.0) + count
     for status, count in sorted(by_status.items()):
         requests.add_metric([str(status)], count)
     yield requests
-    buckets, seconds = _histogram(sums, [_DURATIONS[route] for route in PREDICTING])
+    buckets, seconds = _histogram(sums, [cells.durations[route] for cells in all_cells for route in PREDICTING])
     of_old = [(bound, count) for bound, count in buckets if bound in _OLD_LE]
     says = "old name of classify_request_duration_seconds"
     yield HistogramMetricFamily("web_request_seconds", says, of_old, seconds)

@@ -9,6 +9,7 @@ Everybody may read it: it names no host, no client and no picture.
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from flask import Blueprint, Flask, Response, current_app, jsonify
 from serving.errors import QueueAway
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_view import NOTHING, LiveView, ModelServer, Second, Seconds
-from serving.jobs.overview import Overview, overview
+from serving.jobs.overview import Overview, overviews
 from serving.jobs.served import Served
 from serving.web.openapi import (
     COUNT,
@@ -51,35 +52,35 @@ class PageFacts:
 
 
 class LatestLook:
-    """The latest look at Redis of one web process; threads may share it."""
+    """The latest look at Redis of one web process, at the queues of all its models; threads may share it.
 
-    def __init__(self, queue: JobQueue) -> None:
-        self._queue = queue
+    Args:
+        queues: in one Redis, each by the name of its model; "" where the service names none.
+    """
+
+    def __init__(self, queues: Mapping[str, JobQueue]) -> None:
+        self._queues = queues
         self._lock = threading.Lock()
         self._looked_at = float("-inf")  # monotonic seconds
-        self._seen: Overview | None = None
+        self._seen: Mapping[str, Overview] | None = None
 
-    def overview(self) -> Overview | None:
-        """What a look at most GOOD_FOR_SECONDS old has shown; None: Redis is away."""
+    def overviews(self) -> Mapping[str, Overview] | None:
+        """What a look at most GOOD_FOR_SECONDS old has shown, by the same names; None: Redis is away."""
         with self._lock:
             if time.monotonic() - self._looked_at >= GOOD_FOR_SECONDS:
                 try:
-                    self._seen = overview(self._queue)
+                    seen = overviews(list(self._queues.values()))
+                    self._seen = dict(zip(self._queues, seen, strict=True))
                 except QueueAway as error:
                     log.debug("no look at the queue: %s", error.__cause__)
                     self._seen = None
                 self._looked_at = time.monotonic()
             return self._seen
 
-    def view(self) -> LiveView | None:
-        """The part of it that everybody may read."""
-        seen = self.overview()
-        return seen.view if seen is not None else None
 
-
-def add_to(app: Flask, queue: JobQueue, facts: PageFacts) -> None:
-    """Have `app` answer GET /state."""
-    app.extensions["latest look"], app.extensions["page facts"] = LatestLook(queue), facts
+def add_to(app: Flask, queues: Mapping[str, JobQueue], facts: PageFacts) -> None:
+    """Have `app` answer GET /state; `queues` as LatestLook takes them."""
+    app.extensions["latest look"], app.extensions["page facts"] = LatestLook(queues), facts
     app.register_blueprint(blueprint)
 
 
@@ -87,7 +88,8 @@ def add_to(app: Flask, queue: JobQueue, facts: PageFacts) -> None:
 def state() -> Response:
     """GET /state: how the service is doing."""
     latest: LatestLook = current_app.extensions["latest look"]
-    return jsonify(in_json(latest.view(), current_app.extensions["page facts"]))
+    seen = latest.overviews()
+    return jsonify(in_json(seen[""].view if seen else None, current_app.extensions["page facts"]))
 
 
 def in_json(view: LiveView | None, facts: PageFacts) -> dict[str, Any]:

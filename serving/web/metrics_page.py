@@ -50,7 +50,7 @@ def page() -> Response:
     """The page. While Redis is away it lacks the queue's gauges: the other counts matter all the more then."""
     latest: LatestLook = current_app.extensions["latest look"]
     counts: WebMetrics = current_app.extensions["counts"]
-    body, content_type = counts.render(latest.overview())
+    body, content_type = counts.render(latest.overviews())
     return Response(body, content_type=content_type)
 
 

@@ -28,6 +28,7 @@ class RequestLog:
         write(
             REQUEST,
             route=notes.route,
+            model=notes.model,
             page=(request.endpoint or "none") if is_page else None,
             status=status,
             refused=notes.refused,

@@ -39,6 +39,7 @@ class RequestNotes:
 
     came: float  # monotonic seconds; its deadline and its duration count from here
     route: str = OTHER
+    model: str | None = None  # that the request is for, where the service names several; None too: none was found
     read_ms: float | None = None
     decode_ms: float | None = None
     submit_ms: float | None = None

@@ -4,13 +4,15 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import redis
-from conftest import RedisServer, answered, new_web_side, push, wait_for
+from conftest import RedisServer, answered, new_job, new_web_side, push, wait_for
 
 from serving.errors import QueueAway
+from serving.jobs import control
 from serving.jobs.job import Job, Outcome
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_counts import (
@@ -27,6 +29,7 @@ from serving.jobs.live_counts import (
 from serving.jobs.live_view import MINUTE, NOTHING, RATE_SECONDS, Seconds, look, quantile, summary
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
+from serving.jobs.overview import overviews
 from serving.jobs.served import Served
 
 SECONDS = "{image_queue}:seconds"
@@ -257,3 +260,24 @@ def test_a_model_server_tells_of_its_batches_and_a_web_process_of_its_answers(
         return minute.answered, minute.batches, minute.batch_images_mean
 
     wait_for(lambda: told() == (1, 1, 3.0), seconds=10)
+
+
+def test_the_overviews_of_several_queues_take_one_round_trip(
+    redis_server: RedisServer, queue: JobQueue, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = JobQueue(redis_server.url, "image_queue:flowers")
+    push(raw, 2)
+    raw.rpush("image_queue:flowers", new_job().to_text())
+    control.pause(other)
+    round_trips: list[int] = []
+    exchange = queue.redis.exchange
+
+    def note_and_exchange(*commands: Any) -> list[Any]:
+        round_trips.append(len(commands))
+        return exchange(*commands)
+
+    monkeypatch.setattr(queue.redis, "exchange", note_and_exchange)
+    first, second = overviews([queue, other])
+    assert round_trips == [2]
+    assert [(one.waiting, one.is_paused) for one in (first, second)] == [(2, False), (1, True)]
+    other.close()

@@ -1,6 +1,7 @@
 """What the web processes count: rows, sums, and the page that is made of them."""
 
 import os
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -31,12 +32,12 @@ def counts() -> WebMetrics:
     return WebMetrics(BUILD)
 
 
-def took(seconds: float, route: str = "predict", **stages_ms: float) -> RequestNotes:
-    return RequestNotes(0.0, route=route, total_ms=1000 * seconds, **stages_ms)
+def took(seconds: float, route: str = "predict", model: str | None = None, **stages_ms: float) -> RequestNotes:
+    return RequestNotes(0.0, route=route, model=model, total_ms=1000 * seconds, **stages_ms)
 
 
-def samples(counts: WebMetrics, **queue: object) -> dict[str, float]:
-    page, kind = counts.render(SimpleNamespace(**(QUEUE | queue)))  # type: ignore[arg-type]
+def samples(counts: WebMetrics, models: Sequence[str] = ("",), **queue: object) -> dict[str, float]:
+    page, kind = counts.render({model: SimpleNamespace(**(QUEUE | queue)) for model in models})  # type: ignore[misc]
     assert kind.startswith("text/plain")
     lines = [line.rsplit(" ", 1) for line in page.decode().splitlines() if not line.startswith("#")]
     assert len({name for name, _ in lines}) == len(lines)
@@ -166,3 +167,53 @@ def test_the_old_names_count_requests_for_predictions_as_ever(counts: WebMetrics
 def test_the_routes_are_those_that_requests_are_noted_under() -> None:
     assert {*request_notes.ROUTES.values(), request_notes.OTHER} == set(ROUTES) == set(USUAL)
     assert {request_notes.PREDICT, request_notes.INFER} == set(PREDICTING)
+
+
+# Several models
+
+
+@pytest.fixture
+def of_two() -> WebMetrics:
+    return WebMetrics(BUILD, ["cats", "flowers"])
+
+
+def test_of_several_models_each_has_its_own_requests_stages_and_refusals(of_two: WebMetrics) -> None:
+    of_two.answered(took(0.1, model="cats", decode_ms=4.0), 200)
+    of_two.next_process()
+    of_two.answered(took(0.3, "infer", model="cats", decode_ms=2.0), 200)
+    of_two.answered(RequestNotes(0.0, route="predict", model="flowers", refusals=["queue_full"]), 503)
+    of_two.answered(took(0.1), 404)  # of a model that is not there
+    of_two.answered(took(0.1, "jobs", model="cats"), 200)
+    page = samples(of_two)
+    requests = {name: value for name, value in page.items() if name.startswith("classify_requests_total") and value}
+    assert requests == {
+        'classify_requests_total{model="cats",route="predict",status="200"}': 1,
+        'classify_requests_total{model="cats",route="infer",status="200"}': 1,
+        'classify_requests_total{model="flowers",route="predict",status="503"}': 1,
+        'classify_requests_total{model="",route="predict",status="404"}': 1,
+        'classify_requests_total{model="",route="jobs",status="200"}': 1,
+    }
+    name = "classify_request_stage_duration_seconds"
+    assert page[f'{name}_count{{model="cats",stage="decode"}}'] == 2
+    assert page[f'{name}_count{{model="flowers",stage="decode"}}'] == 0
+    assert page['classify_request_duration_seconds_sum{model="cats",route="infer"}'] == pytest.approx(0.3)
+    refused = "classify_admission_refused_total"
+    assert [page[f'{refused}{{model="{model}",reason="queue_full"}}'] for model in ("cats", "flowers", "")] == [0, 1, 0]
+    assert (page['web_requests_total{status="200"}'], page["web_request_seconds_count"]) == (2, 4)
+
+
+def test_a_model_that_nobody_has_set_up_makes_no_series(of_two: WebMetrics) -> None:
+    before = set(samples(of_two))
+    of_two.answered(took(0.1, model="dogs"), 200)
+    assert set(samples(of_two)) - before == {'web_requests_total{status="200"}'}
+    assert told(of_two, "classify_requests_total") == {'model="",route="predict",status="200"': 1}
+
+
+def test_the_gauges_of_each_model_stand_side_by_side(of_two: WebMetrics) -> None:
+    page = samples(of_two, ["cats", "flowers"])
+    for model in ("cats", "flowers"):
+        assert page[f'classify_queue_jobs{{lane="people",model="{model}"}}'] == 7
+        assert page[f'classify_model_servers{{model="{model}"}}'] == 2
+        assert page[f'queue_waiting_jobs{{model="{model}"}}'] == 7
+    assert page["classify_redis_up"] == 1
+    assert 'model="' not in "".join(samples(WebMetrics(BUILD)))

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,9 @@ class Counting(JobQueue):
 
     looks = 0
 
-    def run(self, script: str, *parts: Any) -> Any:
-        self.looks += script == "overview"
-        return super().run(script, *parts)
+    def run_in_turn(self, scripts: Sequence[Any]) -> list[Any]:
+        self.looks += sum(script == "overview" for script, *_ in scripts)
+        return super().run_in_turn(scripts)
 
 
 def test_many_requests_of_a_second_wait_for_one_look(
@@ -130,8 +130,8 @@ def test_many_requests_of_a_second_wait_for_one_look(
 ) -> None:
     redis_server.client.flushall()
     queue = Counting(redis_server.url, "image_queue", resend=True)
-    latest, looks = LatestLook(queue), []
-    threads = [threading.Thread(target=lambda: looks.append(latest.view())) for _ in range(30)]
+    latest, looks = LatestLook({"": queue}), []
+    threads = [threading.Thread(target=lambda: looks.append(latest.overviews())) for _ in range(30)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -141,12 +141,12 @@ def test_many_requests_of_a_second_wait_for_one_look(
     assert queue.looks == 1
     later = time.monotonic() + GOOD_FOR_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert latest.view() is not looks[0]
+    assert latest.overviews() is not looks[0]
 
 
 def test_a_redis_that_went_away_is_asked_once_a_second_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    latest = LatestLook(JobQueue("redis://127.0.0.1:1/0", "image_queue", resend=True))
-    assert latest.view() is None
-    latest._queue = None  # type: ignore[assignment]
-    assert latest.view() is None
-    assert json.loads(json.dumps(in_json(latest.view(), FACTS)))["status"] == "redis_away"
+    latest = LatestLook({"": JobQueue("redis://127.0.0.1:1/0", "image_queue", resend=True)})
+    assert latest.overviews() is None
+    latest._queues = None  # type: ignore[assignment]
+    assert latest.overviews() is None
+    assert json.loads(json.dumps(in_json(None, FACTS)))["status"] == "redis_away"
