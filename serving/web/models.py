@@ -102,5 +102,8 @@ class Models:
 
 def not_told() -> Unavailable:
     """The refusal of what needs to know the model, as long as no model server has told what it serves."""
-    says = "No model server has told yet what it serves: start one, or wait while it loads."
+    says = (
+        "No model server has told yet what it serves: start one, or wait while it loads. One of another make never "
+        "tells; it answers POST /predict."
+    )
     return Unavailable(says, retry_after_seconds=5, reason=Refused.NO_MODEL_SERVER)
