@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from chaos_load import number_of_answer, picture
+from chaos_load import Traffic, number_of_answer, picture
 from conftest import (
     Processes,
     RedisServer,
     as_bytes,
     free_port,
     http,
+    keys,
     new_job,
+    new_web_side,
     output,
     some_photo,
     upload,
@@ -37,7 +40,9 @@ from test_service import keras_directly
 from tutorial import model_server
 
 import helpers
+from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
+from serving.jobs.ticket import Ticket
 from serving.local.load_images import made_photo
 from serving.model.classifier import RANDOM_WARNING
 
@@ -50,6 +55,7 @@ WEB_SERVERS = {
     "ours, uint8": ("run_web_server.py", OURS),
 }
 ALL_BUT_UINT8 = ("tutorial", "ours, float32")
+HANG_UP = dict.fromkeys(range(0, 100_000, 4), 0.03).get  # request's index -> after how many seconds
 _numbers = itertools.count(1)
 
 
@@ -236,6 +242,61 @@ def test_both_kinds_of_model_server_together_lose_jobs(raw: redis.Redis, new_mem
     assert waiting(raw) == ids[4:]  # the third and the fourth are gone: nobody read them, nobody will answer them
     assert not raw.exists(*ids[2:4])
     assert not any(ids[2].encode() in text for key in raw.keys("*processing*") for text in raw.lrange(key, 0, -1))
+
+
+def test_a_client_that_hangs_up_costs_nobody_else_the_answer_of_the_tutorials_model_server(
+    raw: redis.Redis, queue: JobQueue
+) -> None:
+    side = new_web_side(queue)
+    pixels = helpers.encode_image(np.zeros((224, 224, 3), np.uint8), "float32")
+
+    def submit() -> Ticket:
+        deadline = side.deadline_at(time.monotonic() + 20)
+        return side.submit(new_job(image=pixels, deadline=deadline, reply_to=side.channel))
+
+    def one_turn(jobs: list[model_server.Job]) -> None:
+        the_tutorials_answers(raw, jobs)
+        model_server.trim(raw, len(jobs))
+
+    first = submit()
+    one_turn(model_server.read(raw))
+    assert first.wait(time.monotonic() + 5)  # by which the web process knows of whom its answers come
+    gone, patient = submit(), submit()
+    jobs = model_server.read(raw, 1)
+    gone.cancel()
+    wait_for(lambda: side.tickets.left_to_look_for() == [gone.job.id])
+    assert waiting(raw) == [gone.job.id, patient.job.id]  # the model server has read one, and will cut one off
+    one_turn(jobs)
+    one_turn(model_server.read(raw, 1))
+    assert patient.wait(time.monotonic() + 5)
+    wait_for(lambda: keys(raw) == set())  # the answer of which nobody wants to know goes as well
+    assert side.tickets.left_to_look_for() == []
+
+
+def test_once_ours_answers_a_job_whose_client_hung_up_leaves_the_queue_again(
+    raw: redis.Redis, queue: JobQueue, new_member: Callable[..., Membership]
+) -> None:
+    side = new_web_side(queue)
+    side.sender._untold_at = time.monotonic()
+    new_member()
+    ticket = side.submit(new_job(deadline=side.deadline_at(time.monotonic() + 20), reply_to=side.channel))
+    ticket.cancel()
+    wait_for(lambda: raw.llen("image_queue") == 0)
+
+
+def test_clients_that_hang_up_under_load_cost_nobody_an_answer(place: Place) -> None:
+    place.have_served_by("tutorial")
+    url = place.urls["ours, float32"]
+    assert ask(url)[0] == "right"
+    with Traffic("127.0.0.1", int(url.rpartition(":")[2]), users=12, hang_up=HANG_UP) as traffic:
+        wait_for(lambda: len(traffic.requests) > 150)
+    patient = [one for one in traffic.requests if not one.hung_up]
+    right = [one for one in patient if one.status == 200 and one.answer_of == one.number]
+    refused = [one for one in patient if one.status == 503]
+    assert len(right) + len(refused) == len(patient), [one for one in patient if one.status not in (200, 503)]
+    assert len(right) > 20
+    print(f"\nsent {len(traffic.requests)}, waited {len(patient)}: right {len(right)}, refused {len(refused)}")
+    wait_for(lambda: place.raw.llen("image_queue") == 0 and not place.raw.keys("????????-*"))
 
 
 def test_the_tutorials_model_server_ends_at_a_job_of_ours_in_uint8_and_ours_goes_on(place: Place) -> None:

@@ -4,15 +4,17 @@ served.
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from queue import Empty
 
 from serving.errors import QueueAway
 from serving.jobs.admission import Admission
+from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_counts import LiveCounts
-from serving.jobs.readiness import AnswerNote
+from serving.jobs.readiness import ANSWERED_SECONDS, AnswerNote
 from serving.jobs.served import ServedNow
 from serving.jobs.ticket import Ticket, Tickets
 
@@ -45,6 +47,7 @@ class Sender:
         self._queue, self._tickets, self._admission = queue, tickets, admission
         self._served, self._note, self._counts = served, AnswerNote(queue), counts
         self._poll_seconds = poll_seconds
+        self._untold_at = -math.inf  # when an answer was last found that no message told of, monotonic seconds
 
     def run(self) -> None:
         """Submit, cancel, and look for answers, without end; for a thread of its own."""
@@ -81,9 +84,11 @@ class Sender:
 
     def find_answers(self) -> None:
         """Find answers that no message told of, and delete those that were read. Raises QueueAway."""
-        ids = self._tickets.waiting_since(time.monotonic() - self._poll_seconds)
-        if ids:
-            self._tickets.hand_out(self._queue.find_answers(ids))
+        ids = self._tickets.waiting_since(time.monotonic() - self._poll_seconds) + self._tickets.left_to_look_for()
+        found = self._queue.find_answers(ids) if ids else {}
+        if found:
+            self._untold_at = time.monotonic()
+            self._tickets.hand_out(found)
         answered = self._tickets.pop_answered()
         if answered:
             self._queue.delete_answers(answered)
@@ -116,7 +121,7 @@ class Sender:
     def _send(self, lot: Sequence[Ticket]) -> None:
         for ticket in lot:
             if ticket.is_canceled and ticket.is_submitted:
-                self._queue.cancel(ticket.job.to_text())
+                self._give_up(ticket.job)
         tickets = [ticket for ticket in lot if not ticket.is_canceled]
         if not tickets:
             return
@@ -128,6 +133,19 @@ class Sender:
         for ticket in tickets[accepted:]:
             ticket.is_submitted = False
             ticket.tell(self._admission.refusal("Too many images wait: the queue filled up just now."))
+
+    def _give_up(self, job: Job) -> None:
+        """Take a job out of the queue for which nobody waits any more.
+
+        It stays there while model servers answer that hold no lease, as the tutorial's: such a one reads the head of
+        the list, and once it has answered cuts as many jobs off. If one of them was gone by then, it would cut off a
+        job that it has not read. Raises QueueAway.
+        """
+        lately = time.monotonic() - self._untold_at < ANSWERED_SECONDS
+        if lately and not self._queue.model_server_names(expired=False):
+            self._tickets.leave(job.id)
+        else:
+            self._queue.cancel(job.to_text())
 
     def _refuse(self, lot: Sequence[Ticket], error: Exception) -> None:
         for ticket in lot:

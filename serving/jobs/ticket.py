@@ -13,6 +13,8 @@ from serving.errors import TimedOut
 from serving.jobs.job import Answer, Job, Status
 from serving.jobs.job_queue import JobQueue
 
+MOST_LEFT, LEFT_SECONDS = 1000, 600.0  # jobs that were left in the queue, and for how long their answers are looked for
+
 
 class Ticket:
     """Stands for one submitted job: with it a request waits for the answer, asks where the job is, or gives it up.
@@ -104,6 +106,9 @@ class Tickets:
         self.outbox: SimpleQueue[Ticket] = SimpleQueue()  # for the sender: to submit, or, if canceled, to take back
         self._waiting: dict[str, Ticket] = {}  # job id -> the ticket that waits for its answer
         self._answered: list[str] = []  # ids of answers that were handed out, and whose keys nobody needs any more
+        # Ids of jobs that were given up and are still in the queue -> until when to look for their answers, monotonic
+        # seconds. Whoever answers them may give the keys no time to live.
+        self._left: dict[str, float] = {}
 
     def add(self, ticket: Ticket) -> None:
         """From now on `hand_out` finds this ticket."""
@@ -117,6 +122,19 @@ class Tickets:
         """The ids of the jobs whose tickets have waited since `before`, monotonic seconds, or longer."""
         return [job_id for job_id, ticket in list(self._waiting.items()) if ticket.since < before]
 
+    def leave(self, job_id: str) -> None:
+        """Nobody waits for this job, and the job is still in the queue: its answer, if one comes, is to be deleted."""
+        if len(self._left) >= MOST_LEFT:
+            del self._left[next(iter(self._left))]
+        self._left[job_id] = time.monotonic() + LEFT_SECONDS
+
+    def left_to_look_for(self) -> list[str]:
+        """The ids of the jobs that were left in the queue at most LEFT_SECONDS ago, and have no answer yet."""
+        if self._left:
+            now = time.monotonic()
+            self._left = {job_id: until for job_id, until in self._left.items() if until > now}
+        return list(self._left)
+
     def hand_out(self, answers: Mapping[str, Answer]) -> None:
         """Wake the requests that wait for these answers, job id -> answer.
 
@@ -126,6 +144,8 @@ class Tickets:
             ticket = self._waiting.get(job_id)
             if ticket is not None:
                 ticket.tell(answer)
+            else:
+                self._left.pop(job_id, None)
         self._answered.extend(answers)
 
     def pop_answered(self) -> list[str]:
