@@ -76,6 +76,7 @@ Where the model comes from
     model/spec              one model's settings
     model/choose            spec -> a runtime -> a classifier, warm and checked
     model/runtime           what a model server asks of a runtime; yours may be one
+    model/golden            the pictures by which each compiled batch is checked
     model/compiled_batches  which compiled batches run a count of images soonest
     model/keras_models      spec -> a Keras model: one graph from pixels to probabilities
     model/keras_setup       Keras, imported as the service wants it

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from serving.errors import ModelFailed, ModelUnavailable, OutOfMemory
-from serving.model.compiled_batches import soonest_done, time_of
+from serving.model import golden
+from serving.model.compiled_batches import at_once, soonest_done, time_of
 from serving.model.failures import why
 from serving.model.runtime import BatchShape, CompiledBatch, Runtime
 
@@ -55,36 +56,66 @@ class Classifier:
         self._plan = soonest_done(dict.fromkeys(self._compiled, 1.0), batch_size)
 
     def warm_up(self) -> None:
-        """Run every compiled batch once, check its output, time it, and plan by these times.
+        """Check and time every compiled batch, and plan by these times.
+
+        The smallest one runs golden pictures alone; each, with any number of them, has to give the same answers.
 
         Raises:
-            ModelUnavailable: a batch fails or does not fit, or the output is no probabilities.
+            ModelUnavailable: a batch fails, does not fit, or answers otherwise, or the output is no probabilities.
         """
-        seconds = {shape: self._warm_up(compiled) for shape, compiled in self._compiled.items()}
+        smallest_first = sorted(self._compiled.values(), key=_smallest_first)
+        right, seconds = None, {}
+        if not getattr(self.runtime, "checks_itself", False):
+            pictures = golden.pictures(self.input_shape)
+            right = self._answers_alone(smallest_first[0], pictures)
+        for compiled in smallest_first:
+            log.info("warming up: %s", compiled.shape.name)
+            with _refusing(compiled.shape, "on a blank image" if right is None else f"in {compiled.shape.name}"):
+                if right is None:
+                    blank = np.zeros((at_once(compiled.shape), *self.input_shape), np.uint8)
+                    self._check_output(compiled.run(blank), len(blank), "on a blank image")
+                else:
+                    self._check_answers(compiled, pictures[: len(right)], right)
+                seconds[compiled.shape] = time_of(compiled, self.input_shape)
         self._plan = soonest_done(seconds, self.batch_size)
         self.slowest_batch_seconds = max(sum(seconds[shape] for shape in plan) for plan in self._plan)
 
-    def _warm_up(self, compiled: CompiledBatch) -> float:
-        capacity = compiled.shape.capacity
-        log.info("warming up: %s", compiled.shape.name)
-        try:
-            with framework_errors(capacity):
-                probabilities = compiled.run(np.zeros((capacity, *self.input_shape), dtype=np.uint8))
-                seconds = time_of(compiled, self.input_shape)
-        except OutOfMemory as error:
-            raise ModelUnavailable(f"A batch of {capacity} does not fit into memory: set BATCH_SIZE lower.") from error
-        except ModelFailed as error:
-            raise ModelUnavailable(f"The model fails on a blank image: {why(error.__cause__ or error)}.") from error
-        if probabilities.shape != (capacity, self._classes):
+    def _answers_alone(self, compiled: CompiledBatch, pictures: np.ndarray) -> np.ndarray:
+        """The answers to golden pictures, each run alone, (n, classes) 0..1."""
+        answers: list[np.ndarray] = []
+        for pixels in golden.alone(compiled.shape, pictures):
+            where = "on a picture" if answers else "on a blank image"
+            with _refusing(compiled.shape, where):
+                output = compiled.run(pixels)
+            self._check_output(output, len(pixels), where)
+            answers.append(output[0].copy())
+        return np.stack(answers[1:])
+
+    def _check_answers(self, compiled: CompiledBatch, pictures: np.ndarray, right: np.ndarray) -> None:
+        """Raise ModelUnavailable if a compiled batch answers golden pictures otherwise than the model does alone."""
+        precision = str(getattr(self.runtime, "precision", ""))
+        tolerance = getattr(self.runtime, "tolerance", golden.TOLERANCE.get(precision, golden.TOLERANCE_OF_ANY))
+        for which, output in golden.runs(compiled, pictures):
+            self._check_output(output, len(which) + -len(which) % compiled.shape.multiple, f"in {compiled.shape.name}")
+            difference = golden.off_by(output[: len(which)], right[which])
+            if difference > tolerance:
+                raise ModelUnavailable(
+                    f"The model answers otherwise in {compiled.shape.name} than for each picture alone: a probability "
+                    f"is off by {difference:.3g}, more than {tolerance:g}. An answer must not depend on other "
+                    "pictures: mend the model or its runtime; BATCH_SIZE=1 may do until then."
+                )
+
+    def _check_output(self, probabilities: np.ndarray, images: int, where: str) -> None:
+        """Raise ModelUnavailable if what came out for so many images are no probabilities; `where` is for people."""
+        if probabilities.shape != (images, self._classes):
             raise ModelUnavailable(
-                f"The model's output for {capacity} images has the shape {probabilities.shape}: it must be "
-                f"({capacity}, {self._classes})."
+                f"The model's output for {images} images has the shape {probabilities.shape}: it must be "
+                f"({images}, {self._classes})."
             )
         if not np.isfinite(probabilities).all():
-            raise ModelUnavailable("The model's output on a blank image is not a number: its weights may be damaged.")
+            raise ModelUnavailable(f"The model's output {where} is not a number: its weights may be damaged.")
         if not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01) or probabilities.min() < 0:
             raise ModelUnavailable("The model's output is no probabilities: it must end in a softmax.")
-        return seconds
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Run the model on pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`.
@@ -154,12 +185,29 @@ class Classifier:
         return [self.likeliest(row) for row in self.probabilities(pixels)]
 
 
+def _smallest_first(compiled: CompiledBatch) -> tuple[int, int]:
+    return compiled.shape.multiple, compiled.shape.capacity
+
+
+@contextlib.contextmanager
+def _refusing(shape: BatchShape, where: str) -> Iterator[None]:
+    """Map the errors of a framework to ModelUnavailable, which says that the model cannot serve."""
+    try:
+        with framework_errors(shape.capacity):
+            yield
+    except OutOfMemory as error:
+        says = f"A batch of {shape.capacity} does not fit into memory: set BATCH_SIZE lower."
+        raise ModelUnavailable(says) from error
+    except ModelFailed as error:
+        raise ModelUnavailable(f"The model fails {where}: {why(error.__cause__ or error)}.") from error
+
+
 @contextlib.contextmanager
 def framework_errors(images: int) -> Iterator[None]:
     """Map the errors of a framework that runs so many images to ModelFailed and OutOfMemory."""
     try:
         yield
-    except ModelFailed:
+    except (ModelFailed, ModelUnavailable):
         raise
     except Exception as error:
         text = f"{type(error).__name__} {error}".lower()

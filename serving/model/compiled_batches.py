@@ -18,22 +18,25 @@ def batch_sizes(most: int, factor: int = 2) -> list[int]:
     return [size for size in (factor**n for n in range(32)) if size < most] + [most]
 
 
-def time_of(compiled: CompiledBatch, input_shape: tuple[int, int, int], seconds: float = 0.0) -> float:
-    """Return the seconds that a warm compiled batch takes for its capacity of images of `input_shape`.
+def at_once(shape: BatchShape) -> int:
+    """Return with how many images in one call a compiled batch is timed."""
+    return shape.capacity * min(shape.in_flight, TIMED_IN_FLIGHT)
 
-    It is the best of two calls, and of as many more as fit into `seconds`, with several times the capacity where they
-    may be in flight together.
+
+def time_of(compiled: CompiledBatch, input_shape: tuple[int, int, int], seconds: float = 0.0) -> float:
+    """Return the seconds that a compiled batch takes for its capacity of images of `input_shape`.
+
+    It has run before. The seconds are the best of two calls, and of as many more as fit into `seconds`, with several
+    times the capacity where they may be in flight together.
     """
-    shape = compiled.shape
-    times_capacity = min(shape.in_flight, TIMED_IN_FLIGHT)
-    batch = np.zeros((times_capacity * shape.capacity, *input_shape), np.uint8)
-    compiled.run(batch)
+    images = at_once(compiled.shape)
+    batch = np.zeros((images, *input_shape), np.uint8)
     best, until, times = float("inf"), time.perf_counter() + seconds, 0
     while times < 2 or time.perf_counter() < until:
         started = time.perf_counter()
         compiled.run(batch)
         best, times = min(best, time.perf_counter() - started), times + 1
-    return best / times_capacity
+    return best * compiled.shape.capacity / images
 
 
 def soonest_done(seconds: Mapping[BatchShape, float], most: int) -> list[list[BatchShape]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.model import golden
 from serving.model.compiled_batches import batch_sizes
 from serving.model.keras_setup import has_gpu, keras
 from serving.model.runtime import BatchShape, CompiledBatch
@@ -28,6 +29,9 @@ class KerasRuntime:
         self.classes = model.output_shape[-1]
         self.precision = next((layer.compute_dtype for layer in model.layers if layer.weights), "float32")
         self.version = version_of(model)
+        # A GPU may round float32 to TF32, whose mantissa is as short as float16's.
+        exact_to = "float16" if self.precision == "float32" and has_gpu() else self.precision
+        self.tolerance = golden.TOLERANCE.get(exact_to, golden.TOLERANCE_OF_ANY)
         self._forward = compiled(model)
 
     def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 
 from serving.errors import RuntimeUnsuitable
-from serving.model import openvino_store
-from serving.model.compiled_batches import batch_sizes, soonest_done, time_of
+from serving.model import golden, openvino_store
+from serving.model.compiled_batches import at_once, batch_sizes, soonest_done, time_of
 from serving.model.runtime import BatchShape, CompiledBatch
 
 MEASURE_SECONDS = 0.25  # each shape, at the first start
 # How far a probability may be from Keras's in float32.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02}
 LARGEST_PIECE = 8  # images that one thread runs at once; where it was measured, 1 was the fastest
-CHECKED_IN_FLIGHT = 2  # times a capacity
 SHAPES_FORMAT = 4  # of the shapes that are kept, and of how they are measured
 
 log = logging.getLogger(__name__)
@@ -74,6 +73,7 @@ class OpenVinoRuntime:
     """
 
     name = "openvino"
+    checks_itself = True
 
     def __init__(self, folder: Path, *, precision: str, threads: int) -> None:
         try:
@@ -139,6 +139,7 @@ class OpenVinoRuntime:
         for streams, size in few + fitting:
             log.info("measuring: %d × batches of %d", streams, size)
             compiled = self._compile(streams, size, batch_size)
+            compiled.run(np.zeros((at_once(compiled.shape), *self.input_shape), np.uint8))
             seconds[compiled.shape] = time_of(compiled, self.input_shape, MEASURE_SECONDS)
             of[compiled.shape] = (streams, size)
         return sorted({of[shape] for shapes in soonest_done(seconds, batch_size) for shape in shapes})
@@ -165,20 +166,14 @@ class OpenVinoRuntime:
         return OpenVinoBatch(shape, [compiled.create_infer_request() for _ in range(in_flight * capacity // size)])
 
     def _check(self, compiled: CompiledBatch) -> None:
-        shape = compiled.shape
-        golden = openvino_store.golden_images(self.input_shape)
-        which = np.arange(shape.capacity * min(shape.in_flight, CHECKED_IN_FLIGHT)) % len(golden)
-        found, expected = compiled.run(golden[which]), self._golden_probabilities[which]
         tolerance = TOLERANCE[self.precision]
-        difference = float(np.abs(found - expected).max())
-        # Where Keras itself is undecided, by less than both may be off, either is right.
-        best = found.argmax(axis=1)
-        loss = float((expected.max(axis=1) - expected[np.arange(len(best)), best]).max())
-        if not difference <= tolerance or loss > 2 * tolerance:
-            raise RuntimeUnsuitable(
-                f"in {self.precision}, {shape.name}, a probability is {difference:.3g} from Keras's, "
-                f"more than {tolerance}"
-            )
+        for which, found in golden.runs(compiled, golden.pictures(self.input_shape)):
+            difference = golden.off_by(found[: len(which)], self._golden_probabilities[which])
+            if not difference <= tolerance:
+                raise RuntimeUnsuitable(
+                    f"in {self.precision}, {compiled.shape.name}, a probability is {difference:.3g} from Keras's, "
+                    f"more than {tolerance}"
+                )
 
 
 def _write(path: Path, content: bytes) -> None:

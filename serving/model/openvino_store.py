@@ -1,6 +1,6 @@
-"""Keeps models converted for OpenVINO, each with Keras's answers to golden images, under a name made of what it is.
+"""Keeps models converted for OpenVINO, each with Keras's answers to golden pictures, under a name made of what it is.
 
-Keras model --> converted, beside its answers to golden images --> <folder>/<key>      once, at the first start
+Keras model --> converted, beside its answers to golden pictures --> <folder>/<key>      once, at the first start
 <folder>/<key> --> openvino_runtime --> compiled, compared with those answers           at every start
 """
 
@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from serving.errors import ModelUnavailable, RuntimeUnsuitable
+from serving.model import golden
 from serving.model.spec import ModelSpec
 
 FORMAT = 2  # of what is kept; part of its key. 2: labels without marks and empty lines, a version
-GOLDEN_IMAGES = 8
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def convert_and_store(network: Any, version: str, labels: Sequence[str], folder:
         RuntimeUnsuitable: OpenVINO cannot convert it.
     """
     framework = openvino()
-    golden = golden_images(network.input_shape[1:])
+    pictures = golden.pictures(network.input_shape[1:])
     began = time.monotonic()
     try:
         unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unfinished-", dir=folder.parent))
@@ -77,7 +77,7 @@ def convert_and_store(network: Any, version: str, labels: Sequence[str], folder:
             warnings.simplefilter("ignore")  # Keras's, about how OpenVINO calls it
             converted = framework.convert_model(network)
         framework.save_model(converted, unfinished / "model.xml", compress_to_fp16=False)
-        np.save(unfinished / "golden.npy", np.asarray(network.predict_on_batch(golden), np.float32))
+        np.save(unfinished / "golden.npy", np.asarray(network.predict_on_batch(pictures), np.float32))
         kept = {"input_shape": network.input_shape[1:], "classes": network.output_shape[-1], "labels": list(labels)}
         kept["version"] = version
         (unfinished / "kept.json").write_text(json.dumps(kept))
@@ -124,19 +124,6 @@ def exclusive(folder: Path) -> Iterator[None]:
         for unfinished in folder.parent.glob(f"{folder.name}.unfinished-*"):  # its maker died
             shutil.rmtree(unfinished, ignore_errors=True)
         yield
-
-
-def golden_images(shape: tuple[int, ...]) -> np.ndarray:
-    """(GOLDEN_IMAGES, height, width, 3) uint8 0..255 with detail at every scale, the same ones each time."""
-    height, width, channels = shape
-    random = np.random.default_rng(0)
-    images = np.full((GOLDEN_IMAGES, height, width, channels), 128.0)
-    rows, columns = np.arange(height), np.arange(width)
-    for cells in (2, 4, 8, 16, 32, 64):
-        noise = random.normal(0, 60 / np.sqrt(cells), (GOLDEN_IMAGES, cells, cells, channels))
-        images += noise[:, rows * cells // height][:, :, columns * cells // width]
-    golden: np.ndarray = np.clip(images, 0, 255).astype(np.uint8)
-    return golden
 
 
 def openvino() -> Any:

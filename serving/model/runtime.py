@@ -63,7 +63,9 @@ class Runtime(Protocol):
     """Runs a model.
 
     It may have three more attributes, texts that its model server publishes: `name` (its own), `precision`, and
-    `version` (of the weights).
+    `version` (of the weights). It may have two more for the warm-up: `tolerance`, a float, how far a probability of a
+    batch may be from the one of the picture alone (without it golden.py says, by the precision), and `checks_itself`,
+    True if `compiled_batches` itself compares each compiled batch with right answers.
     """
 
     input_shape: tuple[int, int, int]  # (height, width, 3); as the spec says, where it does

@@ -47,7 +47,7 @@ LABELS = ["red", "green", "blue", "grey"]
 
 @dataclass
 class OneHot:
-    """Answers with the class that an image's first value names, and notes the sizes of its calls."""
+    """Answers with the class that an image's first value names, modulo 4, and notes the sizes of its calls."""
 
     shape: BatchShape
     calls: list[int]
@@ -55,7 +55,7 @@ class OneHot:
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         self.calls.append(len(pixels))
-        rows = np.eye(4, dtype=np.float32)[pixels[:, 0, 0, 0]]
+        rows = np.eye(4, dtype=np.float32)[pixels[:, 0, 0, 0] % 4]
         if self.output is None:
             return rows
         self.output[:] = rows

@@ -21,7 +21,7 @@ from serving.model import classifier, openvino_runtime, openvino_store
 from serving.model.classifier import Classifier
 from serving.model.labels import load_labels
 from serving.model.openvino_runtime import TOLERANCE, OpenVinoBatch, OpenVinoRuntime
-from serving.model.openvino_store import convert_and_store, folder_of, golden_images
+from serving.model.openvino_store import convert_and_store, folder_of
 from serving.model.runtime import CompiledBatch
 
 pytestmark = pytest.mark.skipif(not openvino_store.is_installed(), reason="OpenVINO is not installed")
@@ -203,13 +203,6 @@ def test_nothing_is_reported_to_the_makers_of_openvino(kept: Path) -> None:
     from openvino.tools.ovc import telemetry_utils
 
     assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
-
-
-def test_the_golden_images_are_the_same_each_time_and_differ_from_each_other() -> None:
-    images = golden_images((40, 30, 3))
-    assert images.shape == (8, 40, 30, 3)
-    assert np.array_equal(images, golden_images((40, 30, 3)))
-    assert len({image.tobytes() for image in images}) == 8
 
 
 def test_a_model_is_known_by_the_content_of_its_files(tmp_path: Path) -> None:
