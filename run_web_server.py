@@ -41,6 +41,7 @@ from serving.web import (
     jobs,
     live_state,
     metrics_page,
+    models_page,
     open_inference,
     pages,
     predict,
@@ -76,6 +77,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())
     request_ids.add_to(app)
     predict.add_to(app, models, limits)
+    models_page.add_to(app)
     jobs.add_to(app, web_parts.open_jobs_door(config, models))
     request_traces.add_to(app, traces)
     pages.add_to(app, web_parts.describe(config))

@@ -18,6 +18,7 @@ from serving.web import (
     jobs,
     jobs_schema,
     live_state,
+    models_page,
     open_inference_schema,
     openapi,
     pages,
@@ -131,6 +132,7 @@ def describe(config: settings.Settings) -> dict[str, object]:
         predict_schema.describe(
             max_upload_bytes=config.max_upload_bytes, max_images=config.max_images, formats=FORMATS
         ),
+        models_page.describe(),
         jobs_schema.describe(),
         open_inference_schema.describe(asks_for_key=asks_for_key),
         pages.describe(asks_for_key=asks_for_key),

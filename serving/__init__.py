@@ -92,6 +92,7 @@ Beside the way
     web/request_log         a line of the log for each request
     web/refusal_log         which limits refuse requests -> the log, without flooding it
     web/pages               pages for machines
+    web/models_page         /models, and how each is doing
     web/metrics_page        /metrics, also on a port of its own
     web/page_files          the files of the page for people and of the operator's (web/page)
     web/live_state          how the service is doing, for the page and for programs

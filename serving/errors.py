@@ -79,8 +79,8 @@ class Forbidden(RequestError):
 
 class NotFound(RequestError):
     status = 404
-    when = "At `/jobs/<id>`: no asynchronous job has this id, or it has expired."
-    advice = "Take the path from the header `Location` of the 202, and read the job before its `expires_at`."
+    when = "No model has this name; or, at `/jobs/<id>`, no asynchronous job has this id, or it has expired."
+    advice = "Take a name from `GET /models`; or the path from the 202's `Location`, and before the job's `expires_at`."
 
 
 class UnknownJob(NotFound):

@@ -313,14 +313,16 @@ class Answering:
     It publishes that it serves `served`, with `labels`; without them nothing, as the tutorial's model server.
     """
 
-    def __init__(self, url: str, served: Served | None = None, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self, url: str, served: Served | None = None, labels: Sequence[str] = (), queue: str = "image_queue"
+    ) -> None:
         self.served, self.labels = served, labels
         self.reply: Callable[[Job], str | None] = lambda job: json.dumps(PREDICTIONS)
         self.failure: str | None = None  # of each job, in the place of an answer
         self.model_ms: float | None = None  # for which it says that it had a batch; None: it does not tell
         self.jobs: list[Job] = []
         self.going = True
-        self.queue = JobQueue(url, "image_queue")
+        self.queue = JobQueue(url, queue)
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 

@@ -6,9 +6,11 @@ process notes it in {Q}:answered_at, and all of them read it there.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serving.jobs.job_queue import CLOCK_GOOD_FOR_SECONDS, JobQueue
+from serving.jobs.redis_client import Command
 
 ANSWERED_SECONDS = 60  # for so long an answer shows that the queue is served
 NOTE_EVERY_SECONDS = 1.0
@@ -41,7 +43,18 @@ class Readiness:
 
 def readiness(queue: JobQueue) -> Readiness:
     """Ask Redis whether the queue is served. Raises QueueAway."""
-    clock, keys = queue.now(CLOCK_GOOD_FOR_SECONDS), queue.keys
-    told = ("GET", keys.answered_at), ("GET", keys.paused), ("GET", keys.draining)
-    alive, *found = queue.exchange(("ZRANGEBYSCORE", keys.leases, clock, "+inf"), *told)
-    return Readiness(len(alive), *(text is not None for text in found))
+    return readiness_of([queue])[0]
+
+
+def readiness_of(queues: Sequence[JobQueue]) -> list[Readiness]:
+    """Ask Redis whether each of the queues is served, at least one, in one round trip. Raises QueueAway."""
+    clock = queues[0].now(CLOCK_GOOD_FOR_SECONDS)
+    asked: list[Command] = []
+    for keys in (queue.keys for queue in queues):
+        asked += [("ZRANGEBYSCORE", keys.leases, clock, "+inf")]
+        asked += [("GET", key) for key in (keys.answered_at, keys.paused, keys.draining)]
+    told = iter(queues[0].exchange(*asked))
+    return [
+        Readiness(len(alive), *(text is not None for text in found))
+        for alive, *found in zip(told, told, told, told, strict=True)
+    ]

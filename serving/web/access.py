@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Sequence
 
 from flask import Flask, Response, current_app, request
@@ -21,7 +22,10 @@ ALWAYS = {
     "Cache-Control": "no-store",
 }
 # Not /metrics: without a key, programs on this machine may read it, so any page in a browser here could.
-SHARED_PATHS = ("/predict", "/jobs/<id>", "/healthz", "/readyz", "/openapi.json", "/state")
+SHARED_PATHS = (
+    *("/predict", "/predict/<name>", "/models", "/jobs/<id>"),
+    *("/healthz", "/readyz", "/readyz/<name>", "/openapi.json", "/state"),
+)
 PREFLIGHT_GOOD_FOR_SECONDS = 600
 # A proxy on this machine passes on requests from anywhere; these headers give it away.
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "via", "x-real-ip")
@@ -114,7 +118,7 @@ def allow_cross_origin(app: Flask, *, allowed_origins: Sequence[str]) -> None:
     if allowed_origins:
         CORS(
             app,
-            resources={path.replace("<id>", ".*"): {} for path in SHARED_PATHS},
+            resources={re.sub("<.*>", ".*", path): {} for path in SHARED_PATHS},
             origins=list(allowed_origins),
             methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Prefer", "Idempotency-Key", "X-Request-ID"],

@@ -50,8 +50,8 @@ def live() -> Response:
 
 @blueprint.get("/health/ready")
 def ready() -> Response:
-    """GET /v2/health/ready: as /readyz. Raises Unavailable, QueueAway."""
-    pages.readyz()
+    """GET /v2/health/ready: every model is ready, as the protocol has it. Raises Unavailable, Draining, QueueAway."""
+    pages.check_ready(the_models().all())
     return jsonify(live=True, ready=True)
 
 
@@ -74,8 +74,9 @@ def config(name: str, version: str | None = None) -> Response:
 @blueprint.get("/models/<name>/versions/<version>/ready")
 def model_ready(name: str, version: str | None = None) -> Response:
     """GET …/ready: the service is ready to answer with this model. Raises NotFound, Unavailable, QueueAway."""
-    as_served(the_models().of(name), version)
-    pages.readyz()
+    model = the_models().of(name)
+    as_served(model, version)
+    pages.check_ready([model])
     return jsonify(name=name, ready=True)
 
 

@@ -143,6 +143,14 @@ EXAMPLE_ID = "0b9d7e4c5a414f6a8f0f6f1f0a3c2d1e"
 TEXT: dict[str, Any] = {"type": "string"}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 NUMBER: dict[str, Any] = {"type": "number", "minimum": 0}
+MODEL: dict[str, Any] = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "of a model, as GET /models tells it",
+    "schema": TEXT | {"pattern": "^[A-Za-z0-9._-]{1,64}$"},
+    "example": "MobileNetV2",
+}
 
 _REQUEST_ID = header(
     TEXT | {"pattern": "^[A-Za-z0-9._-]{1,128}$"},

@@ -1,6 +1,7 @@
-"""Answers POST /predict.
+"""Answers POST /predict by the default model, and POST /predict/<name> by the model of this name.
 
-request -- uploads --> images -- PredictionService --> Reply, an image each -- answers --> the body of a 200
+request -- Models --> a model -- uploads --> images -- its PredictionService --> Reply, an image each
+        -- answers --> the body of a 200
 """
 
 from collections.abc import Sequence
@@ -24,11 +25,12 @@ def add_to(app: Flask, models: Models, limits: uploads.Limits) -> None:
 
 
 @blueprint.post("/predict")
-def predict() -> Response:
+@blueprint.post("/predict/<name>")
+def predict(name: str | None = None) -> Response:
     """POST /predict: images -> their most likely labels. Raises RequestError, in any of its kinds."""
     models: Models = current_app.extensions["models"]
     access.check_key()
-    model = models.default
+    model = models.default if name is None else models.of(name)
     service = model.service
     wanted = read_wanted(service)
     connection = request.environ.get("service.connection")

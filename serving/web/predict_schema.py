@@ -1,9 +1,10 @@
-"""What POST /predict answers, for /openapi.json."""
+"""What POST /predict and POST /predict/<name> answer, for /openapi.json."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from serving.web.openapi import (
+    MODEL,
     NUMBER,
     TEXT,
     Description,
@@ -57,9 +58,13 @@ def describe(*, max_upload_bytes: int, max_images: int, formats: Sequence[str]) 
         },
     }
     answers = {"200": _answer(), "202": _accepted(), **errors(400, 409, 413, 415, 422, 500, 503, 504)}
-    asked = {"tags": ["predictions"], "parameters": [_TOP, _PREFER, _IDEMPOTENCY_KEY], "requestBody": body}
-    predict = operation("predict", "Classify images", answers, **asked)
-    return Description({"/predict": {"post": predict}}, _SCHEMAS)
+    asked = [_TOP, _PREFER, _IDEMPOTENCY_KEY]
+    shared: dict[str, Any] = {"tags": ["predictions"], "requestBody": body}
+    predict = operation("predict", "Classify images", answers, parameters=asked, **shared)
+    answers = dict(sorted((answers | errors(404)).items()))
+    by_one, asked = "Classify images by one of the models", [MODEL, *asked]
+    predict_by = operation("predict_by", by_one, answers, parameters=asked, **shared)
+    return Description({"/predict": {"post": predict}, "/predict/{name}": {"post": predict_by}}, _SCHEMAS)
 
 
 def _answer() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from serving.web.request_ids import request_id
 from serving.web.request_notes import notes
 
 # Probes ask all the time while nobody waits: what they are told is not logged.
-PROBED = re.compile(r"/readyz|/v2/.*/ready")
+PROBED = re.compile(r"/readyz(/.*)?|/v2/.*/ready")
 PROBLEM = "application/problem+json"
 SERVER_FAILED = "The web server failed on this request; its log says why."
 
