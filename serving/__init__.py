@@ -69,6 +69,7 @@ The model server (run_model_server.py)
     batching/handover       predicted batches on their way to the answerer
     batching/answerer       probabilities -> answers -> the queue
     batching/loop           the three at the same time
+    batching/loops          … for each model of a process
     batching/batch          what they hand to each other: Item, Batch, Predicted
     batching/state          what they know of each other
     batching/batch_log      a line of the log for each batch

@@ -215,6 +215,7 @@ def wired(
     inbox: Inbox,
     lease_seconds: float,
     traces: ModelTraces | None = None,
+    name: str | None = None,
 ) -> BatchLoop:
     """The threads of a model server, as run_model_server.py wires them, with a model that a test can hold up."""
     state, handover = LoopState(lease_seconds), Handover()
@@ -224,6 +225,7 @@ def wired(
         handover,
         Answerer(handover, model, inbox, state, counts, traces),  # type: ignore[arg-type]
         state,
+        model=name,
     )
 
 

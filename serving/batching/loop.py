@@ -16,18 +16,32 @@ from serving.batching.handover import Handover
 from serving.batching.predictor import Predictor
 from serving.batching.state import LoopState
 from serving.errors import StartError
+from serving.telemetry import logs
 
 log = logging.getLogger(__name__)
 
 
 class BatchLoop:
-    """Runs batches until told to stop."""
+    """Runs batches until told to stop.
+
+    Args:
+        fetcher, predictor, handover, answerer: the three threads, and what lies between two of them.
+        state: what they know of each other.
+        model: of which model the lines of the log are, where a process has several; None: they do not say it.
+    """
 
     def __init__(
-        self, fetcher: Fetcher, predictor: Predictor, handover: Handover, answerer: Answerer, state: LoopState
+        self,
+        fetcher: Fetcher,
+        predictor: Predictor,
+        handover: Handover,
+        answerer: Answerer,
+        state: LoopState,
+        *,
+        model: str | None = None,
     ) -> None:
         self._fetcher, self._predictor, self._answerer = fetcher, predictor, answerer
-        self._handover, self._state = handover, state
+        self._handover, self._state, self.model = handover, state, model
 
     def stop(self) -> None:
         """Take no more, answer what is being predicted, give back the rest. A signal handler may call: no lock."""
@@ -50,23 +64,25 @@ class BatchLoop:
         ]
         for thread in threads:
             thread.start()
-        try:
-            self._predictor.run()
-        finally:  # what is predicted is answered, whatever happened
-            self._state.stopping = True
-            self._handover.finish()
-            for thread in threads:
-                thread.join()
-        if self._state.failure is not None:
-            raise self._state.failure
-        self._fetcher.leave()
+        with logs.of_model(self.model):
+            try:
+                self._predictor.run()
+            finally:  # what is predicted is answered, whatever happened
+                self._state.stopping = True
+                self._handover.finish()
+                for thread in threads:
+                    thread.join()
+            if self._state.failure is not None:
+                raise self._state.failure
+            self._fetcher.leave()
 
     def _run_part(self, part: Fetcher | Answerer) -> None:
-        try:
-            part.run()
-        except BaseException as error:
-            if not isinstance(error, StartError):  # its sentence says all
-                log.exception("%s failed", type(part).__name__.lower())
-            self._state.failure = error
-            self._state.stopping = True
-            self._state.wait_for_model()  # the predicting thread ends the loop, unless the model hangs
+        with logs.of_model(self.model):
+            try:
+                part.run()
+            except BaseException as error:
+                if not isinstance(error, StartError):  # its sentence says all
+                    log.exception("%s failed", type(part).__name__.lower())
+                self._state.failure = error
+                self._state.stopping = True
+                self._state.wait_for_model()  # the predicting thread ends the loop, unless the model hangs

@@ -9,6 +9,7 @@ No line can be made to look like two, or to steer a terminal: control characters
 traceback begin with spaces.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +17,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +41,7 @@ _NUMBERS = (int, float)
 
 log = logging.getLogger(__name__)
 _log_format = "text"
+_model: ContextVar[str | None] = ContextVar("model", default=None)  # each thread has its own
 
 
 class Events:
@@ -59,6 +62,19 @@ class Events:
         """Write a line at level info."""
         if self._least <= logging.INFO and self._output is not None:
             self._output.write(self._render(self._name, "info", event, fields))
+
+
+@contextlib.contextmanager
+def of_model(name: str | None) -> Iterator[None]:
+    """Have each line that Python's logging writes in this thread say of which model it is, until the end of a block.
+
+    `name` None: the lines say nothing of a model.
+    """
+    token = _model.set(name)
+    try:
+        yield
+    finally:
+        _model.reset(token)
 
 
 def set_up(log_format: str, log_level: str, libraries_level: str | None = None) -> None:
@@ -187,13 +203,16 @@ def _record_to_json(_: WrappedLogger, __: str, fields: EventDict) -> str:
     record = fields["_record"]
     told = {"timestamp": f"{_utc(record.created)}Z", "level": record.levelname.lower()}
     told |= {"logger": record.name, "event": fields["event"]}
+    if (model := _model.get()) is not None:
+        told["model"] = model
     told |= {name: fields[key] for key, name in (("exception", "exception"), ("stack_info", "stack")) if key in fields}
     return _to_json(told).decode()
 
 
 def _record_to_text(_: WrappedLogger, __: str, fields: EventDict) -> str:
     record = fields["_record"]
-    lines = [f"{_local(record.created)} {record.levelname} {record.name}: {escaped(fields['event'])}"]
+    model = "" if (name := _model.get()) is None else f" model={name}"
+    lines = [f"{_local(record.created)} {record.levelname} {record.name}: {escaped(fields['event'])}{model}"]
     for key in ("exception", "stack_info"):
         lines += [INDENT + escaped(line) for line in str(fields.get(key, "")).split("\n") if line]
     return "\n".join(lines)

@@ -152,11 +152,17 @@ class TakenJob(Protocol):
 
 
 class ModelTraces:
-    """The traces of one model server. The arguments are those of WebTraces."""
+    """The traces of a model server's process, of one queue. The arguments are those of WebTraces."""
 
     def __init__(self, queue_name: str, exporter: SpanExporter | None = None) -> None:
         self.sender = SpanSender("classification-model", exporter)
         self._tracer, self._queue_name = self.sender.tracer, queue_name
+
+    def of(self, queue_name: str) -> "ModelTraces":
+        """Return the traces of another queue that the same process serves: the spans of all leave together."""
+        other = copy.copy(self)
+        other._queue_name = queue_name
+        return other
 
     def ended(
         self, jobs: Sequence[TakenJob], ends: Sequence[Ended], began: float, predicted: float, settling: float

@@ -57,6 +57,25 @@ def test_a_line_of_text_has_the_form_that_it_always_had() -> None:
     assert all(TEXT.fullmatch(line) for line in lines)
 
 
+def test_a_line_says_of_which_model_it_is_where_its_thread_serves_one_of_several() -> None:
+    body = (
+        "def work():\n"
+        "    with logs.of_model('cats'):\n"
+        "        log.info('joined')\n"
+        "    log.info('over')\n"
+        "thread = threading.Thread(target=work)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "with logs.of_model(None): log.info('of one model')"
+    )
+    _, lines, _ = run(body, "text")
+    assert [line[24:] for line in lines] == [
+        *("INFO serving.x: joined model=cats", "INFO serving.x: over", "INFO serving.x: of one model")
+    ]
+    _, lines, _ = run(body, "json")
+    assert [json.loads(line).get("model") for line in lines] == ["cats", None, None]
+
+
 def test_a_line_of_json_has_a_time_a_level_a_logger_an_event_and_fields() -> None:
     _, lines, _ = run(
         "log.warning('%d jobs', 3); events.info('batch', images=3, predict_ms=1.5, none=None, jobs=['a'])", "json"
