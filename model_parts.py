@@ -5,6 +5,8 @@ run_model_server.py tells; like a story, it reads settings.
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from serving.batching.fetcher import Fetcher
 from serving.batching.handover import Handover
 from serving.batching.inbox import Inbox
 from serving.batching.loop import BatchLoop
+from serving.batching.loops import BatchLoops
 from serving.batching.predictor import Predictor
 from serving.batching.state import LoopState
 from serving.jobs.job_queue import JobQueue
@@ -25,8 +28,9 @@ from serving.local import web_address
 from serving.model import choose
 from serving.model.classifier import Classifier
 from serving.model.spec import ModelSpec
+from serving.telemetry import logs
 from serving.telemetry.build import build_of
-from serving.telemetry.model_metrics import ModelMetrics
+from serving.telemetry.model_metrics import WHO, MetricsPage, ModelMetrics
 
 if TYPE_CHECKING:
     from serving.telemetry.traces import ModelTraces
@@ -36,76 +40,132 @@ HERE = Path(__file__).parent
 log = logging.getLogger("model_server")
 
 
-def model_spec(config: settings.Settings) -> ModelSpec:
-    """Return what the settings say of the model."""
-    width, height = config.input_size() or (None, None)
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is loaded, warm and checked, and what its model server publishes."""
+
+    model: settings.ModelSettings
+    classifier: Classifier
+    served: Served
+
+    def who(self) -> dict[str, str]:
+        """Return the labels of `classify_model_info`."""
+        served = self.served
+        return dict(zip(WHO, (served.name, served.version, served.precision, served.runtime), strict=True))
+
+
+def chosen_models(config: settings.Settings, names: Sequence[str] | None) -> list[settings.ModelSettings]:
+    """Return the models of these names; with None all that the settings name. Raises StartError: no such model."""
+    models = {model.name: model for model in config.models()}
+    if names is None:
+        return list(models.values())
+    if config.models_file is None:
+        raise errors.StartError("--model names a model of MODELS_FILE, which is not set. MODEL says which model runs.")
+    if unknown := [name for name in names if name not in models]:
+        there = ", ".join(str(name) for name in models)
+        raise errors.StartError(f"--model {unknown[0]}: {config.models_file} names no such model, but {there}.")
+    return [models[name] for name in dict.fromkeys(names)]
+
+
+def with_random_weights(model: settings.ModelSettings) -> settings.ModelSettings:
+    """Return the model with random weights; with numbers for labels where it has ImageNet's, which nobody can fetch."""
+    labels = "numbers" if model.labels == "imagenet" else model.labels
+    return model.model_copy(update={"weights": "random", "labels": labels})
+
+
+def model_spec(model: settings.ModelSettings) -> ModelSpec:
+    """Return what the settings say of a model."""
+    width, height = model.input_size() or (None, None)
     return ModelSpec(
-        architecture=config.model,
-        weights=config.model_weights,
-        labels=config.model_labels,
+        architecture=model.model,
+        weights=model.weights,
+        labels=model.labels,
         width=width,
         height=height,
-        name=config.model_name,
-        precision=config.model_precision,
-        activation=config.model_activation,
-        preprocessing=config.model_preprocessing,
-        allow_code=config.model_allow_code,
-        runtime=config.model_runtime,
-        batch_size=config.batch_size,
-        top=config.top,
+        name=model.name,
+        precision=model.precision,
+        activation=model.activation,
+        preprocessing=model.preprocessing,
+        allow_code=model.allow_code,
+        runtime=model.runtime,
+        batch_size=model.batch_size,
+        top=model.top,
         threads=settings.count_cpus(),
         store=settings.model_store(),
     )
 
 
-def check_lease(slowest_batch_seconds: float, config: settings.Settings) -> None:
-    """Refuse a lease that one batch outlasts: every job would go round until it is a dead letter.
+def name_of_several(config: settings.Settings, model: settings.ModelSettings) -> str | None:
+    """Return what the log calls a model; None: the service has no other, and no line need say which."""
+    return model.name if config.models_file is not None else None
 
-    Raises ModelUnavailable.
+
+def load(config: settings.Settings, model: settings.ModelSettings) -> Loaded:
+    """Load a model, warm it up, check it.
+
+    Raises:
+        ModelUnavailable: it cannot be set up, or a batch outlasts the lease; the message says what to set.
+        WeightsDownloadFailed: the ImageNet weights cannot be fetched.
     """
-    seconds, lease = f"{slowest_batch_seconds:.1f} s", f"LEASE_SECONDS is {config.lease_seconds:g}"
-    says = f"a batch of {config.batch_size} takes {seconds}, {lease}"
-    if slowest_batch_seconds >= config.lease_seconds:
-        raise errors.ModelUnavailable(f"LEASE_SECONDS: {says}. Set it well above, or BATCH_SIZE lower.")
-    if slowest_batch_seconds >= config.lease_seconds / 2:
-        log.warning("%s: set it higher, or BATCH_SIZE lower, or healthy model servers will lose their jobs", says)
-
-
-def served_by(config: settings.Settings, classifier: Classifier) -> Served:
-    """Return what this model server publishes: who answers, at which size, with which labels."""
+    spec = model_spec(model)
+    with logs.of_model(name_of_several(config, model)):
+        classifier = choose.load_classifier(spec)
+        check_lease(classifier.slowest_batch_seconds, config.lease_seconds, model.batch_size)
     height, width, channels = classifier.input_shape
-    who = choose.identity(model_spec(config), classifier.runtime)
-    return Served(
+    who = choose.identity(spec, classifier.runtime)
+    served = Served(
         **vars(who),
         width=width,
         height=height,
         channels=channels,
         labels_digest=digest_of(classifier.labels),
         warning=classifier.warning,
-        top=config.top,
+        top=model.top,
     )
+    return Loaded(model, classifier, served)
+
+
+def check_lease(slowest_batch_seconds: float, lease_seconds: float, batch_size: int) -> None:
+    """Refuse a lease that one batch outlasts: every job would go round until it is a dead letter.
+
+    Raises ModelUnavailable.
+    """
+    seconds, lease = f"{slowest_batch_seconds:.1f} s", f"LEASE_SECONDS is {lease_seconds:g}"
+    says = f"a batch of {batch_size} takes {seconds}, {lease}"
+    if slowest_batch_seconds >= lease_seconds:
+        raise errors.ModelUnavailable(f"LEASE_SECONDS: {says}. Set it well above, or BATCH_SIZE lower.")
+    if slowest_batch_seconds >= lease_seconds / 2:
+        log.warning("%s: set it higher, or BATCH_SIZE lower, or healthy model servers will lose their jobs", says)
+
+
+def batch_loops(config: settings.Settings, models: Sequence[Loaded]) -> BatchLoops:
+    """Return the threads of all models, wired and not started; what they count is served from now on."""
+    traces, counted = open_traces(config), count_and_serve(config, models)
+    loops = [batch_loop(config, loaded, metrics, traces) for loaded, metrics in zip(models, counted, strict=True)]
+    return BatchLoops(loops, config.lease_seconds)
 
 
 def batch_loop(
-    config: settings.Settings, queue: JobQueue, classifier: Classifier, served: Served, metrics: ModelMetrics
+    config: settings.Settings, loaded: Loaded, metrics: ModelMetrics, traces: "ModelTraces | None"
 ) -> BatchLoop:
     """Return the three threads of a model, wired and not started."""
-    shape = classifier.input_shape
+    model, classifier, shape = loaded.model, loaded.classifier, loaded.classifier.input_shape
     queue_side = ModelSide(
-        queue,
+        JobQueue(config.redis_url, model.queue),
         lease_seconds=config.lease_seconds,
         max_attempts=config.max_attempts,
         result_ttl_seconds=config.result_ttl_seconds,
-        served=served,
+        served=loaded.served,
         labels=classifier.labels,
     )
-    state, inbox, handover = LoopState(config.lease_seconds), Inbox(config.batch_size, shape), Handover()
+    state, inbox, handover = LoopState(config.lease_seconds), Inbox(model.batch_size, shape), Handover()
     wait_seconds, bulk_every = config.server_sleep, config.bulk_every
     fetcher = Fetcher(queue_side, inbox, state, shape, metrics, wait_seconds=wait_seconds, bulk_every=bulk_every)
-    batch_log = BatchLog(config.image_queue, served.name)
+    batch_log = BatchLog(model.queue, loaded.served.name)
     predictor = Predictor(queue_side, inbox, classifier, handover, state, metrics, batch_log)
-    answerer = Answerer(handover, classifier, inbox, state, metrics, open_traces(config))
-    return BatchLoop(fetcher, predictor, handover, answerer, state)
+    own_traces = traces.of(model.queue) if traces is not None else None
+    answerer = Answerer(handover, classifier, inbox, state, metrics, own_traces)
+    return BatchLoop(fetcher, predictor, handover, answerer, state, model=name_of_several(config, model))
 
 
 def open_traces(config: settings.Settings) -> "ModelTraces | None":
@@ -118,13 +178,13 @@ def open_traces(config: settings.Settings) -> "ModelTraces | None":
     return ModelTraces(config.image_queue)
 
 
-def serve_metrics(config: settings.Settings, served: Served) -> ModelMetrics:
-    """Return the metrics, served on METRICS_PORT unless that is 0 or cannot be."""
-    who = {"model": served.name, "version": served.version, "precision": served.precision, "runtime": served.runtime}
-    metrics = ModelMetrics(build_of(HERE, config.git_commit), who)
+def count_and_serve(config: settings.Settings, models: Sequence[Loaded]) -> list[ModelMetrics]:
+    """Return the metrics of each model; their page is served on METRICS_PORT, unless that is 0 or cannot be."""
+    page = MetricsPage(build_of(HERE, config.git_commit), by_model=config.models_file is not None)
+    metrics = [page.of(loaded.who()) for loaded in models]
     if config.metrics_port:
         try:
-            metrics.serve(config.metrics_host, config.metrics_port)
+            page.serve(config.metrics_host, config.metrics_port)
         except (OSError, UnicodeError) as error:
             where = ("METRICS_HOST", config.metrics_host, "METRICS_PORT", config.metrics_port)
             log.warning("no /metrics: %s", web_address.what_is_wrong(error, *where))

@@ -380,6 +380,12 @@ class Settings(BaseSettings):
             return [ModelSettings(name=self.model_name, queue=self.image_queue, **values)]
         return read_models_file(self)
 
+    def queues(self) -> dict[str, str]:
+        """The queue of each model by the model's name, the default first; "" stands for a single model."""
+        if self.models_file is None:
+            return {"": self.image_queue}
+        return {model.name or "": model.queue for model in self.models()}
+
     def allowed_origins(self) -> list[str]:
         """The origins whose pages may ask; an empty list means none but the service's own."""
         return _listed(self.cors_origins)

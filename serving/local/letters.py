@@ -8,7 +8,7 @@ letters -- named --> the one that is meant -- tell --> its fields, a line each
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.filesize import decimal
 
@@ -89,3 +89,9 @@ def named(wanted: str, letters: Sequence[Letter]) -> Letter:
         raise NotDone(f'There is no dead letter "{printable(wanted)}". `dead list` shows those that there are.')
     which = "\n".join(f"  {short_name(letter, letters)}  {moment(letter.at)}" for letter in found)
     raise NotDone(f'"{printable(wanted)}" may be any of {len(found)} dead letters:\n{which}')
+
+
+def named_of(wanted: str, letters: Mapping[str, Sequence[Letter]]) -> dict[str, list[Letter]]:
+    """The one letter that `wanted` means, of all models, by the name of its model. Raises NotDone, as `named`."""
+    letter = named(wanted, [one for of_model in letters.values() for one in of_model])
+    return next({name: [letter]} for name, of_model in letters.items() if any(one is letter for one in of_model))

@@ -12,12 +12,13 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from serving.errors import QueueAway
+from serving.errors import QueueAway, StartError
 from serving.jobs.job_queue import JobQueue
+from serving.local.printing import printable
 
 FILE = ".service.json"
 MOST_BYTES = 65_536
@@ -25,11 +26,15 @@ MOST_BYTES = 65_536
 
 @dataclass(frozen=True)
 class RunningService:
-    """What the file tells: the service's settings REDIS_URL and IMAGE_QUEUE, and the process of run_service.py."""
+    """What the file tells: the service's settings REDIS_URL and IMAGE_QUEUE, and the process of run_service.py.
+
+    `queues` has the queue of each model by the model's name, the default first; it is empty where there is only one.
+    """
 
     redis_url: str
     image_queue: str
     process_id: int
+    queues: Mapping[str, str] = field(default_factory=dict)
 
     def is_alive(self) -> bool:
         """Whether its process is there and another than this one, as far as this machine knows."""
@@ -72,7 +77,9 @@ def find(folder: Path) -> RunningService | None:
         with os.fdopen(descriptor, "rb") as file:
             _check_owner(os.fstat(file.fileno()))
             told = json.loads(file.read(MOST_BYTES))
-        return RunningService(str(told["redis_url"]), str(told["image_queue"]), int(told["process_id"]))
+        service = RunningService(str(told["redis_url"]), str(told["image_queue"]), int(told["process_id"]))
+        queues = {str(name): str(queue) for name, queue in dict(told.get("queues", {})).items()}
+        return replace(service, queues=queues)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -93,22 +100,25 @@ def _check_owner(status: os.stat_result) -> None:
         raise PermissionError(None, "others may write into it")
 
 
-def connect(folder: Path, redis_url: str, image_queue: str, settings_given: Collection[str]) -> JobQueue:
-    """Reach the queue that an operator of this folder means.
+def connect(
+    folder: Path, redis_url: str, queues: Mapping[str, str], settings_given: Collection[str]
+) -> dict[str, JobQueue]:
+    """Reach the queues that an operator of this folder means: of each model by its name, "" stands for the only one.
 
-    That is the one at `redis_url` if that setting is among the names `settings_given`, else the one of the service that
-    runs from `folder`, else the one at `redis_url`, which is then the default.
+    Those are the ones at `redis_url` if that setting is among the names `settings_given`, else those of the service
+    that runs from `folder`, else the ones at `redis_url`, which is then the default. If IMAGE_QUEUE or MODELS_FILE is
+    among the settings given, `queues` counts in the Redis of that service, too.
 
     Raises:
         QueueAway: Redis does not answer; the message says what to set.
     """
     service = None if "redis_url" in settings_given else find(folder)
     if service is not None:
-        queue = JobQueue(service.redis_url, image_queue if "image_queue" in settings_given else service.image_queue)
+        own = service.queues or {"": service.image_queue}
+        meant = queues if {"image_queue", "models_file"} & set(settings_given) else own
         try:
-            queue.connect()
+            reached = _reach(service.redis_url, meant)
         except QueueAway:
-            queue.close()
             print(
                 f"The Redis of run_service.py (process {service.process_id}) does not answer: was it killed? Trying "
                 "the default of REDIS_URL.",
@@ -116,7 +126,34 @@ def connect(folder: Path, redis_url: str, image_queue: str, settings_given: Coll
             )
         else:
             print(f"Redis: the one of run_service.py, process {service.process_id}", file=sys.stderr)
-            return queue
-    queue = JobQueue(redis_url, image_queue)
-    queue.connect()
-    return queue
+            return reached
+    return _reach(redis_url, queues)
+
+
+def _reach(redis_url: str, queues: Mapping[str, str]) -> dict[str, JobQueue]:
+    """Raises QueueAway."""
+    reached = {name: JobQueue(redis_url, queue) for name, queue in queues.items()}
+    try:
+        next(iter(reached.values())).connect()  # the others are in the same Redis
+    except QueueAway:
+        close(reached)
+        raise
+    return reached
+
+
+def close(reached: Mapping[str, JobQueue]) -> None:
+    """Close the connections of all."""
+    for queue in reached.values():
+        queue.close()
+
+
+def chosen(reached: Mapping[str, JobQueue], names: Sequence[str] | None) -> dict[str, JobQueue]:
+    """Those of the models that --model names; with None all. Raises StartError: there is no such model."""
+    if names is None:
+        return dict(reached)
+    if "" in reached:
+        raise StartError("--model names one of several models. This service has only one: leave --model out.")
+    for name in names:
+        if name not in reached:
+            raise StartError(f"--model {printable(name)}: there is no such model, but {', '.join(reached)}.")
+    return {name: reached[name] for name in names}

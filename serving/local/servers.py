@@ -62,15 +62,22 @@ def _members(server: ServerView) -> Mapping[str, Any]:
     }
 
 
-def named(wanted: str, servers: Sequence[ServerView]) -> ServerView:
-    """The one whose name is, or alone begins with, `wanted`. Raises NotDone: there is none, or more than one."""
-    found = [server for server in servers if server.name == wanted]
-    found = found or [server for server in servers if wanted and server.name.startswith(wanted)]
-    if len(found) == 1:
-        return found[0]
+def named(wanted: str, servers: Mapping[str, Sequence[ServerView]]) -> dict[str, list[ServerView]]:
+    """The one whose name is, or alone begins with, `wanted`, by the name of its model.
+
+    A process that serves several models has a name for each: a beginning that they share means all of them. Raises
+    NotDone: there is none, or more than one.
+    """
+    every = [(model, server) for model, of_model in servers.items() for server in of_model]
+    found = [(model, server) for model, server in every if server.name == wanted]
+    found = found or [(model, server) for model, server in every if wanted and server.name.startswith(wanted)]
+    processes = {(server.host, server.process_id) for _, server in found}
+    by_model = {model: [server] for model, server in found}
+    if len(processes) == 1 and len(by_model) == len(found):
+        return by_model
     if not found:
         raise NotDone(f'There is no model server "{printable(wanted)}". `servers` shows those that there are.')
-    which = "\n".join(f"  {printable(server.name)}" for server in found)
+    which = "\n".join(f"  {printable(server.name)}" for _, server in found)
     raise NotDone(f'"{printable(wanted)}" may be any of {len(found)} model servers:\n{which}')
 
 

@@ -1,13 +1,13 @@
 """How the service is doing, as the operator's command tells it.
 
-overview, redis_memory, judge --> Status -- as_view --> a screen
+overview, redis_memory, judge --> Status -- as_view --> a screen; of several models one below the other
                                          -- as_line --> one line
                                          -- as_json --> JSON
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Group, RenderableType
@@ -18,6 +18,7 @@ from serving.jobs.job import Lane
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.overview import Overview, RedisMemory, ServerView, overview, redis_memory
 from serving.jobs.verdict import Verdict, judge
+from serving.local.models import joined, of_model
 from serving.local.printing import add_row, duration, moment, new_table, printable
 from serving.local.servers import members
 
@@ -54,6 +55,33 @@ def read_status(queue: JobQueue, timeouts: Timeouts) -> Status:
     """Ask Redis, in two round trips. Raises QueueAway."""
     seen, memory = overview(queue), redis_memory(queue)
     return Status(queue.name, seen, memory, judge(seen, memory, timeouts.request_seconds, timeouts.job_seconds))
+
+
+def read_statuses(queues: Mapping[str, JobQueue], timeouts: Timeouts) -> dict[str, Status]:
+    """The status of each model by its name. Raises QueueAway."""
+    return {name: read_status(queue, timeouts) for name, queue in queues.items()}
+
+
+def are_well(statuses: Mapping[str, Status]) -> bool:
+    """Whether nothing keeps jobs of any model from their answers."""
+    return all(status.verdict.is_well for status in statuses.values())
+
+
+def as_views(statuses: Mapping[str, Status]) -> RenderableType:
+    """All of it for a screen, one model below the other."""
+    first, *others = map(as_view, statuses.values())
+    return Group(first, *(part for other in others for part in (Text(), other)))
+
+
+def as_lines(statuses: Mapping[str, Status]) -> str:
+    """The most of each on a line."""
+    return "\n".join(of_model(name, statuses) + as_line(status) for name, status in statuses.items())
+
+
+def all_as_json(statuses: Mapping[str, Status], indent: int | None = 1) -> str:
+    """All of it as JSON; of several models an object that tells whether all are well, and then of each."""
+    texts = {name: as_json(status, indent) for name, status in statuses.items()}
+    return joined(texts, indent, well=are_well(statuses))
 
 
 def as_view(status: Status) -> RenderableType:

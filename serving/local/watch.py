@@ -9,18 +9,19 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from serving.errors import QueueAway
+from serving.errors import QueueAway, StartError
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.overview import Overview, overview
+from serving.local.models import joined
 from serving.local.printing import NotDone, moment, printable
-from serving.local.status import Status, Timeouts, as_json, as_line, as_view, read_status
+from serving.local.status import Status, Timeouts, all_as_json, as_lines, as_views, read_statuses
 
 WATCH_SECONDS = 1.0
 DRAIN_SECONDS = 0.25
@@ -28,17 +29,19 @@ STILL_DRAINING = "The queue goes on draining; `resume` ends it."
 LINE_SECONDS = 5.0  # between two lines of wait_until_empty in a pipe
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 
+Seen = dict[str, Status] | QueueAway  # the status of each model by its name, or why there is none
 
-def watch(queue: JobQueue, timeouts: Timeouts, as_json_lines: bool) -> None:
-    """Show the status every second, also while Redis is away, until KeyboardInterrupt."""
+
+def watch(queues: Mapping[str, JobQueue], timeouts: Timeouts, as_json_lines: bool) -> None:
+    """Show the status of each model every second, also while Redis is away, until KeyboardInterrupt."""
     _end_by_an_exception()
     if as_json_lines or not sys.stdout.isatty():
-        for seen in _every_second(queue, timeouts):
-            print(_as_json_line(queue, seen) if as_json_lines else _as_line(seen), flush=True)
+        for seen in _every_second(queues, timeouts):
+            print(_as_json_line(queues, seen) if as_json_lines else _as_line(seen), flush=True)
         return
     with Live(console=Console(), auto_refresh=False) as screen:
-        for seen in _every_second(queue, timeouts):
-            view = as_view(seen) if isinstance(seen, Status) else Text(_as_line(seen), "bold red")
+        for seen in _every_second(queues, timeouts):
+            view = Text(_as_line(seen), "bold red") if isinstance(seen, QueueAway) else as_views(seen)
             screen.update(view, refresh=True)
 
 
@@ -48,34 +51,36 @@ def _end_by_an_exception() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED_BY_SIGTERM))
 
 
-def _every_second(queue: JobQueue, timeouts: Timeouts) -> Iterator[Status | QueueAway]:
+def _every_second(queues: Mapping[str, JobQueue], timeouts: Timeouts) -> Iterator[Seen]:
     while True:
         next_at = time.monotonic() + WATCH_SECONDS
         try:
-            yield read_status(queue, timeouts)
+            yield read_statuses(queues, timeouts)
         except QueueAway as error:
             yield error
         time.sleep(max(0.0, next_at - time.monotonic()))
 
 
-def _as_line(seen: Status | QueueAway) -> str:
-    return as_line(seen) if isinstance(seen, Status) else f"{moment(time.time())}  {why_away(seen)}"
+def _as_line(seen: Seen) -> str:
+    return f"{moment(time.time())}  {why_away(seen)}" if isinstance(seen, QueueAway) else as_lines(seen)
 
 
-def _as_json_line(queue: JobQueue, seen: Status | QueueAway) -> str:
-    if isinstance(seen, Status):
-        return as_json(seen, indent=None)
-    problem = {"code": "redis_away", "text": why_away(seen)}
-    return json.dumps({"queue": queue.name, "at": time.time(), "well": False, "problems": [problem], "notes": []})
+def _as_json_line(queues: Mapping[str, JobQueue], seen: Seen) -> str:
+    if not isinstance(seen, QueueAway):
+        return all_as_json(seen, indent=None)
+    away = {"code": "redis_away", "text": why_away(seen)}
+    told = {"at": time.time(), "well": False, "problems": [away], "notes": []}
+    texts = {name: json.dumps({"queue": queue.name, **told}) for name, queue in queues.items()}
+    return joined(texts, None, well=False)
 
 
-def why_away(error: QueueAway) -> str:
-    """What is wrong with Redis, in a sentence for an operator, who may read more than a client."""
+def why_away(error: QueueAway | StartError) -> str:
+    """What is wrong, mostly with Redis, in a sentence for an operator, who may read more than a client."""
     return f"{error} ({printable(str(error.__cause__))})" if error.__cause__ else str(error)
 
 
-def wait_until_empty(queue: JobQueue, timeout_seconds: float | None) -> float:
-    """Wait until nothing waits and nothing is in hand; return how long that took, seconds.
+def wait_until_empty(queues: Sequence[JobQueue], timeout_seconds: float | None) -> float:
+    """Wait until nothing waits and nothing is in hand, in all queues; return how long that took, seconds.
 
     While Redis is away the wait goes on. Raises NotDone: the time is over, or the queue does not drain any more.
     """
@@ -84,7 +89,7 @@ def wait_until_empty(queue: JobQueue, timeout_seconds: float | None) -> float:
     try:
         with _Bar() as bar:
             while True:
-                left, says = _left(queue)
+                left, says = _left(queues)
                 took = time.monotonic() - began
                 if left == 0:
                     return took
@@ -124,19 +129,25 @@ class _Bar:
             print(says, file=sys.stderr, flush=True)
 
 
-def _left(queue: JobQueue) -> tuple[int | None, str]:
-    """How many jobs wait or are in hand, and that in words; None: Redis is away. Raises NotDone: it does not drain."""
+def _left(queues: Sequence[JobQueue]) -> tuple[int | None, str]:
+    """How many jobs wait or are in hand, and that in words; None: Redis is away. Raises NotDone: one does not drain."""
     try:
-        now = overview(queue)
+        now = [overview(queue) for queue in queues]
     except QueueAway as error:
         return None, why_away(error)
-    if not now.is_draining:
+    if not all(one.is_draining for one in now):
         raise NotDone("The queue does not drain any more: somebody resumed it, or Redis lost its data.")
-    return now.waiting + now.bulk_waiting + now.in_flight, _in_words(now)
+    return sum(map(_left_in, now)), _in_words(now)
 
 
-def _in_words(now: Overview) -> str:
-    told = f"{now.waiting} waiting, {now.bulk_waiting} bulk waiting, {now.in_flight} in hand"
-    if now.is_paused:
+def _left_in(now: Overview) -> int:
+    return now.waiting + now.bulk_waiting + now.in_flight
+
+
+def _in_words(now: Sequence[Overview]) -> str:
+    told = f"{sum(one.waiting for one in now)} waiting, {sum(one.bulk_waiting for one in now)} bulk waiting, "
+    told += f"{sum(one.in_flight for one in now)} in hand"
+    if any(one.is_paused for one in now):
         return f"{told}; the queue is paused"
-    return told if any(not server.is_quiet for server in now.servers) else f"{told}; no model server takes"
+    stuck = [one for one in now if _left_in(one) and all(server.is_quiet for server in one.servers)]
+    return f"{told}; no model server takes" if stuck else told

@@ -5,9 +5,10 @@ from prometheus_client import CollectorRegistry
 
 from serving.jobs.job import Outcome
 from serving.telemetry.build import Build
-from serving.telemetry.model_metrics import OUTCOMES, ModelMetrics
+from serving.telemetry.model_metrics import OUTCOMES, MetricsPage, ModelMetrics
 
 MODEL = {"model": "cats", "version": "1a2b", "precision": "float32", "runtime": "keras"}
+BUILD = Build("1.2", "0123456789ab", "3.11.7")
 ENDS = {
     "answered": Outcome(b"", answer="[]"),
     "failed": Outcome(b"", failure="of another size", status=503),
@@ -24,7 +25,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def metrics(registry: CollectorRegistry) -> ModelMetrics:
-    return ModelMetrics(Build("1.2", "0123456789ab", "3.11.7"), MODEL, registry)
+    return MetricsPage(BUILD, registry=registry).of(MODEL)
 
 
 def by(registry: CollectorRegistry, name: str, label: str) -> dict[str, float]:
@@ -72,3 +73,24 @@ def test_it_tells_what_it_serves_and_which_build_it_is(metrics: ModelMetrics, re
     assert value("classify_model_info", MODEL) == 1
     build = {"version": "1.2", "commit": "0123456789ab", "python": "3.11.7"}
     assert value("classify_build_info", build) == 1
+
+
+def test_of_several_models_each_series_says_which_and_the_old_names_count_all(registry: CollectorRegistry) -> None:
+    page = MetricsPage(BUILD, by_model=True, registry=registry)
+    dogs = page.of(MODEL | {"model": "dogs", "version": "3c4d"})
+    page.of(MODEL).ended([ENDS["answered"]] * 2)
+    dogs.ended([ENDS["answered"]])
+    dogs.predicted(5, 3, 0.004)
+    dogs.lost_lease()
+    dogs.returned(2, 0)
+    value = registry.get_sample_value
+    assert value("classify_jobs_total", {"model": "cats", "outcome": "answered"}) == 2
+    assert value("classify_jobs_total", {"model": "dogs", "outcome": "answered"}) == 1
+    assert value("classify_jobs_total", {"model": "dogs", "outcome": "dead"}) == 0  # there from the start
+    for name, count in (("batch_images_sum", 5), ("batch_padding_images_sum", 3), ("batch_duration_seconds_count", 1)):
+        assert [value(f"classify_{name}", {"model": model}) for model in ("cats", "dogs")] == [0, count]
+    for name, count in (("jobs_redelivered_total", 2), ("leases_lost_total", 1)):
+        assert [value(f"classify_{name}", {"model": model}) for model in ("cats", "dogs")] == [0, count]
+    assert value("model_jobs_total", {"end": "answered"}) == 3
+    assert value("model_batch_images_sum") == 5
+    assert by(registry, "classify_model_info", "model") == {"cats": 1, "dogs": 1}
