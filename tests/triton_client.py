@@ -35,6 +35,7 @@ class Asking:
             "metadata": metadata,
             "metadata of version": self.client.get_model_metadata(self.model, version),
             "config": self.client.get_model_config(self.model),
+            "index": self.client.get_model_repository_index(),
         }
 
     def pixels(self) -> dict[str, Any]:

@@ -24,13 +24,16 @@ def add_to(app: Flask) -> None:
 def models() -> Response:
     """GET /models: the models, the default first. Raises Unauthorized, QueueAway."""
     access.check_key()
-    served: Models = current_app.extensions["models"]
-    found = readiness_of([model.queue for model in served.all()])
-    told = [
-        in_json(model, is_default=model is served.default, has_lease=one.model_servers > 0)
-        for model, one in zip(served.all(), found, strict=True)
+    return jsonify(models=all_in_json(current_app.extensions["models"]))
+
+
+def all_in_json(models: Models) -> list[dict[str, Any]]:
+    """Every model, the default first. Raises QueueAway."""
+    found = readiness_of([model.queue for model in models.all()])
+    return [
+        in_json(model, is_default=model is models.default, has_lease=one.model_servers > 0)
+        for model, one in zip(models.all(), found, strict=True)
     ]
-    return jsonify(models=told)
 
 
 def in_json(model: WebModel, *, is_default: bool, has_lease: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, jsonify, request
 
 from serving.errors import BadRequest, NotFound, RequestError, Unavailable, UnsupportedFormat
-from serving.web import access, answers, infer_request, pages, tensors, uploads
+from serving.web import access, answers, infer_request, models_page, pages, tensors, uploads
 from serving.web.classify import Reply, Wanted
 from serving.web.model_tensors import ServedModel, read_replies
 from serving.web.models import Models, WebModel, not_told
@@ -18,6 +18,7 @@ from serving.web.request_ids import request_id
 from serving.web.request_notes import notes
 
 NAME, VERSION = "image-classification-service", "1"
+NO_SERVER = "no model server is ready"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
 
 blueprint = Blueprint("open_inference", __name__, url_prefix="/v2")
@@ -53,6 +54,14 @@ def ready() -> Response:
     """GET /v2/health/ready: every model is ready, as the protocol has it. Raises Unavailable, Draining, QueueAway."""
     pages.check_ready(the_models().all())
     return jsonify(live=True, ready=True)
+
+
+@blueprint.post("/repository/index")
+def index() -> Response:
+    """POST /v2/repository/index: the models, as Triton lists those of its repository. Raises QueueAway."""
+    told = [one for one in models_page.all_in_json(the_models()) if one["name"] is not None]
+    states = {True: {"state": "READY", "reason": ""}, False: {"state": "UNAVAILABLE", "reason": NO_SERVER}}
+    return jsonify([{"name": one["name"], "version": one["version"] or "", **states[one["ready"]]} for one in told])
 
 
 @blueprint.get("/models/<name>")

@@ -37,6 +37,7 @@ CONFIG = {
     "input": [{"name": PIXELS, "data_type": "TYPE_FP32", "format": "FORMAT_NHWC", "dims": [224, 224, 3]}],
     "output": [{"name": PROBABILITIES, "data_type": "TYPE_FP32", "dims": [1000]}],
 }
+INDEXED = {"name": MODEL, "version": VERSION, "state": "READY", "reason": ""}
 LIKELIEST = {"name": PROBABILITIES, "parameters": {"classification": 1}}
 REQUEST = {
     "id": "42",
@@ -64,6 +65,12 @@ def describe(*, asks_for_key: bool) -> Description:
         "/v2/health/ready": {
             "get": operation("v2_ready", says_ready, {"200": ready, **_errors(503)}, security=NO_KEY, tags=TAGS)
         },
+    }
+    listed = answer("The models", "RepositoryIndex", [INDEXED])
+    paths["/v2/repository/index"] = {
+        "post": operation(
+            "v2_index", "The models, as Triton lists them", {"200": listed, **refused, **_errors(503)}, tags=TAGS
+        )
     }
     for suffix, path in (("", "/v2/models/{name}"), ("_version", "/v2/models/{name}/versions/{version}")):
         paths |= _model(suffix, path, refused)
@@ -139,6 +146,9 @@ _SCHEMAS: dict[str, Any] = {
     "Live": object_of(live={"const": True}),
     "LiveAndReady": object_of(live={"const": True}, ready={"const": True}),
     "Server": object_of(name=TEXT, version=TEXT, extensions=list_of(TEXT)),
+    "RepositoryIndex": list_of(
+        object_of(name=TEXT, version=TEXT, state={"enum": ["READY", "UNAVAILABLE"]}, reason=TEXT)
+    ),
     "ModelReady": object_of(name=TEXT, ready={"const": True}),
     "Model": object_of(
         name=TEXT,

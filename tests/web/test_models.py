@@ -174,6 +174,16 @@ def test_the_service_is_ready_as_long_as_one_model_is_and_each_model_for_itself(
     assert http("GET", f"{service}/v2/health/ready").status == 503  # of the protocol: every model is ready
 
 
+def test_v2_lists_the_models(service: str, document: dict[str, Any]) -> None:
+    answer = http("POST", f"{service}/v2/repository/index", b"")
+    check(document, "post", "/v2/repository/index", answer)
+    assert [(one["name"], one["state"]) for one in answer.json] == [
+        ("colours", "READY"),
+        ("farben", "READY"),
+        ("away", "UNAVAILABLE"),
+    ]
+
+
 def test_v2_has_each_model_with_its_own_size_and_labels(service: str) -> None:
     for name, side in SIDES.items():
         metadata = http("GET", f"{service}/v2/models/{name}").json

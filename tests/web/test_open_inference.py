@@ -161,7 +161,7 @@ def test_another_model_or_version_is_not_there_and_the_answer_names_what_is(
 def test_what_is_no_part_of_the_protocol_is_refused_in_its_form(service: str, model: str) -> None:
     for method, url, allowed in (
         ("GET", f"{service}/v2/nothing", None),
-        ("POST", f"{service}/v2/repository/index", None),
+        ("POST", f"{service}/v2/repository/models/mean_colour/load", None),
         ("GET", f"{model}/infer", "POST"),
         ("POST", model, "GET, HEAD"),
         ("DELETE", f"{service}/v2", "GET, HEAD"),
@@ -352,6 +352,8 @@ def test_tritonclient_learns_what_is_served(told: dict[str, Any], model: str) ->
     assert "binary_tensor_data" in about["server"]["extensions"]
     assert about["metadata"] == about["metadata of version"] == http("GET", model).json
     assert about["config"] == http("GET", f"{model}/config").json
+    (version,) = about["metadata"]["versions"]
+    assert about["index"] == [{"name": "mean_colour", "version": version, "state": "READY", "reason": ""}]
 
 
 def test_tritonclient_sends_pixels_behind_the_json_or_in_it(told: dict[str, Any], model: str) -> None:

@@ -97,6 +97,17 @@ def test_a_top_that_is_no_number_of_labels_is_refused(service: str, top: str) ->
     assert "it must be a whole number from 1 to 4, as many labels as the model has" in answer.json["error"]
 
 
+def test_the_only_model_is_also_there_under_its_name(service: str) -> None:
+    (model,) = http("GET", f"{service}/models").json["models"]
+    assert (model["name"], model["default"], model["ready"], model["classes"]) == ("mean-colour", True, True, 4)
+    assert upload(f"{service}/predict/mean-colour", RED).json == upload(f"{service}/predict", RED).json
+    ready = http("GET", f"{service}/readyz").json
+    assert ready == http("GET", f"{service}/readyz/mean-colour").json == {"ready": True, "model_servers": 1}
+    for name in ("mean%20colour", "ResNet50"):
+        answer = upload(f"{service}/predict/{name}", RED)
+        assert (answer.status, "this service has `mean-colour`." in answer.json["error"]) == (404, True)
+
+
 def test_every_answer_names_its_request(service: str) -> None:
     for path in ("/", "/healthz", "/readyz", "/openapi.json", "/metrics", "/nothing", "/predict"):
         assert http("GET", service + path, X_Request_ID="mine-1.2_3").headers["X-Request-ID"] == "mine-1.2_3"
@@ -146,5 +157,9 @@ def test_the_log_of_a_refusal_names_the_request(processes: Processes, redis_serv
         "run_web_server.py", WEB_PORT=str(port), IMAGE_QUEUE="nobody", REQUEST_TIMEOUT_SECONDS="0.3", WEB_WORKERS="1"
     )
     wait_for(lambda: is_up(f"http://127.0.0.1:{port}/healthz"))
+    (unknown,) = http("GET", f"http://127.0.0.1:{port}/models").json["models"]
+    assert (unknown["name"], unknown["ready"], unknown["version"]) == (None, False, None)
+    early = upload(f"http://127.0.0.1:{port}/predict/ResNet50", RED)  # its name is not known yet
+    assert (early.status, "No model server has told yet" in early.json["error"]) == (503, True)
     assert upload(f"http://127.0.0.1:{port}/predict", RED, X_Request_ID="late-one").status == 504
     assert "(request late-one)" in wait_for(lambda: output(web))
