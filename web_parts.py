@@ -28,7 +28,7 @@ from serving.web import (
 from serving.web.classify import ImageOptions, PredictionService
 from serving.web.models import Models, WebModel
 from serving.web.pictures import Pool
-from serving.web.places import Places
+from serving.web.places import Places, share
 
 if TYPE_CHECKING:
     from serving.telemetry.traces import WebTraces
@@ -49,8 +49,9 @@ def open_traces(config: settings.Settings) -> "WebTraces | None":
 
 def open_models(config: settings.Settings, pool: Pool, traces: "WebTraces | None") -> Models:
     """The models by which a web process answers; `pool` decodes large images."""
-    places = Places(config.web_threads)
-    models = Models([open_model(config, model, places, pool) for model in config.models()])
+    told = config.models()
+    places = share(config.web_threads, len(told))
+    models = Models([open_model(config, *one, pool) for one in zip(told, places, strict=True)])
     if traces is not None:
         for model in models.all():
             model.web_side.tracing = model.async_jobs.tracing = traces.of_queue(model.queue.name)

@@ -66,7 +66,7 @@ class PredictionService:
     Args:
         web_side: takes jobs and brings answers.
         options: how an image travels, and how long its client waits.
-        places: of the process, of which each request has one from the gates to the answer.
+        places: of which each request has one from the gates to the answer.
         pool: decodes large images.
     """
 

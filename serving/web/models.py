@@ -3,7 +3,7 @@
     a request -- Models.default, Models.of(name) --> WebModel: its service, its asynchronous jobs
     /jobs/<id> -- Models.look, Models.cancel -------> the job, and the model whose it is
 
-The places of the process are shared: one Places bounds the requests for all models together.
+The models share the places of the process, but for those that are kept for each (`places`).
 """
 
 from collections.abc import Sequence

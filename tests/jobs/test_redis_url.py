@@ -1,5 +1,6 @@
 """The ways to reach Redis, each with a real server: TLS, users with few rights, a primary that changes."""
 
+import contextlib
 import importlib.util
 import re
 import signal
@@ -165,6 +166,12 @@ def documented_rights() -> list[str]:
     return block.split()
 
 
+def rights_for_several_models() -> list[str]:
+    page = (ROOT / "docs" / "models.md").read_text()
+    (block,) = re.findall(r"^ACL SETUSER classification (.+?)^```", page, re.MULTILINE | re.DOTALL)
+    return block.split()
+
+
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[RedisServer]:
     server = RedisServer()
@@ -206,6 +213,21 @@ def test_the_documented_rights_are_enough_for_a_job_that_is_answered(
     assert ask(client) == '["yes"]'
     server.join()  # the client has its answer before the member's reply comes
     assert member.leave() == 0
+
+
+def test_several_models_need_the_rights_that_their_page_names(shared_server: RedisServer) -> None:
+    name, commands = "of_several", documented_rights()
+    shared_server.client.flushall()
+    for rights, is_enough in (commands, False), (rights_for_several_models(), True):
+        shared_server.client.execute_command("ACL", "SETUSER", name, "on", f">{PASSWORD}", *rights)
+        queue = JobQueue(f"redis://{name}:{PASSWORD}@127.0.0.1:{shared_server.port}/1", "image_queue:flowers")
+        with contextlib.nullcontext() if is_enough else pytest.raises(QueueAway):
+            client, member = new_web_side(queue), member_of(queue)
+            wait_for(lambda: shared_server.client.pubsub_channels("{image_queue:flowers}:answered:*"))
+            assert client.submit(new_job(deadline=client.deadline_at(time.monotonic() + 9)))
+            (text,) = member.take(1, wait_seconds=5).jobs
+            member.answer([Outcome(text, Job.from_text(text).id, None, answer='["yes"]')])
+        queue.close()
 
 
 def test_the_documented_rights_are_enough_for_jobs_that_return_and_for_dead_letters(as_user: JobQueue) -> None:

@@ -1,6 +1,8 @@
 """Several models in one service: two real model servers at two queues, a third model whose server is away, and the web
 server between them and its clients."""
 
+import contextlib
+import itertools
 import json
 import socket
 from collections.abc import Iterator
@@ -18,11 +20,13 @@ from test_openapi import check
 
 import run_web_server
 import settings
+from serving.errors import Unavailable
 from serving.jobs import control
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.served import Served
 from serving.telemetry.build import Build
 from serving.telemetry.web_metrics import WebMetrics
+from serving.web.places import Places, share
 
 RED, BLUE = (as_bytes(Image.new("RGB", (40, 40), colour), "PNG") for colour in ("red", "blue"))
 MODELS_FILE = """
@@ -301,7 +305,28 @@ def test_all_models_of_a_process_share_its_places(client: FlaskClient) -> None:
     models = client.application.extensions["models"]
     with models.default.service.places.hold():
         assert [post(client, f"/predict/{name}")[1] for name in SIDES] == 2 * [
-            "1 requests are in hand already. Try again in a moment."
+            "Too many requests for this model are in hand already. Try again in a moment."
         ]
-    assert len({id(model.service.places) for model in models.all()}) == 1
-    assert len({model.queue.name for model in models.all()}) == 3
+    assert {model.queue.name for model in models.all()} == {f"image_queue:{name}" for name in (*SIDES, "away")}
+
+
+@pytest.mark.parametrize(("count", "models", "most", "kept"), [(1, 3, 1, 0), (8, 2, 6, 2), (256, 3, 172, 42)])
+def test_one_model_cannot_take_the_places_that_are_kept_for_another(
+    count: int, models: int, most: int, kept: int
+) -> None:
+    def fill(stack: contextlib.ExitStack, places: Places) -> int:
+        for number in itertools.count():
+            try:
+                stack.enter_context(places.hold())
+            except Unavailable:
+                return number
+        raise AssertionError
+
+    first, *others = share(count, models)
+    for _ in range(2):  # all of them are given back
+        with contextlib.ExitStack() as stack:
+            assert fill(stack, first) == most
+            assert [fill(stack, other) for other in others] == [kept] * (models - 1)
+    (alone,) = share(count, 1)
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, alone) == count
