@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import service_parts
 import settings
 from serving import errors
 from serving.jobs.job_queue import JobQueue
@@ -30,7 +31,7 @@ from serving.local.lease_keeper import LeaseKeeper
 from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import Child, StopSignals
 from serving.local.terminal import Output, progress, tell
-from serving.model import gpu_packages, gpus
+from serving.model import gpus
 from serving.model.spec import name_of
 
 HERE = Path(__file__).parent
@@ -222,28 +223,8 @@ def main() -> int:
         parser.error(f"--model-servers {arguments.model_servers}: at least 1 is needed")
     config = settings.load(terminal.refuse)
     terminal.write(config.log_format)
-    tell_of_gpus(config)
-    return Service(config, arguments.model_servers or how_many_model_servers(config)).run()
-
-
-def how_many_model_servers(config: settings.Settings) -> int:
-    """As many as MODEL_SERVERS says; else one for each GPU that the model can use, else one."""
-    on_cpu = config.model_runtime == "openvino" or lacks_gpu_packages(config)
-    found = [] if on_cpu else gpus.nvidia(os.environ.get(gpus.CUDA_VISIBLE_DEVICES))
-    return config.model_servers or max(1, len(found))
-
-
-def lacks_gpu_packages(config: settings.Settings) -> bool:
-    """Whether there are NVIDIA GPUs that Keras would use, if it had the packages to see them."""
-    framework = gpu_packages.backend(os.environ.get("KERAS_BACKEND"), settings.model_store())
-    found = gpus.nvidia(os.environ.get(gpus.CUDA_VISIBLE_DEVICES)) if config.model_runtime in ("auto", "keras") else []
-    return bool(found) and not gpu_packages.are_there(framework)
-
-
-def tell_of_gpus(config: settings.Settings) -> None:
-    """Tell the command that brings what the GPUs of this machine need, if it is missing."""
-    if lacks_gpu_packages(config):
-        tell(f"The model cannot use the GPU of this machine, and runs on the CPU. {gpus.HOW_TO_USE}", "bold yellow")
+    service_parts.tell_of_gpus(config)
+    return Service(config, arguments.model_servers or service_parts.how_many_model_servers(config)).run()
 
 
 if __name__ == "__main__":

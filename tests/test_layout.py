@@ -14,6 +14,7 @@ STORIES = [
     "run_model_server.py",
     "model_parts.py",
     "run_service.py",
+    "service_parts.py",
     "queue_admin.py",
     "dead_letters.py",
 ]

@@ -36,7 +36,7 @@ from conftest import (
 )
 
 import helpers
-import run_service
+import service_parts
 import settings
 from serving import errors
 from serving.images.decode import decode_image
@@ -472,25 +472,25 @@ def test_gpus_count_once_keras_has_the_packages_to_see_them_and_before_the_comma
     else:
         (four_gpus.parent / "keras.json").write_text(json.dumps({"backend": framework}))
     config = settings.Settings(_env_file=None)
-    assert run_service.lacks_gpu_packages(config)
-    assert run_service.how_many_model_servers(config) == 1
+    assert service_parts.lacks_gpu_packages(config)
+    assert service_parts.how_many_model_servers(config) == 1
     install(four_gpus, package)
-    assert not run_service.lacks_gpu_packages(config)
-    assert run_service.how_many_model_servers(config) == 4
+    assert not service_parts.lacks_gpu_packages(config)
+    assert service_parts.how_many_model_servers(config) == 4
 
 
 def test_packages_of_another_framework_than_the_chosen_one_let_it_see_nothing(four_gpus: Path) -> None:
     install(four_gpus, "jax-cuda13-plugin")  # and KERAS_BACKEND=jax was forgotten
-    assert run_service.lacks_gpu_packages(settings.Settings(_env_file=None))
+    assert service_parts.lacks_gpu_packages(settings.Settings(_env_file=None))
 
 
 def test_on_a_gpu_host_without_cuda_the_one_command_is_told(
     four_gpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_service.tell_of_gpus(settings.Settings(_env_file=None))
+    service_parts.tell_of_gpus(settings.Settings(_env_file=None))
     assert gpus.HOW_TO_USE in capsys.readouterr().err
     install(four_gpus, "nvidia-cudnn-cu12")
-    run_service.tell_of_gpus(settings.Settings(_env_file=None))
+    service_parts.tell_of_gpus(settings.Settings(_env_file=None))
     assert capsys.readouterr().err == ""
 
 
@@ -509,12 +509,12 @@ def test_where_no_gpu_is_wanted_or_nobody_knows_what_it_needs_nothing_is_told(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     config = settings.Settings(_env_file=None)
-    assert not run_service.lacks_gpu_packages(config)
-    assert run_service.how_many_model_servers(config) == servers
+    assert not service_parts.lacks_gpu_packages(config)
+    assert service_parts.how_many_model_servers(config) == servers
 
 
 def test_as_many_model_servers_as_were_asked_for_start_without_gpus_that_can_be_used(four_gpus: Path) -> None:
-    assert run_service.how_many_model_servers(settings.Settings(_env_file=None, model_servers=3)) == 3
+    assert service_parts.how_many_model_servers(settings.Settings(_env_file=None, model_servers=3)) == 3
 
 
 def test_a_taken_port_is_named(start: Callable[..., Service]) -> None:

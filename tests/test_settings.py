@@ -212,7 +212,8 @@ def test_an_env_file_may_be_a_pipe_as_keepers_of_secrets_make_it(env_file: Path)
 @pytest.mark.parametrize("script", [*SCRIPTS, "queue_admin.py"])
 def test_every_program_says_it_in_one_line(script: str, tmp_path: Path) -> None:
     # A .env beside settings.py, but not in the project.
-    for name in ("serving", "helpers.py", "settings.py", "models_file.py", "web_parts.py", "model_parts.py", script):
+    parts = [path.name for path in ROOT.glob("*_parts.py")]
+    for name in ("serving", "helpers.py", "settings.py", "models_file.py", *parts, script):
         target = tmp_path / name
         target.write_bytes((ROOT / name).read_bytes()) if name.endswith(".py") else target.symlink_to(ROOT / name)
     (tmp_path / ".env").write_bytes(b"MODEL_LABELS=Gr\xf6\xdfe.txt\n")
