@@ -179,10 +179,10 @@ def save(letter: Letter, path: Path, queue: JobQueue, config: settings.Settings)
     import helpers
     from serving.images.decode import save_image
 
-    width, height = config.input_size() or ServedNow(queue).input_size()
+    shape = ServedNow(queue, config.input_size()).input_shape()
     try:
         job = Job.from_text(letter.job)
-        save_image(helpers.decode_image(job.image, image_shape(job, (height, width, 3)), job.dtype), path)
+        save_image(helpers.decode_image(job.image, image_shape(job, shape), job.dtype), path)
         print(f"saved     {path}")
         return 0
     except (errors.BadJob, ValueError) as error:

@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     image_dtype: Annotated[Literal["uint8", "float32"], _Lower] = Field(
         "uint8",
         description="what travels: uint8 pixels, or float32 with ResNet50's normalisation, as the tutorial sends it; "
-        "a model server reads both",
+        "a model server reads both, one of a single channel uint8 alone",
     )
     models_file: str | None = Field(
         None,

@@ -82,6 +82,7 @@ def open_web_side(config: settings.Settings, model: settings.ModelSettings, queu
         poll_seconds=config.client_sleep,
         own_size=model.input_size(),
         own_name=model.name,
+        only_colours=config.image_dtype == "float32",
     )
 
 

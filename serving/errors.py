@@ -154,7 +154,7 @@ class Refused(enum.StrEnum):
     REDIS_OUT_OF_MEMORY = "redis_out_of_memory"
     DRAINING = "draining"  # the operator has the queue emptied
     NO_MODEL_SERVER = "no_model_server"  # none has told yet what it serves
-    OTHER_MODEL = "other_model"  # the queue is served by another model than the wanted one
+    OTHER_MODEL = "other_model"  # the queue is served by another model than this web server is set up for
 
 
 class Unavailable(RequestError):

@@ -1,8 +1,9 @@
 """Runtimes that the tests plug into the real model server by MODEL_RUNTIME=runtimes:….
 
     MeanColour    tells four classes by an image's mean colour, as conftest.py's tiny Keras model does, without Keras
-    Faulty        the same, but its batches go wrong as images and a file say
-    Ending        the same, but its process ends as it is loaded, with the status ENDS_WITH, on the METRICS_PORT ENDS_ON
+    MeanGrey      tells four classes by a grey image's mean brightness
+    Faulty        as MeanColour, but its batches go wrong as images and a file say
+    Ending        as MeanColour, but its process ends as it is loaded: status ENDS_WITH, on the METRICS_PORT ENDS_ON
     FaultyKeras   a real Keras model, whose batches go wrong likewise
 
 An image is marked by its pixel at the upper left (chaos_load.MARKS). The file FAULTS is read anew for each batch; it is
@@ -50,6 +51,31 @@ class MeanColourBatch:
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         odds = np.exp((pixels.mean(axis=(1, 2), dtype=np.float32) / 255) @ WEIGHTS)
+        probabilities: np.ndarray = odds / odds.sum(axis=1, keepdims=True)
+        return probabilities
+
+
+class MeanGrey:
+    """A runtime of one channel; its classes are black, dark, bright and white."""
+
+    classes = 4
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.input_shape = (spec.height, spec.width, 1)
+
+    def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:
+        return [MeanGreyBatch(batch_size)]
+
+
+class MeanGreyBatch:
+    """Maps (n, height, width, 1) uint8 to (n, 4) float32 probabilities."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.shape = BatchShape("mean brightness", batch_size, piece_images=1)
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        brightness = pixels[..., 0].mean(axis=(1, 2), dtype=np.float32)[:, np.newaxis]
+        odds = np.exp(-(((brightness - np.array([0, 85, 170, 255], np.float32)) / 32) ** 2))
         probabilities: np.ndarray = odds / odds.sum(axis=1, keepdims=True)
         return probabilities
 

@@ -23,6 +23,22 @@ def test_what_travels_comes_back_the_same(dtype: str, length: int) -> None:
     assert np.array_equal(PIXELS, before)
 
 
+def test_one_channel_travels_as_uint8_alone() -> None:
+    grey = PIXELS[..., :1]
+    text = helpers.encode_image(grey, "uint8")
+    for told in ("uint8", None):
+        assert np.array_equal(helpers.decode_image(text, (224, 224, 1), told), grey)
+    with pytest.raises(ValueError, match="three colours"):
+        helpers.encode_image(grey, "float32")
+    floats = base64.b64encode(np.zeros((224, 224, 1), np.float32)).decode()
+    for told in ("float32", None):
+        with pytest.raises(helpers.WrongSize, match="three colours"):
+            helpers.decode_image(floats, (224, 224, 1), told)
+    for other in (SHAPE, (224, 112, 1)):
+        with pytest.raises(helpers.WrongSize):
+            helpers.decode_image(text, other)
+
+
 def test_the_extremes_survive_the_float_wire() -> None:
     for value in (0, 255):
         pixels = np.full(SHAPE, value, np.uint8)

@@ -56,7 +56,7 @@ class Item:
 class Batch:
     """Items in the order in which they were taken, and the array that their rows belong to.
 
-    `rows` is (rows, height, width, 3) uint8 0..255, and has rows of other batches as well.
+    `rows` is (rows, height, width, channels) uint8 0..255, and has rows of other batches as well.
     """
 
     member: Member  # under whose lease the items were taken
@@ -64,7 +64,7 @@ class Batch:
     rows: np.ndarray
 
     def pixels(self, items: list[Item]) -> np.ndarray:
-        """Return the images of these items, which all have rows: (items, height, width, 3) uint8 0..255.
+        """Return the images of these items, which all have rows: (items, height, width, channels) uint8 0..255.
 
         The array is a part of `rows`, not a copy, where the rows follow each other; a copy otherwise.
         """

@@ -37,7 +37,7 @@ class Fetcher:
         queue: where model servers join, take and answer.
         inbox: where the jobs wait for the model.
         state: what the threads know of each other.
-        shape: of the model's input, (height, width, 3).
+        shape: of the model's input, (height, width, channels).
         metrics: counts jobs that went back to the queue, and leases that were lost.
         wait_seconds: the longest wait on an empty queue; for so long an asynchronous job may go unseen.
         bulk_every: of so many full batches at least one is of asynchronous jobs, if some wait.
@@ -189,7 +189,7 @@ class Fetcher:
 def read_job(
     text: bytes, taken: Taken, shape: tuple[int, int, int], now: float, *, is_over: bool = False
 ) -> tuple[Item, np.ndarray | None]:
-    """Read a job of `taken` as it travels: the item, and its pixels, `shape` (height, width, 3) uint8 0..255.
+    """Read a job of `taken` as it travels: the item, and its pixels, `shape` (height, width, channels) uint8 0..255.
 
     The pixels are None where the item ends without the model: the item's failure says what is wrong with the job, or
     nobody waits for its answer: the job is past its deadline by `now` (unix seconds, Redis's clock), or `is_over`.

@@ -22,7 +22,7 @@ class Inbox:
 
     Args:
         batch_size: the most images in one batch.
-        shape: of each image, (height, width, 3).
+        shape: of each image, (height, width, channels).
     """
 
     def __init__(self, batch_size: int, shape: tuple[int, int, int]) -> None:
@@ -63,7 +63,7 @@ class Inbox:
             return max(0, self._room())
 
     def put(self, jobs: Sequence[tuple[Item, np.ndarray | None]]) -> None:
-        """Add jobs: items, each with its pixels (height, width, 3) uint8 0..255; None: it ends without the model.
+        """Add jobs: items, each with its pixels (height, width, channels) uint8 0..255; None: to end without the model.
 
         At most as many have pixels as `wait_for_room` has told; otherwise IndexError is raised.
         """

@@ -1,6 +1,7 @@
-"""Upload bytes -> RGB pixels.
+"""Upload bytes -> RGB or grey pixels.
 
 bytes -- open: header only --> limits checked -- decode --> upright, RGB, 8 bits -- resize --> (height, width, 3)
+                                                              where the model wants grey -- luma --> (height, width, 1)
 """
 
 import contextlib
@@ -23,9 +24,9 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def decode_image(data: bytes, width: int, height: int, max_pixels: int) -> np.ndarray:
-    """Decode an uploaded image to pixels (height, width, 3), uint8 0..255: `open_image`, then `to_pixels`."""
-    return to_pixels(open_image(data, max_pixels), width, height)
+def decode_image(data: bytes, width: int, height: int, max_pixels: int, channels: int = 3) -> np.ndarray:
+    """Decode an uploaded image to pixels (height, width, channels), uint8 0..255: `open_image`, then `to_pixels`."""
+    return to_pixels(open_image(data, max_pixels), width, height, channels)
 
 
 def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
@@ -53,11 +54,12 @@ def pixels_of_work(image: ImageFile.ImageFile, data: bytes) -> float:
     return float("inf") if image.format == "TIFF" else 8 * image.width * image.height
 
 
-def to_pixels(image: ImageFile.ImageFile, width: int, height: int) -> np.ndarray:
-    """Decode an opened image, once, to pixels (height, width, 3), uint8 0..255, RGB.
+def to_pixels(image: ImageFile.ImageFile, width: int, height: int, channels: int = 3) -> np.ndarray:
+    """Decode an opened image, once, to pixels (height, width, channels), uint8 0..255: 3, RGB, or 1, grey.
 
     The image is turned upright as its EXIF or XMP says, and squeezed as a whole to width × height by a bicubic resize.
-    Transparency becomes white; of an animation the first frame counts.
+    Transparency becomes white; of an animation the first frame counts. Grey is the luma of ITU-R BT.601 of the RGB
+    pixels, 0.299 red + 0.587 green + 0.114 blue, which leaves grey as it is.
 
     Raises:
         UndecodableImage: the image is truncated or corrupt.
@@ -71,8 +73,10 @@ def to_pixels(image: ImageFile.ImageFile, width: int, height: int) -> np.ndarray
         image.load()
         _turn_upright(image)
         if image.format == "GIF" and covered and not image.has_transparency_data:
-            return np.asarray(_resize(_on_white(image, covered), (width, height)))
-        return np.asarray(_to_rgb(image, samples, (width, height)))
+            rgb = _resize(_on_white(image, covered), (width, height))
+        else:
+            rgb = _to_rgb(image, samples, (width, height))
+        return np.asarray(rgb) if channels == 3 else np.asarray(rgb.convert("L"))[..., np.newaxis]
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
@@ -80,8 +84,13 @@ def to_pixels(image: ImageFile.ImageFile, width: int, height: int) -> np.ndarray
 
 
 def save_image(pixels: np.ndarray, path: Path) -> None:
-    """Write pixels (height, width, 3), uint8 0..255, RGB, to a PNG file, exactly. Raises OSError."""
-    Image.fromarray(pixels).save(path, format="PNG")
+    """Write pixels (height, width, 3 or 1), uint8 0..255, to a PNG file, exactly. Raises OSError."""
+    as_picture(pixels).save(path, format="PNG")
+
+
+def as_picture(pixels: np.ndarray) -> Image.Image:
+    """Pixels (height, width, 3 or 1), uint8 0..255, as Pillow has them: RGB, or grey."""
+    return Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:

@@ -155,10 +155,13 @@ def fresh_job(letter: Letter) -> Job:
 
 
 def image_shape(job: Job, otherwise: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Height, width and 3 of a job's image as it tells them; `otherwise` if it does not. Raises BadJob: no image's."""
+    """Height, width and channels of a job's image as it tells them; `otherwise` if it does not.
+
+    Raises BadJob: it is no image's.
+    """
     told = job.shape or otherwise
     height, width, channels = told[-3:] if len(told) in (3, 4) else (0, 0, 0)  # four, the first 1: the tutorial's
-    if channels != 3 or min(height, width) < 1:
+    if channels not in (1, 3) or min(height, width) < 1:
         raise BadJob(f"its shape is {told}")
     return height, width, channels
 

@@ -22,6 +22,7 @@ from serving.jobs.job import Answer
 from serving.jobs.job_queue import KEEP_SERVED_SECONDS, JobQueue
 
 DEFAULT_SIZE = (224, 224)  # width, height; where nobody says anything
+IN_COLOURS = 3  # channels, likewise
 LOOK_EVERY_SECONDS = 1.0
 NO_IDENTITY = ("runtime", "warning")  # fields of Served that decide no answer
 FRESH_SECONDS = 0.05  # instead, as long as no model server was seen alive
@@ -70,7 +71,9 @@ class Served:
 
     def in_words(self, other: "Served") -> str:
         """The model in words, for an operator: its name, and what else of it is not as with `other`."""
-        size = f" of {self.width}×{self.height} pixels in {self.channels} colours"
+        size = (
+            f" of {self.width}×{self.height} pixels in {'grey' if self.channels == 1 else f'{self.channels} colours'}"
+        )
         differs = (self.width, self.height, self.channels) != (other.width, other.height, other.channels)
         labels = f" with other labels ({self.labels_digest})" if self.labels_digest != other.labels_digest else ""
         return f"{self.name}{size if differs else ''}{labels}"
@@ -101,10 +104,19 @@ class ServedNow:
         queue: the queue.
         own_size: width, height in pixels; None: nothing is set.
         own_name: of the model whose answers are wanted; None: of any model.
+        only_colours: whether no grey pictures can be sent, since they travel as float32.
     """
 
-    def __init__(self, queue: JobQueue, own_size: tuple[int, int] | None = None, own_name: str | None = None) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        own_size: tuple[int, int] | None = None,
+        own_name: str | None = None,
+        *,
+        only_colours: bool = False,
+    ) -> None:
         self._queue, self._own_size, self._own_name = queue, own_size, own_name
+        self._only_colours = only_colours
         self._lock = threading.Lock()
         self._alive: Served | None = None  # published by a model server that lived at the last look
         self._met: Served | None = None  # … or at an earlier one
@@ -113,14 +125,18 @@ class ServedNow:
         self._labels_of = ""
         self._looked_at = -math.inf  # monotonic seconds
 
-    def input_size(self) -> tuple[int, int]:
-        """Width and height, pixels, to which the images of jobs are resized. Raises QueueAway: it had to ask."""
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height and width, pixels, and channels (3, RGB; 1, grey) that the images of jobs get.
+
+        Raises QueueAway: it had to ask.
+        """
         if self._met is None:  # the first model server may have joined just now
             self.look_if_due(FRESH_SECONDS)
-        met, last = self._met, self._last
-        if met is not None:
-            return met.width, met.height
-        return self._own_size or ((last.width, last.height) if last is not None else DEFAULT_SIZE)
+        known = self.served()
+        if known is not None and (self._met is not None or self._own_size in (None, (known.width, known.height))):
+            return known.height, known.width, 1 if known.channels == 1 else IN_COLOURS
+        width, height = self._own_size or DEFAULT_SIZE
+        return height, width, IN_COLOURS
 
     def alive(self) -> Served | None:
         """The model of one of the model servers that lived at the last look; None: there was none."""
@@ -145,7 +161,16 @@ class ServedNow:
         return self._labels
 
     def check_name(self) -> None:
-        """Refuse a request that another model than the wanted one would answer. Raises Unavailable, QueueAway."""
+        """Refuse a request that no model can answer which this web server is set up for. Raises Unavailable, QueueAway.
+
+        Such a model has another name than the wanted one, or takes grey pictures where only colours can be sent.
+        """
+        if self._only_colours and self.input_shape()[-1] != IN_COLOURS:
+            raise Unavailable(
+                "The model takes grey pictures, and this web server sends float32, which has three colours. Ask the "
+                "operator to leave IMAGE_DTYPE unset for it.",
+                reason=Refused.OTHER_MODEL,
+            )
         if self._own_name is None:
             return
         if self._alive is None or self._alive.name != self._own_name:

@@ -38,6 +38,7 @@ class WebSide:
         poll_seconds: how often the sender looks for answers that no message told of.
         own_size: width and height of the model's input in pixels, where no model server tells; None: nothing is set.
         own_name: of the model whose answers are wanted; None: of any model.
+        only_colours: whether no grey pictures can be sent, since they travel as float32.
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class WebSide:
         poll_seconds: float,
         own_size: tuple[int, int] | None = None,
         own_name: str | None = None,
+        only_colours: bool = False,
     ) -> None:
         self.channel = queue.keys.channel(uuid.uuid4().hex)
         self.tickets = Tickets()
         self.tracing: Tracing | None = None  # where somebody wants traces
         self._queue = queue
         self._admission = Admission(max_queue_length, timeout_seconds)
-        self.served = ServedNow(queue, own_size, own_name)
+        self.served = ServedNow(queue, own_size, own_name, only_colours=only_colours)
         self.counts = LiveCounts(queue)
         self.sender = Sender(queue, self.tickets, self._admission, self.served, self.counts, poll_seconds)
 

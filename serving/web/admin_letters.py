@@ -43,8 +43,7 @@ def thumbnail(name: str) -> Response:
     """
     check_key()
     desk, job = the_desk(), _letter(name).job
-    width, height = desk.served.input_size()
-    return Response(desk.pool.apply(thumbnail_of, (job, (height, width, 3))), mimetype="image/png")
+    return Response(desk.pool.apply(thumbnail_of, (job, desk.served.input_shape())), mimetype="image/png")
 
 
 @blueprint.post("/<name>/requeue")

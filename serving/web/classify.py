@@ -81,7 +81,7 @@ class PredictionService:
         """Classify a picture; returns a model server's answer.
 
         Args:
-            picture: the bytes of an image file; or pixels (height, width, 3) uint8 0..255, of the model's size.
+            picture: the bytes of an image file; or pixels (height, width, channels) uint8 0..255, of the model's size.
             wanted: what the client wants of its answer.
             notes: of the request; its deadline counts from the moment that it came, and its stages are noted there.
             connection: the client's socket, by which to notice that it hung up; None: do not look.

@@ -1,7 +1,7 @@
 """The model as the Open Inference Protocol v2 shows it: its inputs and its output. Knows no HTTP.
 
 image   BYTES [n], [n, 1]                files, decoded and resized here --.
-pixels  FP32, UINT8 [n, height, width, 3]  RGB 0 to 255, of the model's size -- pictures --> PredictionService
+pixels  FP32, UINT8 [n, height, width, channels]  0 to 255, of the model's size -- pictures --> PredictionService
 probabilities  FP32 [n, classes]; or, as classification, BYTES [n, k] <-- output -- answers of model servers
 """
 
@@ -34,7 +34,7 @@ class ServedModel:
     @property
     def pixels_shape(self) -> tuple[int, int, int]:
         """Height, width, channels of one picture."""
-        return self.served.height, self.served.width, 3
+        return self.served.height, self.served.width, 1 if self.served.channels == 1 else 3
 
     def metadata(self) -> dict[str, Any]:
         """The model's metadata.
@@ -79,7 +79,7 @@ class ServedModel:
         return infer.outputs[0] if infer.outputs else Asked(PROBABILITIES, infer.is_binary, None)
 
     def pictures(self, infer: InferRequest, limits: Limits) -> Iterator[bytes | np.ndarray | RequestError]:
-        """A request's pictures: files, or pixels (height, width, 3) uint8; in the place of a bad one, the error.
+        """A request's pictures: files, or pixels (height, width, channels) uint8; in the place of a bad one, the error.
 
         Raises:
             BadRequest: there is not one of our inputs, or its datatype or shape is none that it may have.
@@ -173,5 +173,5 @@ def _pixels(tensor: Tensor) -> Iterator[np.ndarray | RequestError]:
             yield np.rint(values, out=values).astype(np.uint8)
         else:
             yield BadRequest(
-                "A value is not a number from 0 to 255. Send RGB of 0 to 255 as it is: the model scales by itself."
+                "A value is not a number from 0 to 255. Send pixels as they are, 0 to 255: the model scales by itself."
             )

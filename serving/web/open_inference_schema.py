@@ -124,8 +124,9 @@ def _probabilities() -> dict[str, Any]:
 
 _HOW = (
     f"The input is `{IMAGE}` (BYTES [n] or [n, 1]: files; in JSON as base64), or `{PIXELS}` (FP32 or UINT8 "
-    f"[n, height, width, 3]: RGB from 0 to 255). The output is `{PROBABILITIES}` (FP32 [n, classes]); with the "
-    "parameter `classification` it is BYTES [n, k], each `probability:index:label`."
+    "[n, height, width, channels]: RGB or grey, from 0 to 255, as the model's metadata tells). The output is "
+    f"`{PROBABILITIES}` (FP32 [n, classes]); with the parameter `classification` it is BYTES "
+    "[n, k], each `probability:index:label`."
 )
 _SIZE = header({"type": "integer", "minimum": 1}, "bytes of the JSON, where tensors stand behind it", required=False)
 _HEADERS = SERVER_TIMING | MODEL_VERSION | {SIZE_HEADER: _SIZE}

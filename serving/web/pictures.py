@@ -36,7 +36,7 @@ class Pictures:
         self._served, self._max_pixels, self._pool = served, max_pixels, pool
 
     def pixels(self, picture: bytes | np.ndarray) -> np.ndarray:
-        """The pixels of a picture, (height, width, 3) uint8 0..255, of the model's size.
+        """The pixels of a picture, (height, width, channels) uint8 0..255, of the model's size and channels.
 
         `picture`: the bytes of an image file; or such pixels, which are returned as they are. Raises TooLarge,
         UnsupportedFormat, UndecodableImage, and QueueAway: the model's size is not known.
@@ -44,8 +44,8 @@ class Pictures:
         if isinstance(picture, np.ndarray):
             return picture
         image = open_image(picture, self._max_pixels)
-        size = self._served.input_size()
+        height, width, channels = self._served.input_shape()
         if pixels_of_work(image, picture) > LARGE_PIXELS:
-            pixels: np.ndarray = self._pool.apply(to_pixels, (image, *size))
+            pixels: np.ndarray = self._pool.apply(to_pixels, (image, width, height, channels))
             return pixels
-        return to_pixels(image, *size)
+        return to_pixels(image, width, height, channels)

@@ -46,6 +46,34 @@ def test_without_reduction_the_pixels_are_those_of_pillows_own_resize(monkeypatc
     assert np.array_equal(decode(data, 224), expected)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_grey_is_the_luma_of_the_colours(kind: str) -> None:
+    pixels = decode_image(as_bytes(PHOTO, kind), 64, 48, 50_000_000, channels=1)
+    assert (pixels.shape, pixels.dtype) == ((48, 64, 1), np.uint8)
+    colours = np.asarray(PHOTO.resize((64, 48)), np.float64)
+    assert close(pixels[..., 0], colours @ [0.299, 0.587, 0.114], 1.5)
+
+
+def test_what_is_grey_already_stays_as_it_is() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    sixteen_bits = Image.fromarray(levels.astype(np.uint16) * 257)
+    clear = np.dstack([levels, np.where(levels < 128, 0, 255).astype(np.uint8)])
+    for picture, expected in (
+        (Image.fromarray(levels), levels),
+        (sixteen_bits, levels),
+        (Image.fromarray(clear, "LA"), np.where(levels < 128, 255, levels)),  # white where it is transparent
+    ):
+        pixels = decode_image(as_bytes(picture, "PNG"), 16, 16, 1000, channels=1)
+        assert np.array_equal(pixels[..., 0], expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_grey_is_upright_as_colours_are(orientation: int) -> None:
+    picture, exif = turned(PHOTO.convert("L"), orientation)
+    pixels = decode_image(as_bytes(picture, "JPEG", exif=exif, quality=95), 64, 64, 50_000_000, channels=1)
+    assert close(pixels[..., 0], np.asarray(PHOTO.convert("L").resize((64, 64))))
+
+
 @pytest.mark.skipif(not resize.IS_FAST, reason="there is no wheel of the resizer for this machine")
 @pytest.mark.parametrize(
     "size", [(500, 375), (100, 90), (1, 1), (224, 700), (300, 352), (300, 353), (3, 2000), (1999, 5), (1600, 1200)]

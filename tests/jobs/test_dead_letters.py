@@ -366,7 +366,20 @@ def test_the_image_that_is_saved_has_the_pixels_that_were_sent(
         assert np.array_equal(np.asarray(image), PIXELS)
 
 
-@pytest.mark.parametrize("shape", [(1, 3), (0, 0, 3), (-1, -1, 3), (2, 2, 4), (2, 1, 1, 2, 3)])
+def test_an_image_of_one_channel_is_saved_too(
+    raw: redis.Redis, new_member: NewMember, script: Script, tmp_path: Path
+) -> None:
+    grey, file = PIXELS[..., :1], tmp_path / "image.png"
+    job = new_job(image=helpers.encode_image(grey, "uint8"), dtype="uint8", shape=grey.shape)
+    given_up_by_python(raw, new_member, job.to_text())
+    status, told = script("show", job.id, "--save", str(file))
+    assert status == 0, told
+    with Image.open(file) as image:
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image), grey[..., 0])
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (0, 0, 3), (-1, -1, 3), (2, 2, 4), (2, 2, 2), (2, 1, 1, 2, 3)])
 def test_a_shape_that_no_image_has_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(BadJob, match="its shape is"):
         image_shape(new_job(shape=shape), (224, 224, 3))

@@ -83,24 +83,24 @@ def test_the_size_is_that_of_the_model_server_that_lives(
     join: Join, queue: JobQueue, raw: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     unset, set_by_hand = ServedNow(queue), ServedNow(queue, (64, 48))
-    assert (unset.input_size(), set_by_hand.input_size()) == ((224, 224), (64, 48))
+    assert (unset.input_shape(), set_by_hand.input_shape()) == ((224, 224, 3), (48, 64, 3))
     member = join(INCEPTION)
     # The first one that they meet counts for the next request, not a second later.
-    wait_for(lambda: unset.input_size() == (299, 298))
+    wait_for(lambda: unset.input_shape() == (298, 299, 3))
     for _ in range(2):
         unset.look()
         set_by_hand.look()
-    assert (unset.input_size(), set_by_hand.input_size()) == ((299, 298), (299, 298))
+    assert (unset.input_shape(), set_by_hand.input_shape()) == ((298, 299, 3), (298, 299, 3))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "64×48 is set, but the model server takes 299×298" in warning
     member.leave()
     set_by_hand.look()
-    assert set_by_hand.input_size() == (299, 298)  # its model server is away for a moment, say
+    assert set_by_hand.input_shape() == (298, 299, 3)  # its model server is away for a moment, say
     # Web processes that start while no model server lives.
-    assert ServedNow(queue).input_size() == (299, 298)
-    assert ServedNow(queue, (64, 48)).input_size() == (64, 48)
+    assert ServedNow(queue).input_shape() == (298, 299, 3)
+    assert ServedNow(queue, (64, 48)).input_shape() == (48, 64, 3)
     raw.set("{image_queue}:served_last", "[]")
-    assert ServedNow(queue).input_size() == (224, 224)
+    assert ServedNow(queue).input_shape() == (224, 224, 3)
 
 
 def test_a_web_server_for_one_model_takes_no_answer_of_another(join: Join, queue: JobQueue) -> None:
@@ -121,6 +121,25 @@ def test_a_web_server_for_one_model_takes_no_answer_of_another(join: Join, queue
     side.check_room()
     side.served.check_answer(Answer("[]", INCEPTION.about()))
     side.served.check_answer(Answer("[]"))  # by a model server that tells nothing
+
+
+def test_a_web_server_learns_how_many_channels_the_model_takes(join: Join, queue: JobQueue) -> None:
+    any_pictures, colours_alone = ServedNow(queue), ServedNow(queue, only_colours=True)
+    colours_alone.check_name()  # nobody serves: in colours, as the tutorial's
+    member = join(replace(RESNET, channels=1))
+    wait_for(lambda: any_pictures.input_shape() == (224, 224, 1))
+    any_pictures.check_name()
+    colours_alone.look()
+    with pytest.raises(Unavailable, match="IMAGE_DTYPE"):
+        colours_alone.check_name()
+    member.leave()
+    # Web processes that start while no model server lives; a size set by hand is for those that tell nothing.
+    assert ServedNow(queue).input_shape() == (224, 224, 1)
+    assert ServedNow(queue, (224, 224)).input_shape() == (224, 224, 1)
+    assert ServedNow(queue, (64, 48)).input_shape() == (48, 64, 3)
+    join(RESNET)
+    colours_alone.look()
+    colours_alone.check_name()
 
 
 def test_web_processes_of_earlier_releases_hear_of_answers_alone(join: Join, raw: redis.Redis) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -140,6 +141,24 @@ def test_another_model_would_answer(new_web: NewWeb, redis_server: RedisServer) 
             assert web.refusals() == {Refused.OTHER_MODEL: 1}
     finally:
         dog.stop()
+
+
+def test_a_model_of_grey_pictures_and_jobs_in_float32(new_web: NewWeb, redis_server: RedisServer) -> None:
+    grey = Answering(redis_server.url, replace(DOG, channels=1), ["dog"])
+    try:
+        with new_web(image_dtype="float32") as web:
+            answers = [web.client.post("/predict", data=PHOTO, headers=IMAGE), web.client.get("/readyz")]
+            answers.append(web.client.post("/predict", data=PHOTO, headers=IMAGE | {"Prefer": "respond-async"}))
+            assert [answer.status_code for answer in answers] == [503] * 3
+            for answer in answers:
+                assert "grey" in answer.json["error"]
+                assert "IMAGE_DTYPE" in answer.json["error"]
+            assert web.refusals() == {Refused.OTHER_MODEL: 2}
+        with new_web() as web:
+            assert [web.post(), web.client.get("/readyz").status_code] == [200, 200]
+            assert [job.shape for job in grey.jobs] == [(32, 32, 1)]
+    finally:
+        grey.stop()
 
 
 def test_every_reason_is_made_to_happen_here() -> None:
