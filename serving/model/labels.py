@@ -1,6 +1,6 @@
 """Reads a label for each class.
 
-imagenet | numbers | a class-index JSON | a text file with a label a line --> ["tench", "goldfish", …]
+imagenet | numbers | a JSON file | a text file with a label a line --> ["tench", "goldfish", …]
 """
 
 import json
@@ -14,7 +14,8 @@ from serving.model.failures import check_file, model_unavailable
 
 IMAGENET_CLASSES = 1000
 SHOULD_BE = (
-    'It is imagenet, numbers, a JSON object {"0": ["n01440764", "tench"], …}, or a text file with a label a line.'
+    'It is imagenet, numbers, a JSON file ({"0": ["n01440764", "tench"], …}, or {"tench": 0, …} as Keras\'s '
+    'class_indices, or ["tench", …]), or a text file with a label a line.'
 )
 
 
@@ -28,7 +29,10 @@ def load_labels(source: str, classes: int) -> list[str]:
         return [f"class {number}" for number in range(classes)]
     if source == "imagenet":
         if classes != IMAGENET_CLASSES:
-            raise ModelUnavailable(f"The model tells {classes} classes apart, ImageNet has 1000: set MODEL_LABELS.")
+            raise ModelUnavailable(
+                f"The model tells {classes} classes apart, and MODEL_LABELS=imagenet, the default, names 1000. Set "
+                f"MODEL_LABELS to a file with {classes} labels, or to numbers."
+            )
         with model_unavailable("MODEL_LABELS=imagenet cannot be read", SHOULD_BE):
             with noise.kept_back():
                 from serving.model import keras_models  # only here: Keras takes seconds to import
@@ -36,7 +40,7 @@ def load_labels(source: str, classes: int) -> list[str]:
             return keras_models.imagenet_labels()
     with model_unavailable(f"MODEL_LABELS={source} cannot be read", SHOULD_BE):
         text = _read_text(Path(source))
-        return _read_class_index(text) if source.endswith(".json") else _read_lines(text)
+        return _read_json(text) if source.lower().endswith(".json") else _read_lines(text)
 
 
 def _read_text(path: Path) -> str:
@@ -62,16 +66,40 @@ def _read_lines(text: str) -> list[str]:
     return labels
 
 
-def _read_class_index(text: str) -> list[str]:
-    index = json.loads(text)
+def _read_json(text: str) -> list[str]:
+    index = json.loads(text, object_pairs_hook=_without_repeats)
     if not isinstance(index, dict | list):
         raise ValueError("it is no JSON object")  # noqa: TRY004  # of a file's content, not of a caller's argument
     if isinstance(index, list):
         return [_label(str(number), entry) for number, entry in enumerate(index)]
+    if index and all(type(number) is int for number in index.values()):
+        index = _turned(index)
     numbers = [str(number) for number in range(len(index))]
     if missing := next((number for number in numbers if number not in index), None):
         raise ValueError(f'there are {len(index)} entries, but none is "{missing}"')
     return [_label(number, index[number]) for number in numbers]
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose reader would keep the last of two entries with one name. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f'"{next(name for name in names if names.count(name) > 1)}" stands in it twice')
+    return found
+
+
+def _turned(indices: dict[str, int]) -> dict[str, str]:
+    """Keras's class_indices, {"cats": 0, "dogs": 1}, as {"0": "cats", "1": "dogs"}. Raises ValueError."""
+    found: dict[str, str] = {}
+    for label, number in indices.items():
+        if str(number) in found:
+            raise ValueError(f'"{found[str(number)]}" and "{label}" both have the index {number}')
+        found[str(number)] = label
+    missing = [number for number in range(len(found)) if str(number) not in found]
+    if missing:
+        raise ValueError(f"there are {len(found)} labels, but none has the index {missing[0]}")
+    return found
 
 
 def _label(number: str, entry: Any) -> str:
