@@ -121,6 +121,7 @@ def load(config: settings.Settings, model: settings.ModelSettings) -> Loaded:
         labels_digest=digest_of(classifier.labels),
         warning=classifier.warning,
         top=model.top,
+        independent=classifier.independent or None,
     )
     return Loaded(model, classifier, served)
 

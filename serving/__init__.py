@@ -79,7 +79,11 @@ Where the model comes from
     model/runtime           what a model server asks of a runtime; yours may be one
     model/golden            the pictures by which each compiled batch is checked
     model/compiled_batches  which compiled batches run a count of images soonest
+    model/own_network       whether the settings of a network of one's own fit together
+    model/content           what a file or a folder holds, as a digest
     model/keras_models      spec -> a Keras model: one graph from pixels to probabilities
+    model/keras_files       a network of one's own, as it was saved
+    model/keras_ends        what is put before and behind it
     model/keras_setup       Keras, imported as the service wants it
     model/openvino_store    converted models on disk
     model/labels            a label for each class

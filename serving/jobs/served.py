@@ -44,6 +44,7 @@ class Served:
     labels_digest: str
     warning: str | None = None  # what every answer has to say of the model
     top: int | None = None  # predictions of an answer whose job does not say how many; None: an older release
+    independent: bool | None = None  # True: each label has a probability of its own, so that they need not sum to 1
 
     def to_text(self) -> str:
         """Write it as JSON."""

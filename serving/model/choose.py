@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import ModelUnavailable, RuntimeUnsuitable
-from serving.model import gpus, noise, openvino_store
+from serving.model import gpus, noise, openvino_store, own_network
 from serving.model.classifier import Classifier
-from serving.model.failures import check_file, model_unavailable, shortened, why
+from serving.model.content import digest
+from serving.model.failures import model_unavailable, shortened, why
 from serving.model.labels import load_labels
 from serving.model.openvino_runtime import OpenVinoRuntime
 from serving.model.runtime import Runtime
-from serving.model.spec import Identity, ModelSpec
+from serving.model.spec import Identity, ModelSpec, is_saved_model
 
 DEFAULT_SIDE = 224  # pixels, of the input of a runtime of one's own, where nothing is set
 
@@ -40,7 +41,7 @@ def load_classifier(spec: ModelSpec) -> Classifier:
         if ":" in spec.runtime:
             classifier = _by_own_runtime(spec)
         else:
-            _check_weights(spec)
+            own_network.check(spec)
             on_a_gpu = spec.runtime != "openvino" and _has_gpu(spec)
             classifier = (_by_openvino(spec) if _wants_openvino(spec, on_a_gpu) else None) or _by_keras(spec)
         _load_keras.cache_clear()
@@ -61,7 +62,7 @@ def identity(spec: ModelSpec, runtime: Runtime) -> Identity:
 def _version_of_own(spec: ModelSpec) -> str:
     """A digest of what a runtime of one's own may run, which says nothing of its weights itself."""
     files = [spec.architecture, spec.weights]
-    parts = [openvino_store.digest(Path(file)) if Path(file).is_file() else file for file in files]
+    parts = [digest(Path(file)) if Path(file).is_file() or is_saved_model(Path(file)) else file for file in files]
     return hashlib.sha256(json.dumps([spec.runtime, *parts]).encode()).hexdigest()[:12]
 
 
@@ -74,21 +75,14 @@ def fetch(spec: ModelSpec) -> None:
         ModelUnavailable, WeightsDownloadFailed: as `load_classifier` does.
     """
     if ":" not in spec.runtime:
+        own_network.check(spec)
         with model_unavailable(f"{_named(spec)} cannot be fetched", "LOG_LEVEL=debug shows the whole error."):
             _load_keras(spec)
 
 
-def _check_weights(spec: ModelSpec) -> None:
-    """Raise ModelUnavailable, before anything takes long, if there is no such file of weights."""
-    if not spec.is_keras_file and spec.weights not in ("imagenet", "random"):
-        advice = "Set it to imagenet, random, or a file of this very model's weights."
-        with model_unavailable(f"MODEL_WEIGHTS={spec.weights} cannot be read", advice):
-            check_file(Path(spec.weights))
-
-
 def _named(spec: ModelSpec) -> str:
     """Name a model by its settings."""
-    weights = "" if spec.is_keras_file else f" with MODEL_WEIGHTS={spec.weights}"
+    weights = "" if spec.is_own_network else f" with MODEL_WEIGHTS={spec.weights}"
     return f"MODEL={spec.architecture}{weights}"
 
 
@@ -153,7 +147,8 @@ def _by_openvino(spec: ModelSpec) -> Classifier | None:
     folder = openvino_store.folder_of(spec)
     try:
         with openvino_store.exclusive(folder):
-            runtime = _kept_runtime(spec, folder) if folder.is_dir() else None
+            # What the module of a network of one's own makes of it, no digest tells.
+            runtime = _kept_runtime(spec, folder) if folder.is_dir() and spec.code_module is None else None
             if runtime is None:
                 _convert(spec, folder)
                 runtime = _open_runtime(spec, folder)
@@ -166,11 +161,12 @@ def _by_openvino(spec: ModelSpec) -> Classifier | None:
 
 
 def _convert(spec: ModelSpec, folder: Path) -> None:
-    # OpenVINO's answers are compared with Keras's in float32; a .keras file has a precision of its own.
-    network, labels = _load_keras(replace(spec, precision="auto" if spec.is_keras_file else "float32"))
+    # OpenVINO's answers are compared with Keras's in float32; a network of one's own has a precision already.
+    network, labels = _load_keras(replace(spec, precision="auto" if spec.is_own_network else "float32"))
     from serving.model import keras_runtime
 
-    openvino_store.convert_and_store(network, keras_runtime.version_of(network), labels, folder)
+    version = network.version or keras_runtime.version_of(network.model)
+    openvino_store.convert_and_store(network.model, version, labels, folder, independent=network.independent)
 
 
 def _open_runtime(spec: ModelSpec, folder: Path) -> OpenVinoRuntime:
@@ -191,18 +187,24 @@ def _by_keras(spec: ModelSpec) -> Classifier:
     keras_runtime = _keras_runtime(spec)
     where = "a GPU" if keras_runtime.has_gpu() else "the CPU"
     log.info("loaded %s, on %s by Keras", _named(spec), where)
-    return _classifier(spec, keras_runtime.KerasRuntime(network), labels)
+    runtime = keras_runtime.KerasRuntime(network.model, network.version, independent=network.independent)
+    if spec.is_own_network and spec.precision not in ("auto", runtime.precision):
+        raise ModelUnavailable(
+            f"MODEL_PRECISION={spec.precision}: Keras runs a network of your own in the precision that was saved with "
+            f"it, {runtime.precision}. Leave MODEL_PRECISION unset."
+        )
+    return _classifier(spec, runtime, labels)
 
 
 @functools.cache  # OpenVINO converts the model, and Keras runs the same one where OpenVINO does not do
 def _load_keras(spec: ModelSpec) -> tuple[Any, list[str]]:
-    """The Keras model and its labels. Raises ModelUnavailable, WeightsDownloadFailed."""
+    """The Keras model, a keras_models.Network, and its labels. Raises ModelUnavailable, WeightsDownloadFailed."""
     with noise.kept_back():
         _keras_runtime(spec)  # which says what to do where Keras cannot be imported
         from serving.model import keras_models
 
-        network = keras_models.load_model(spec)
-    return network, load_labels(spec.labels, network.output_shape[-1])
+        network = keras_models.load_network(spec)
+    return network, load_labels(spec.labels, network.model.output_shape[-1])
 
 
 def _keras_runtime(spec: ModelSpec) -> Any:

@@ -20,6 +20,12 @@ RANDOM_WARNING = "The model has random weights: its predictions mean nothing. Se
 # Each framework has an exception of its own for it, and wording in common.
 OUT_OF_MEMORY = ("resourceexhausted", "resource_exhausted", "outofmemory", "out of memory", "bad_alloc")
 
+MOST_PROBABLE = 1.01  # with what bfloat16 rounds
+LOGITS = (
+    "Of a network of your own, set MODEL_ACTIVATION to softmax if they are logits; if the labels do not exclude each "
+    "other, to sigmoid for logits, or to independent for probabilities."
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -42,14 +48,16 @@ class Classifier:
         self, runtime: Runtime, labels: Sequence[str], *, top: int, batch_size: int, is_random: bool = False
     ) -> None:
         if len(labels) != runtime.classes:
+            there = "is 1 label" if len(labels) == 1 else f"are {len(labels)} labels"
             raise ModelUnavailable(
-                f"There are {len(labels)} labels, but the model tells {runtime.classes} classes apart. "
+                f"There {there}, but the model tells {runtime.classes} classes apart. "
                 "Set MODEL_LABELS to a file with a label for each class, or to numbers."
             )
         self.runtime, self.labels = runtime, labels
         height, width, channels = (int(length) for length in runtime.input_shape)  # of a runtime of your own, numpy's
         self.input_shape, self.batch_size = (height, width, channels), batch_size
         self.warning = RANDOM_WARNING if is_random else None  # what every answer has to say of the model
+        self.independent = bool(getattr(runtime, "independent", False))  # each class has a probability of its own
         self.slowest_batch_seconds, self._classes = 0.0, runtime.classes  # the seconds are known once it is warm
         self._top = min(top, runtime.classes)
         self._compiled = {compiled.shape: compiled for compiled in runtime.compiled_batches(batch_size)}
@@ -114,11 +122,13 @@ class Classifier:
             )
         if not np.isfinite(probabilities).all():
             raise ModelUnavailable(f"The model's output {where} is not a number: its weights may be damaged.")
-        if not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01) or probabilities.min() < 0:
-            raise ModelUnavailable("The model's output is no probabilities: it must end in a softmax.")
+        if probabilities.min() < 0 or probabilities.max() > MOST_PROBABLE:
+            raise ModelUnavailable(f"The model's outputs are no probabilities: they are not between 0 and 1. {LOGITS}")
+        if not self.independent and not np.allclose(probabilities.sum(axis=-1), 1, atol=0.01):
+            raise ModelUnavailable(f"The model's outputs are no probabilities: they do not sum to 1. {LOGITS}")
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """Run the model on pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`.
+        """Run the model on pixels (n, height, width, channels) uint8 0..255, n from 1 to `batch_size`.
 
         Returns (n, classes) float32, probabilities 0..1, in memory of their own.
 
@@ -177,7 +187,7 @@ class Classifier:
         return json.dumps(likeliest, ensure_ascii=False, separators=(",", ":"))
 
     def predict(self, pixels: np.ndarray) -> list[list[dict[str, object]]]:
-        """Classify pixels (n, height, width, 3) uint8 0..255, n from 1 to `batch_size`: `likeliest` of each.
+        """Classify pixels (n, height, width, channels) uint8 0..255, n from 1 to `batch_size`: `likeliest` of each.
 
         Raises:
             ModelFailed, OutOfMemory: as `probabilities` does.

@@ -1,7 +1,9 @@
-"""Builds the model from its spec by Keras, its weights and its normalisation in it.
+"""Builds the model from its spec by Keras: a classifier of keras.applications, or a network of one's own.
 
     pixels uint8 -- the model's own normalisation --> layers -- softmax in float32 --> probabilities
     `-------------------- one graph, on the GPU where there is one ------------------'
+
+Of a network of one's own, keras_files loads the layers, and keras_ends puts the two ends to them.
 
 Written against Keras 3: KERAS_BACKEND=tensorflow (the default), jax or torch runs the same code.
 """
@@ -11,11 +13,13 @@ import http.client
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from serving.errors import ModelUnavailable, WeightsDownloadFailed
+from serving.model import keras_ends, keras_files, own_network
 from serving.model.failures import check_file, model_unavailable
 from serving.model.keras_setup import has_gpu, keras
 from serving.model.spec import ModelSpec
@@ -26,21 +30,42 @@ FITTING = (
     "MODEL_WEIGHTS is imagenet, random, or a file of this very model's weights; IMAGE_WIDTH and IMAGE_HEIGHT are a "
     "size that the model takes."
 )
-OWN_CODE = (
-    "It must be a file that Keras 3's model.save wrote. A model with code of its own, as a Lambda or a layer of yours, "
-    "needs a MODEL_RUNTIME of your own: docs/settings.md."
-)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A Keras model, and what it does not tell itself.
+
+    Args:
+        model: (n, height, width, channels) uint8 0..255 -> (n, classes) float32 probabilities.
+        version: twelve characters that tell it from any other; None: its weights do.
+        independent: whether each class has a probability of its own, so that they need not sum to 1.
+    """
+
+    model: keras.Model
+    version: str | None = None
+    independent: bool = False
+
+
+def load_network(spec: ModelSpec) -> Network:
+    """Build the model with its two ends.
+
+    Raises:
+        ModelUnavailable: no such model, or settings that do not fit it; the message says what to set.
+        WeightsDownloadFailed: the ImageNet weights cannot be fetched.
+    """
+    if not spec.is_own_network:
+        return Network(_load_application(spec))
+    model, independent = keras_ends.between_ends(spec, keras_files.load(spec))
+    return Network(model, own_network.version(spec), independent)
 
 
 def load_model(spec: ModelSpec) -> keras.Model:
-    """Build the model: (n, height, width, 3) uint8 0..255 -> (n, classes) float32 probabilities.
+    """Build the model alone, as `load_network` does."""
+    return load_network(spec).model
 
-    Raises:
-        ModelUnavailable: no such model, or weights that do not fit it; the message says what to set.
-        WeightsDownloadFailed: the ImageNet weights cannot be fetched.
-    """
-    if spec.is_keras_file:
-        return _load_keras_file(spec)
+
+def _load_application(spec: ModelSpec) -> keras.Model:
     weights = spec.weights
     build = _application(spec.architecture)
     precision = spec.precision
@@ -87,43 +112,13 @@ def imagenet_labels() -> list[str]:
 def _application(name: str) -> Callable[..., keras.Model]:
     known = sorted(key for key in dir(keras.applications) if key[0].isupper())
     if name not in known:
+        folder = f"; the folder {name} is no SavedModel" if Path(name).is_dir() else ""
         raise ModelUnavailable(
-            f"MODEL={name}: no such model. Set it to the path of a .keras file or to one of {', '.join(known)}."
+            f"MODEL={name}: no such model{folder}. Set it to the path of a network of your own ({own_network.FORMATS})"
+            f", or to one of {', '.join(known)}."
         )
     build: Callable[..., keras.Model] = getattr(keras.applications, name)
     return build
-
-
-def _load_keras_file(spec: ModelSpec) -> keras.Model:
-    path = Path(spec.architecture)
-    if spec.precision != "auto":
-        raise ModelUnavailable(
-            "MODEL_PRECISION is for keras.applications; a .keras file has its own: leave it at auto."
-        )
-    with model_unavailable(f"MODEL={path} cannot be loaded", OWN_CODE):
-        check_file(path)
-        layers = keras.models.load_model(path, compile=False)
-    shape = getattr(layers, "input_shape", None)
-    if shape is None:
-        raise ModelUnavailable(f"MODEL={path} was saved before it was built: call it once before model.save.")
-    is_image = isinstance(shape, tuple) and len(shape) == 4 and shape[0] is None and shape[3] == 3
-    own_height, own_width = shape[1:3] if is_image else (None, None)
-    height, width = spec.height or own_height or DEFAULT_SIDE, spec.width or own_width or DEFAULT_SIDE
-    if own_height not in (None, height) or own_width not in (None, width):
-        raise ModelUnavailable(
-            f"MODEL={path} takes {own_width}×{own_height} pixels, but IMAGE_WIDTH and IMAGE_HEIGHT say "
-            f"{width}×{height}. Leave both unset."
-        )
-    pixels, probabilities = keras.Input((height, width, 3), dtype="uint8"), None
-    if is_image:
-        with model_unavailable(f"MODEL={path} cannot be run on {width}×{height} pixels", OWN_CODE):
-            probabilities = layers(keras.ops.cast(pixels, "float32"))
-    if not isinstance(probabilities, keras.KerasTensor) or [type(size) for size in probabilities.shape[1:]] != [int]:
-        raise ModelUnavailable(
-            f"MODEL={path} maps {shape} to {layers.output_shape}; it must map (None, height, width, 3) to "
-            "(None, classes)."
-        )
-    return keras.Model(pixels, keras.ops.cast(probabilities, "float32"), name=layers.name)
 
 
 @contextlib.contextmanager

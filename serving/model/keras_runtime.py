@@ -20,15 +20,21 @@ MOST_CONSTANT_PARAMETERS = 32_000_000  # that JAX compiles in, once for each bat
 
 
 class KerasRuntime:
-    """Runs a Keras model (n, height, width, 3) uint8 0..255 -> (n, classes) float32 probabilities."""
+    """Runs a Keras model (n, height, width, channels) uint8 0..255 -> (n, classes) float32 probabilities.
+
+    Args:
+        model: as keras_models builds it.
+        version: tells it from any other; None: its weights do.
+        independent: whether each class has a probability of its own, so that they need not sum to 1.
+    """
 
     name = "keras"
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, version: str | None = None, *, independent: bool = False) -> None:
         self.input_shape = model.input_shape[1:]
         self.classes = model.output_shape[-1]
-        self.precision = next((layer.compute_dtype for layer in model.layers if layer.weights), "float32")
-        self.version = version_of(model)
+        self.precision = _precision(model) or "float32"
+        self.version, self.independent = version or version_of(model), independent
         # A GPU may round float32 to TF32, whose mantissa is as short as float16's.
         exact_to = "float16" if self.precision == "float32" and has_gpu() else self.precision
         self.tolerance = golden.TOLERANCE.get(exact_to, golden.TOLERANCE_OF_ANY)
@@ -41,7 +47,7 @@ class KerasRuntime:
         return [KerasBatch(self, size) for size in batch_sizes(batch_size, factor=4 if few else 2)]
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels (n, height, width, 3) uint8 to (n, classes) float32. Raises what the framework raises."""
+        """Map pixels (n, height, width, channels) uint8 to (n, classes) float32. Raises what the framework raises."""
         return np.asarray(self._forward(pixels))
 
 
@@ -53,12 +59,23 @@ class KerasBatch:
         self._runtime = runtime
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels (size, height, width, 3) uint8 to (size, classes) float32. Raises what the framework raises."""
+        """Map pixels (size, height, width, channels) uint8 to (size, classes) float32.
+
+        Raises what the framework raises.
+        """
         return self._runtime.run(pixels)
 
 
+def _precision(model: keras.Model) -> str | None:
+    """What its first layer with weights computes in, also in a network within; None: no layer has any."""
+    for layer in model.layers:
+        if layer.weights:
+            return (_precision(layer) if isinstance(layer, keras.Model) else None) or str(layer.compute_dtype)
+    return None
+
+
 def compiled(model: keras.Model) -> Any:
-    """The model as a function of its pixels, (n, height, width, 3) uint8 0..255, compiled for each n it first meets."""
+    """The model as a function of its pixels, (n, height, width, channels) uint8, compiled for each n it first meets."""
     if keras.backend.backend() != "jax":
         return model.predict_on_batch
     # There predict_on_batch takes every variable out of the model, gives it away and puts it back, in Python: with

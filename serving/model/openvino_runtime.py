@@ -87,6 +87,7 @@ class OpenVinoRuntime:
             self._golden_probabilities = np.load(folder / "golden.npy")
             self.input_shape, self.classes = tuple(kept["input_shape"]), kept["classes"]
             self.labels, self.version = kept["labels"], kept["version"]
+            self.independent = bool(kept.get("independent"))  # what an earlier release kept does not say
         except Exception as error:  # whatever half a file may do to its reader
             raise RuntimeUnsuitable(f"what is kept in {folder} cannot be read: {error}") from error
         self.precision = "bfloat16" if has_bfloat16 and precision in ("auto", "bfloat16") else "float32"

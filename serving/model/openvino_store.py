@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import ModelUnavailable, RuntimeUnsuitable
-from serving.model import golden
+from serving.errors import RuntimeUnsuitable
+from serving.model import golden, own_network
+from serving.model.content import digest
 from serving.model.spec import ModelSpec
 
 FORMAT = 2  # of what is kept; part of its key. 2: labels without marks and empty lines, a version
@@ -51,16 +52,20 @@ def folder_of(spec: ModelSpec) -> Path:
         "height": str(spec.height),
     }
     said = {name: digest(Path(part)) if Path(part).is_file() else part for name, part in parts.items()}
+    if spec.is_own_network:
+        said |= {"model": own_network.version(spec), "code": spec.allow_code}
     versions = {name: importlib.metadata.version(name) for name in ("keras", "openvino")}
     text = json.dumps([FORMAT, said, versions], sort_keys=True)
     return spec.store / "openvino" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def convert_and_store(network: Any, version: str, labels: Sequence[str], folder: Path) -> None:
-    """Convert a Keras model (n, height, width, 3) uint8 -> (n, classes) float32 and keep it in `folder`.
+def convert_and_store(
+    network: Any, version: str, labels: Sequence[str], folder: Path, *, independent: bool = False
+) -> None:
+    """Convert a Keras model (n, height, width, channels) uint8 -> (n, classes) float32 and keep it in `folder`.
 
-    `version` is a digest of its weights.
-    What is there already is replaced.
+    `version` tells it from any other; `independent`: each class has a probability of its own. What is there already is
+    replaced.
 
     Raises:
         RuntimeUnsuitable: OpenVINO cannot convert it.
@@ -79,7 +84,7 @@ def convert_and_store(network: Any, version: str, labels: Sequence[str], folder:
         framework.save_model(converted, unfinished / "model.xml", compress_to_fp16=False)
         np.save(unfinished / "golden.npy", np.asarray(network.predict_on_batch(pictures), np.float32))
         kept = {"input_shape": network.input_shape[1:], "classes": network.output_shape[-1], "labels": list(labels)}
-        kept["version"] = version
+        kept |= {"version": version, "independent": independent}
         (unfinished / "kept.json").write_text(json.dumps(kept))
         for file in unfinished.iterdir():
             with file.open("rb") as written:
@@ -134,12 +139,3 @@ def openvino() -> Any:
     import openvino as framework
 
     return framework
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file's content. Raises ModelUnavailable."""
-    try:
-        with path.open("rb") as file:
-            return str(hashlib.file_digest(file, "sha256").hexdigest())
-    except OSError as error:
-        raise ModelUnavailable(f"{path} cannot be read: {error.strerror}.") from error

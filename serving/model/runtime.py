@@ -47,7 +47,7 @@ class CompiledBatch(Protocol):
         ...
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels (n, height, width, 3) uint8 0..255, RGB, to probabilities (n, classes) float32 0..1.
+        """Map pixels (n, height, width, channels) uint8 0..255, RGB or grey, to (n, classes) float32 0..1.
 
         One thread calls `run`, one call at a time; n is a multiple of `shape.multiple`, and at most `in_flight ×
         capacity`. The model's own normalisation is the runtime's business. The pixels may be a part of the memory that
@@ -62,13 +62,14 @@ class CompiledBatch(Protocol):
 class Runtime(Protocol):
     """Runs a model.
 
-    It may have three more attributes, texts that its model server publishes: `name` (its own), `precision`, and
-    `version` (of the weights). It may have two more for the warm-up: `tolerance`, a float, how far a probability of a
-    batch may be from the one of the picture alone (without it golden.py says, by the precision), and `checks_itself`,
-    True if `compiled_batches` itself compares each compiled batch with right answers.
+    It may have four more attributes, which its model server publishes: the texts `name` (its own), `precision`, and
+    `version` (of the weights), and `independent`, true where each class has a probability of its own, so that they need
+    not sum to 1. It may have two more for the warm-up: `tolerance`, a float, how far a probability of a batch may be
+    from the one of the picture alone (without it golden.py says, by the precision), and `checks_itself`, True if
+    `compiled_batches` itself compares each compiled batch with right answers.
     """
 
-    input_shape: tuple[int, int, int]  # (height, width, 3); as the spec says, where it does
+    input_shape: tuple[int, int, int]  # (height, width, 3 or 1); as the spec says, where it does
     classes: int
 
     def compiled_batches(self, batch_size: int) -> "list[CompiledBatch]":
@@ -86,7 +87,7 @@ class Model(Protocol):
     """What the batching wing meets: see Classifier."""
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """Map pixels (n, height, width, 3) uint8 0..255 to (n, classes) float32 0..1.
+        """Map pixels (n, height, width, channels) uint8 0..255 to (n, classes) float32 0..1.
 
         Raises:
             ModelFailed: the framework failed on these images, or a probability is not a number.

@@ -75,7 +75,7 @@ def test_a_framework_that_is_not_there_is_one_sentence(
     script = (
         "import sys\nfrom serving.model import choose\nfrom serving.model.spec import ModelSpec\n"
         "from serving.errors import ModelUnavailable\n"
-        "try: choose.load_classifier(ModelSpec(sys.argv[1], 'random', 'numbers', 32, 32, runtime='keras'))\n"
+        "try: choose.load_classifier(ModelSpec(sys.argv[1], 'imagenet', 'numbers', 32, 32, runtime='keras'))\n"
         "except ModelUnavailable as error: print(error)\n"
     )
     environment = os.environ | {"KERAS_BACKEND": backend, "KERAS_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

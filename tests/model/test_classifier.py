@@ -28,10 +28,10 @@ def keras_runtime() -> ModuleType:
     return keras_runtime
 
 
-def runtime_of(keras_runtime: ModuleType, architecture: str) -> "KerasRuntime":
+def runtime_of(keras_runtime: ModuleType, architecture: str, **changes: object) -> "KerasRuntime":
     from serving.model import keras_models
 
-    return keras_runtime.KerasRuntime(keras_models.load_model(tiny_spec(architecture)))
+    return keras_runtime.KerasRuntime(keras_models.load_model(tiny_spec(architecture, **changes)))
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_an_output_that_is_no_probability_is_refused_at_warm_up(keras_runtime: M
     dense = keras.layers.Dense(4, bias_initializer="ones")(keras.layers.GlobalAveragePooling2D()(pixels))
     keras.Model(pixels, dense).save(path)
     classifier = Classifier(
-        runtime_of(keras_runtime, str(path)),
+        runtime_of(keras_runtime, str(path), activation="none"),
         LABELS,
         top=1,
         batch_size=1,
