@@ -186,6 +186,7 @@ def test_web_servers_of_both_makes_share_one_kind_of_model_server(place: Place, 
     wait_for(lambda: place.raw.llen("image_queue") == 0 and not place.raw.keys("????????-*"))
 
 
+@pytest.mark.timeout(300)  # Keras starts six times
 @pytest.mark.slow  # what a network adds to the pairings above is its time
 def test_the_pairings_with_keras_resnet50_answer_as_keras_does(place: Place, tmp_path: Path) -> None:
     weights = str(tmp_path / "seeded.weights.h5")
