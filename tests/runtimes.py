@@ -55,6 +55,12 @@ class MeanColourBatch:
         return probabilities
 
 
+class Independent(MeanColour):
+    """MeanColour, which says that its labels do not exclude each other."""
+
+    independent = True
+
+
 class MeanGrey:
     """A runtime of one channel; its classes are black, dark, bright and white."""
 

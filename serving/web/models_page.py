@@ -53,6 +53,7 @@ def in_json(model: WebModel, *, is_default: bool, has_lease: bool) -> dict[str, 
         "height": served.height,
         "channels": served.channels,
         "classes": len(labels) if labels is not None else None,
+        "independent": bool(served.independent),
     }
 
 
@@ -72,6 +73,7 @@ _EXAMPLE = {
     "height": 224,
     "channels": 3,
     "classes": 1000,
+    "independent": False,
 }
 _EMPTY = dict.fromkeys(_EXAMPLE)
 _MODEL = object_of(
@@ -83,4 +85,6 @@ _MODEL = object_of(
     height=or_null(COUNT),
     channels=or_null(COUNT),
     classes=or_null(COUNT) | {"description": "how many labels it tells apart"},
+    independent=or_null({"type": "boolean"})
+    | {"description": "whether each label has a probability of its own, so that they need not sum to 1"},
 )

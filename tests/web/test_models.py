@@ -38,6 +38,7 @@ models:
 """
 LABELS = {"colours": ["red", "green", "blue", "grey"], "farben": ["rot", "gruen", "blau", "grau"]}
 SIDES = {"colours": 32, "farben": 16}
+RUNTIMES = {"colours": "MeanColour", "farben": "Independent"}
 NAMES = "`colours`, `farben`, `away`"
 
 
@@ -56,7 +57,7 @@ def service(folder: Path) -> Iterator[str]:
     redis_server = RedisServer()
     processes, port = Processes({"REDIS_URL": redis_server.url, "METRICS_PORT": "0"}), str(free_port())
     for name, side in SIDES.items():
-        model = {"MODEL": "mean colour", "MODEL_RUNTIME": "runtimes:MeanColour", "MODEL_NAME": name}
+        model = {"MODEL": "mean colour", "MODEL_RUNTIME": f"runtimes:{RUNTIMES[name]}", "MODEL_NAME": name}
         model |= {"MODEL_LABELS": str(folder / f"{name}.txt"), "IMAGE_WIDTH": str(side), "IMAGE_HEIGHT": str(side)}
         tests = str(Path(__file__).parents[1])
         processes.start("run_model_server.py", IMAGE_QUEUE=f"image_queue:{name}", PYTHONPATH=tests, **model)
@@ -159,7 +160,8 @@ def test_the_models_are_told_with_how_each_is_doing(service: str, document: dict
         (16, 16, 3, 4),
     ]
     assert upload(f"{service}/predict", RED).headers["X-Model-Version"] == colours["version"]
-    assert (away["version"], away["width"], away["classes"]) == (None, None, None)
+    assert (colours["independent"], farben["independent"]) == (False, True)
+    assert (away["version"], away["width"], away["classes"], away["independent"]) == (None, None, None, None)
 
 
 def test_the_service_is_ready_as_long_as_one_model_is_and_each_model_for_itself(
