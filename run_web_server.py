@@ -81,7 +81,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces
     jobs.add_to(app, web_parts.open_jobs_door(config, models))
     request_traces.add_to(app, traces)
     pages.add_to(app, web_parts.describe(config))
-    live_state.add_to(app, {"": models.default.queue}, web_parts.page_facts(config))
+    live_state.add_to(app, models, web_parts.page_facts(config))
     metrics_page.add_to(app, counts)
     if config.api_docs:
         api_docs.add_to(app)
@@ -124,7 +124,8 @@ def main() -> int:
 
 def serve(config: settings.Settings) -> None:
     """Serve in several processes until told to stop."""
-    counts, limits = WebMetrics(build_of(HERE, config.git_commit)), web_parts.upload_limits(config)
+    build, limits = build_of(HERE, config.git_commit), web_parts.upload_limits(config)
+    counts = web_parts.open_counts(config, build)
     server.serve(
         lambda: start_apps(config, counts),
         counts,

@@ -12,6 +12,8 @@ from serving.jobs.async_jobs import AsyncJobs
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.watch import Watch
 from serving.jobs.web_side import WebSide
+from serving.telemetry.build import Build
+from serving.telemetry.web_metrics import WebMetrics
 from serving.web import (
     admin,
     admin_schema,
@@ -23,6 +25,7 @@ from serving.web import (
     openapi,
     pages,
     predict_schema,
+    state_schema,
     uploads,
 )
 from serving.web.classify import ImageOptions, PredictionService
@@ -70,7 +73,8 @@ def open_model(config: settings.Settings, model: settings.ModelSettings, places:
         result_ttl_seconds=config.job_result_ttl_seconds,
     )
     service = PredictionService(web_side, image_options(config), places=places, pool=pool)
-    return WebModel(model.name, queue, web_side, service, async_jobs, Watch(async_jobs))
+    label = (model.name or "") if config.models_file else ""
+    return WebModel(model.name, queue, web_side, service, async_jobs, Watch(async_jobs), model.top, label)
 
 
 def open_web_side(config: settings.Settings, model: settings.ModelSettings, queue: JobQueue) -> WebSide:
@@ -89,6 +93,11 @@ def open_web_side(config: settings.Settings, model: settings.ModelSettings, queu
 def open_jobs_door(config: settings.Settings, models: Models) -> jobs.JobsDoor:
     """What asynchronous jobs need."""
     return jobs.JobsDoor(models, timeout_seconds=config.request_timeout_seconds, poll_seconds=config.client_sleep)
+
+
+def open_counts(config: settings.Settings, build: Build) -> WebMetrics:
+    """What the web processes count in."""
+    return WebMetrics(build, [model.name or "" for model in config.models()] if config.models_file else [])
 
 
 def open_desk(config: settings.Settings, model: WebModel, pool: Pool) -> admin.Desk:
@@ -122,7 +131,6 @@ def page_facts(config: settings.Settings) -> live_state.PageFacts:
         asks_for_key=bool(config.api_keys()),
         max_images=config.max_images,
         max_upload_bytes=config.max_upload_bytes,
-        top=config.models()[0].top,
         api_docs=config.api_docs,
     )
 
@@ -138,7 +146,7 @@ def describe(config: settings.Settings) -> dict[str, object]:
         jobs_schema.describe(),
         open_inference_schema.describe(asks_for_key=asks_for_key),
         pages.describe(asks_for_key=asks_for_key),
-        live_state.describe(),
+        state_schema.describe(),
     ]
     if config.admin_keys():
         doors.append(admin_schema.describe())

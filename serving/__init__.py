@@ -101,6 +101,7 @@ Beside the way
     web/metrics_page        /metrics, also on a port of its own
     web/page_files          the files of the page for people and of the operator's (web/page)
     web/live_state          how the service is doing, for the page and for programs
+    web/state_schema        what /state says of itself
     jobs/live_view          how the service is doing, in one look at Redis
     web/admin               /admin: the operator's page, what it shows, and what it does
     web/admin_letters       … to dead letters

@@ -29,7 +29,7 @@ STAGES = ("read", "decode", "submit", "queue", "predict", "answer")
 _FIRST_STATUS, _STATUSES = 100, 500
 # The statuses that each route has on the page from the start: an alert can see the first of a kind as an increase.
 USUAL = {
-    "predict": (200, 202, 400, 401, 413, 415, 422, 499, 500, 503, 504),
+    "predict": (200, 202, 400, 401, 404, 413, 415, 422, 499, 500, 503, 504),
     "infer": (200, 400, 401, 404, 413, 415, 422, 499, 500, 503, 504),
     "jobs": (200, 401, 404, 503),
     "other": (200, 404, 503),

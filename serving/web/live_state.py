@@ -1,7 +1,7 @@
 """GET /state: how the service is doing at this moment, over all its processes, for the page and for programs.
 
     GET /state, GET /metrics --> the look of this second --> JSON; gauges
-                   (the first request of a second looks at Redis; the others of this web process wait for it)
+        (the first request of a second looks at Redis, at all models; the others of this web process wait for it)
 
 Everybody may read it: it names no host, no client and no picture.
 """
@@ -9,30 +9,17 @@ Everybody may read it: it names no host, no client and no picture.
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, jsonify
+from flask import Blueprint, Flask, Response, current_app, jsonify, request
 
 from serving.errors import QueueAway
 from serving.jobs.job_queue import JobQueue
-from serving.jobs.live_view import NOTHING, LiveView, ModelServer, Second, Seconds
+from serving.jobs.live_view import NOTHING, LiveView
 from serving.jobs.overview import Overview, overviews
-from serving.jobs.served import Served
-from serving.web.openapi import (
-    COUNT,
-    NO_KEY,
-    NUMBER,
-    TAGS,
-    TEXT,
-    Description,
-    answer,
-    list_of,
-    object_of,
-    operation,
-    or_null,
-)
+from serving.web.models import Models, WebModel
 
 GOOD_FOR_SECONDS = 1.0
 
@@ -47,7 +34,6 @@ class PageFacts:
     asks_for_key: bool
     max_images: int  # of one request
     max_upload_bytes: int  # of one image
-    top: int  # predictions of an answer, unless the request says how many
     api_docs: bool  # whether /docs is there
 
 
@@ -78,28 +64,79 @@ class LatestLook:
             return self._seen
 
 
-def add_to(app: Flask, queues: Mapping[str, JobQueue], facts: PageFacts) -> None:
-    """Have `app` answer GET /state; `queues` as LatestLook takes them."""
-    app.extensions["latest look"], app.extensions["page facts"] = LatestLook(queues), facts
+@dataclass(frozen=True)
+class ModelState:
+    """One model at a moment."""
+
+    name: str | None  # None: neither the settings nor a model server has told it
+    is_default: bool
+    top: int  # predictions of an answer, unless the request says how many
+    is_independent: bool  # whether each of its labels has a probability of its own
+    view: LiveView | None  # None: Redis is away
+
+    @property
+    def status(self) -> str:
+        """One word; what an operator has said comes before what is missing."""
+        if self.view is None:
+            return "redis_away"
+        if self.view.is_draining or self.view.is_paused:
+            return "draining" if self.view.is_draining else "paused"
+        return "ready" if self.view.is_served else "no_model_server"
+
+
+def add_to(app: Flask, models: Models, facts: PageFacts) -> None:
+    """Have `app` answer GET /state."""
+    app.extensions["latest look"] = LatestLook({model.label: model.queue for model in models.all()})
+    app.extensions["page facts"] = facts
     app.register_blueprint(blueprint)
 
 
 @blueprint.get("/state")
 def state() -> Response:
-    """GET /state: how the service is doing."""
+    """GET /state: how the service is doing, by its default model or by the one of `?model=`.
+
+    Raises NotFound: there is no such model; and Unavailable: nobody has told yet which there is.
+    """
+    models: Models = current_app.extensions["models"]
     latest: LatestLook = current_app.extensions["latest look"]
+    name = request.args.get("model")
+    chosen = models.default if name is None else models.of(name)
     seen = latest.overviews()
-    return jsonify(in_json(seen[""].view if seen else None, current_app.extensions["page facts"]))
+    told = [_state_of(model, models, seen[model.label].view if seen else None) for model in models.all()]
+    return jsonify(in_json(told[models.all().index(chosen)], told, current_app.extensions["page facts"]))
 
 
-def in_json(view: LiveView | None, facts: PageFacts) -> dict[str, Any]:
-    """What GET /state answers; `view` None: Redis is away."""
-    head: dict[str, Any] = {"status": _status(view), "warning": view.warning if view else None, **asdict(facts)}
-    if view is None:
-        gauges = ("answered_per_second", "answered_total", "waiting", "bulk_waiting", "oldest_waiting_seconds")
-        minute = dict.fromkeys(asdict(NOTHING))
-        return head | dict.fromkeys(gauges) | {"last_minute": minute, "seconds": [], "model_servers": []}
-    return head | {
+def _state_of(model: WebModel, models: Models, view: LiveView | None) -> ModelState:
+    alive = [server.served for server in view.model_servers if server.served] if view else []
+    served = alive[0] if alive else model.web_side.served.served()
+    name = model.name or (served.name if served else None)
+    return ModelState(name, model is models.default, model.top, bool(served and served.independent), view)
+
+
+def in_json(chosen: ModelState, all_models: Sequence[ModelState], facts: PageFacts) -> dict[str, Any]:
+    """What GET /state answers of the chosen model; of the others it tells at a glance."""
+    view = chosen.view
+    head: dict[str, Any] = {
+        "status": chosen.status,
+        "warning": view.warning if view else None,
+        **asdict(facts),
+        "top": chosen.top,
+        "model": chosen.name,
+        "models": [_at_a_glance(model) for model in all_models],
+    }
+    return head | (_figures(view) if view else _NO_FIGURES)
+
+
+_NO_FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("answered_per_second", "answered_total", "waiting", "bulk_waiting", "oldest_waiting_seconds")),
+    "last_minute": dict.fromkeys(asdict(NOTHING)),
+    "seconds": [],
+    "model_servers": [],
+}
+
+
+def _figures(view: LiveView) -> dict[str, Any]:
+    return {
         "answered_per_second": view.answered_per_second,
         "answered_total": view.answered_total,
         "waiting": view.waiting,
@@ -130,79 +167,14 @@ def in_json(view: LiveView | None, facts: PageFacts) -> dict[str, Any]:
     }
 
 
-def _status(view: LiveView | None) -> str:
-    """One word for the service's state; what an operator has said comes before what is missing."""
-    if view is None:
-        return "redis_away"
-    if view.is_draining or view.is_paused:
-        return "draining" if view.is_draining else "paused"
-    return "ready" if view.is_served else "no_model_server"
-
-
-def describe() -> Description:
-    """What GET /state answers, for /openapi.json."""
-    says, told = "How the service is doing, over all its processes", answer("The state", "State", _EXAMPLE)
-    get = operation("state", says, {"200": told}, security=NO_KEY, tags=TAGS)
-    return Description({"/state": {"get": get}}, {"State": _STATE})
-
-
-_FACTS = PageFacts(asks_for_key=False, max_images=16, max_upload_bytes=16_777_216, top=5, api_docs=True)
-_MINUTE = Seconds(answered=700, failed=3, p50_ms=25.1, p99_ms=80.3, batches=90, batch_images_mean=7.8)
-_EXAMPLE = in_json(
-    LiveView(
-        waiting=3,
-        bulk_waiting=0,
-        oldest_waiting_seconds=0.4,
-        answered_total=123_456,
-        answered_lately=True,
-        answered_per_second=12.3,
-        last_minute=_MINUTE,
-        seconds=[Second(1_796_000_000, 3, Seconds(12, 0, 25.1, 80.3, 2, 6.0))],
-        model_servers=[
-            ModelServer("3f9a12bc", Served("ResNet50", "5ac6d4b1b7d2", "bfloat16", "openvino", 224, 224, 3, "1a2b"))
-        ],
-    ),
-    _FACTS,
-)
-_STATE = object_of(
-    status={"enum": ["ready", "no_model_server", "redis_away", "paused", "draining"]},
-    warning=or_null(TEXT),
-    asks_for_key={"type": "boolean"},
-    api_docs={"type": "boolean"},
-    max_images=COUNT,
-    max_upload_bytes=COUNT,
-    top=COUNT,
-    answered_per_second=or_null(NUMBER),
-    answered_total=or_null(COUNT),
-    waiting=or_null(COUNT),
-    bulk_waiting=or_null(COUNT),
-    oldest_waiting_seconds=or_null(NUMBER),
-    last_minute=object_of(
-        answered=or_null(COUNT),
-        failed=or_null(COUNT),
-        p50_ms=or_null(NUMBER),
-        p99_ms=or_null(NUMBER),
-        batches=or_null(COUNT),
-        batch_images_mean=or_null(NUMBER),
-    ),
-    seconds=list_of(
-        object_of(
-            at=COUNT,
-            answered=COUNT,
-            failed=COUNT,
-            p50_ms=or_null(NUMBER),
-            waiting=or_null(COUNT),
-            batch_images=or_null(NUMBER),
-        )
-    )
-    | {"maxItems": 60},
-    model_servers=list_of(
-        object_of(
-            name=TEXT,
-            model=or_null(TEXT),
-            version=or_null(TEXT),
-            precision=or_null(TEXT),
-            runtime=or_null(TEXT),
-        )
-    ),
-)
+def _at_a_glance(model: ModelState) -> dict[str, Any]:
+    view = model.view
+    return {
+        "name": model.name,
+        "default": model.is_default,
+        "status": model.status,
+        "waiting": view.waiting if view else None,
+        "answered_per_second": view.answered_per_second if view else None,
+        "model_servers": len(view.model_servers) if view else None,
+        "independent": model.is_independent,
+    }

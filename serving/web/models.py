@@ -29,6 +29,8 @@ class WebModel:
     service: PredictionService
     async_jobs: AsyncJobs
     watch: Watch  # of its asynchronous jobs
+    top: int  # predictions of an answer, unless the request says how many
+    label: str = ""  # its name in the metrics and in the log of an operator's acts; "": the service names no models
 
     def start(self) -> None:
         """Start the threads that work for its requests."""

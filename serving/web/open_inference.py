@@ -94,11 +94,12 @@ def model_ready(name: str, version: str | None = None) -> Response:
 def infer(name: str, version: str | None = None) -> Response:
     """POST …/infer: pictures -> probabilities. Raises NotFound, and RequestError in any of its kinds."""
     limits: uploads.Limits = current_app.extensions["upload limits"]
-    web_model = the_models().of(name)
+    web_model, noted = the_models().of(name), notes()
+    noted.model = web_model.label or None
     model = as_served(web_model, version)
     sent = infer_request.read(read_body(limits.request_bytes), request.headers.get(tensors.SIZE_HEADER))
     asked, given_id, input_name = model.asked(sent), sent.id, sent.inputs[0].name
-    pictures, noted = model.pictures(sent, limits), notes()
+    pictures = model.pictures(sent, limits)
     noted.read(sent.inputs[0].shape[0])
     del sent  # so that the memory of the body is free once the pictures are jobs
     wanted = Wanted(asked.classification or model.classes, index=True, request_id=request_id())

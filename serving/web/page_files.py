@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent / "page"
 INDEX = "index.html"
 NAMES = (
     *(f"{name}.js" for name in ("page", "intake", "camera", "cards", "send", "live", "charts", "history", "code")),
-    "dom.js",
+    *("models.js", "dom.js"),
     "page.css",
     "icon.svg",
     *(f"examples/{name}.jpg" for name in ("balloon", "lighthouse", "daisy", "wall-clock", "lemon", "jack-o-lantern")),

@@ -31,11 +31,12 @@ def predict(name: str | None = None) -> Response:
     models: Models = current_app.extensions["models"]
     access.check_key()
     model = models.default if name is None else models.of(name)
+    noted = notes()
+    noted.model = model.label or None
     service = model.service
     wanted = read_wanted(service)
     connection = request.environ.get("service.connection")
     images = uploads.read_images(request, current_app.extensions["upload limits"])
-    noted = notes()
     noted.read(len(images))
     if jobs.is_wanted():
         return jobs.submit(images, wanted, model)

@@ -1,10 +1,12 @@
 """What the web processes count: rows, sums, and the page that is made of them."""
 
 import os
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from serving.errors import Refused
 from serving.telemetry.build import Build
@@ -217,3 +219,21 @@ def test_the_gauges_of_each_model_stand_side_by_side(of_two: WebMetrics) -> None
         assert page[f'queue_waiting_jobs{{model="{model}"}}'] == 7
     assert page["classify_redis_up"] == 1
     assert 'model="' not in "".join(samples(WebMetrics(BUILD)))
+
+
+def labels_of(page: dict[str, float]) -> dict[str, set[str]]:
+    """Of each metric on a page, by its name, the labels that its series have."""
+    return {name.partition("{")[0]: set(re.findall(r'(\w+)="', name)) for name in page}
+
+
+def test_every_metric_tells_its_model_but_those_that_the_documents_name(counts: WebMetrics, of_two: WebMetrics) -> None:
+    counts.answered(took(0.1), 200)
+    of_two.answered(took(0.1, model="cats"), 200)
+    alone, of_each = labels_of(samples(counts)), labels_of(samples(of_two, ["cats", "flowers"]))
+    assert alone.keys() == of_each.keys()
+    of_all = {name for name, labels in of_each.items() if labels == alone[name]}
+    assert all(of_each[name] == alone[name] | {"model"} for name in of_each.keys() - of_all)
+    (told,) = re.findall(r"Only (.*?) tell of all models", (ROOT / "docs" / "operations.md").read_text(), re.S)
+    prefixes = tuple(name.removesuffix("…") for name in re.findall("`(.*?)`", told))
+    assert all(name.startswith(prefixes) for name in of_all)
+    assert all(any(name.startswith(prefix) for name in of_all) for prefix in prefixes)

@@ -210,7 +210,7 @@ def test_who_waits_over_http_holds_a_place_and_not_the_upload(
     monkeypatch.setattr(service, "wait", looking)
     app = Flask("any")
     app.config["API_KEYS"] = []
-    models = SimpleNamespace(default=SimpleNamespace(service=service))
+    models = SimpleNamespace(default=SimpleNamespace(service=service, label=""))
     predict.add_to(app, models, uploads.Limits(10**6, 16, 10**7))  # type: ignore[arg-type]
     problems.add_to(app)
     assert app.test_client().post("/predict").status_code == 504

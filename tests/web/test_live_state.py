@@ -27,10 +27,11 @@ from conftest import (
 )
 
 from serving.jobs.job_queue import JobQueue
-from serving.web.live_state import GOOD_FOR_SECONDS, LatestLook, PageFacts, in_json
+from serving.web.live_state import GOOD_FOR_SECONDS, LatestLook, ModelState, PageFacts, in_json
 
 PHOTO = as_bytes(some_photo(), "JPEG")
-FACTS = PageFacts(asks_for_key=False, max_images=16, max_upload_bytes=1000, top=5, api_docs=True)
+FACTS = PageFacts(asks_for_key=False, max_images=16, max_upload_bytes=1000, api_docs=True)
+AWAY = ModelState("cats", is_default=True, top=5, is_independent=False, view=None)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_anybody_may_read_the_state_which_is_kept_by_nobody_and_names_no_host(ur
     get = document["paths"]["/state"]["get"]
     assert get["security"] == []
     content = get["responses"]["200"]["content"]["application/json"]
-    for told in answer.json, content["example"], in_json(None, FACTS):
+    for told in answer.json, content["example"], in_json(AWAY, [AWAY], FACTS):
         jsonschema.validate(told, content["schema"] | {"components": document["components"]})
 
 
@@ -149,4 +150,4 @@ def test_a_redis_that_went_away_is_asked_once_a_second_too(monkeypatch: pytest.M
     assert latest.overviews() is None
     latest._queues = None  # type: ignore[assignment]
     assert latest.overviews() is None
-    assert json.loads(json.dumps(in_json(None, FACTS)))["status"] == "redis_away"
+    assert json.loads(json.dumps(in_json(AWAY, [AWAY], FACTS)))["status"] == "redis_away"

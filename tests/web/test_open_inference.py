@@ -429,7 +429,11 @@ def test_who_waits_holds_no_body(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         return [TimedOut("No answer came.")]
 
     served = SimpleNamespace(look_if_due=int, labels=lambda: LABELS, served=lambda: SERVED, check_name=int)
-    sides = {"web_side": SimpleNamespace(served=served), "service": SimpleNamespace(predict_all=predict_all)}
+    sides = {
+        "web_side": SimpleNamespace(served=served),
+        "service": SimpleNamespace(predict_all=predict_all),
+        "label": "",
+    }
     app, models = Flask("any"), SimpleNamespace(of=lambda _name: SimpleNamespace(**sides))
     monkeypatch.setattr(open_inference, "read_body", read_body)
     app.config["API_KEYS"] = []

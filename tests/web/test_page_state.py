@@ -67,6 +67,12 @@ def test_the_page_shows_the_work_of_the_last_minute(page: Page, seeing: Answerin
     expect(page.get_by_role("row")).to_have_count(2)  # a head, and one model server
 
 
+def test_where_there_is_one_model_nothing_is_to_be_chosen(page: Page, usual: str) -> None:
+    expect(page.get_by_role("heading", name="The service now")).to_be_visible()
+    expect(page.locator("#choice")).to_be_hidden()
+    expect(page.get_by_role("tabpanel")).to_have_text(f"curl -F image=@photo.jpg {usual}predict")
+
+
 def test_the_page_leads_to_where_the_api_can_be_tried(page: Page) -> None:
     page.get_by_role("link", name="tried here").click()
     page.wait_for_url("**/docs*")

@@ -1,6 +1,7 @@
 // A card for each picture: it waits, is sent, shows its labels or why there are none, and sends itself again.
 
 import {$, announce, count, download, duration, make, percent, readable} from "./dom.js";
+import {asked, pathOf} from "./models.js";
 import {send} from "./send.js";
 
 const MOST_IN_FLIGHT = 4;  // a browser keeps six connections to a service; two are left for its state
@@ -14,12 +15,15 @@ export class Cards {
   #line = [];   // those that are not sent yet
   #inFlight = 0;
 
-  // `live` knows the service's state, `history` keeps answers, `ask` holds the key, `top()` tells how many labels.
-  constructor(live, history, ask, top) {
-    Object.assign(this, {live, history, ask, top});
+  // `live` knows the service's state, `models` which there are, `history` keeps answers, `ask` holds the key, `top()` tells
+  // how many labels.
+  constructor(live, models, history, ask, top) {
+    Object.assign(this, {live, models, history, ask, top});
     $("download-all").onclick = () => download("predictions.json", this.#cards.map(card => card.told()));
     $("remove-all").onclick = () => { [...this.#cards].forEach(card => this.remove(card)); $("file").focus(); };
-    live.addEventListener("state", () => this.#cards.forEach(card => card.showWaiting()));
+    $("ask-chosen").onclick = () => { this.#ofOthers().forEach(card => card.askChosen()); this.#show(); $("remove-all").focus(); };
+    live.addEventListener("state", () => { this.#cards.forEach(card => card.showWaiting()); this.#showOffer(); });
+    models.addEventListener("choice", () => this.#showOffer());
     ask.onSubmit = () => this.#cards.filter(card => card.answer?.status === 401).forEach(card => card.enqueue());
   }
 
@@ -52,7 +56,16 @@ export class Cards {
     this.#next();
   }
 
+  // Those that another model than the chosen one has been asked about.
+  #ofOthers() { return this.models.areSeveral ? this.#cards.filter(card => card.model !== asked() && !card.isBusy) : []; }
+
+  #showOffer() {
+    $("ask-chosen").hidden = !this.#ofOthers().length;
+    $("ask-chosen").textContent = `Ask ${this.models.nameOf(asked())} about these`;
+  }
+
   #show() {
+    this.#showOffer();
     $("results").hidden = !this.#cards.length;
     $("download-all").hidden = !this.#cards.some(card => card.answer?.predictions);
     this.#cards.forEach(card => card.element.classList.toggle("alone", this.#cards.length === 1));
@@ -61,6 +74,7 @@ export class Cards {
 
 class Card {
   answer = null;
+  model = asked();  // that answers; null: the default
   #tries = 0;
   #turn = new AbortController();
   #countdown = 0;
@@ -85,6 +99,12 @@ class Card {
 
   get isBusy() { return this.answer === null; }
 
+  askChosen() {
+    this.model = asked();
+    this.#tries = 0;
+    this.enqueue();
+  }
+
   // Has the card sent when its turn comes.
   enqueue() {
     clearInterval(this.#countdown);
@@ -97,10 +117,10 @@ class Card {
     const {live, ask, top} = this.cards;
     this.#turn = new AbortController();
     this.sentAt = performance.now();
-    this.ahead = live.placeNow();
+    this.ahead = live.placeNow(this.model);
     setTimeout(() => this.showWaiting(), SHOW_PLACE_AFTER_MS);
     const {signal} = this.#turn;
-    const answer = await send(this.file, {key: ask.key, top: top(), signal});
+    const answer = await send(this.file, {path: pathOf(this.model), key: ask.key, top: top(), signal});
     if (signal.aborted) return;  // the card is gone
     this.answer = {...answer, at: new Date().toISOString()};
     ask.answered(answer);
@@ -140,17 +160,20 @@ class Card {
   // What a download says of this picture.
   told() {
     const {predictions, warning, model, took, times, error, status, at} = this.answer ?? {error: "not answered yet"};
-    const about = {file: this.file.name, at};
+    const about = {file: this.file.name, at, model: this.modelName};
     if (!predictions) return {...about, error, status};
     return {...about, predictions, warning, model_version: model ?? undefined, milliseconds: {answered: Math.round(took), ...times}};
   }
+
+  // The name of the model, where there are several.
+  get modelName() { return this.cards.models.areSeveral ? this.cards.models.nameOf(this.model) : undefined; }
 
   showWaiting() {
     if (!this.isBusy || this.sentAt === null) return;
     const {live} = this.cards, isLate = performance.now() - this.sentAt >= SHOW_PLACE_AFTER_MS - 50;
     if (!isLate) return;
-    this.ahead ??= live.placeNow();
-    this.find(".wait-text").textContent = live.reasonToWait() ?? placeText(live.before(this.ahead), live.latest);
+    this.ahead ??= live.placeNow(this.model);
+    this.find(".wait-text").textContent = live.reasonToWait(this.model) ?? placeText(live.before(this.ahead, this.model), live.latest);
   }
 
   #show() {
@@ -158,13 +181,15 @@ class Card {
     this.find(".waits").hidden = !this.isBusy;
     this.find(".wait-text").textContent = "Looking …";
     this.find(".labels").replaceChildren(...(predictions ?? []).map(bar));
+    const isIndependent = predictions?.length > 1 && this.cards.models.of(this.model)?.independent;
+    this.find(".independent").textContent = isIndependent ? "Each label by itself: they need not add up to 100 %." : "";
     this.find(".warning").textContent = answer?.warning ?? "";
     const request = answer?.request && answer.status >= 500 ? ` (Request ${answer.request})` : "";
     this.find(".refusal").textContent = answer?.error ? answer.error + request : "";
     this.find(".countdown").textContent = "";
     this.find(".again").hidden = !answer?.error;
     this.find(".time").hidden = !predictions;
-    if (predictions) this.find(".time-text").textContent = timeText(answer);
+    if (predictions) this.find(".time-text").textContent = timeText(answer, this.modelName);
   }
 }
 
@@ -180,9 +205,10 @@ function bar({label, probability}) {
   return make("li", {}, make("label", {}, name, share, meter));
 }
 
-function timeText({took, times}) {
+function timeText({took, times, model: version}, name) {
+  const by = name ? ` by ${name}${version ? ` (${version})` : ""}` : "";
   const parts = [["queue", "waiting"], ["model", "predicting"]]
     .filter(([name]) => times[name] !== undefined)
     .map(([name, verb]) => `${duration(times[name])} ${verb}`);
-  return `Answered in ${duration(took)}${parts.length ? `: ${parts.join(", ")}` : ""}.`;
+  return `Answered${by} in ${duration(took)}${parts.length ? `: ${parts.join(", ")}` : ""}.`;
 }

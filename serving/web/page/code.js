@@ -1,6 +1,7 @@
 // The same request from a program: in three languages, with this page's own address.
 
 import {$, announce} from "./dom.js";
+import {asked, pathOf} from "./models.js";
 
 const TEXTS = {
   curl: (address, key) => `curl -F image=@photo.jpg ${key ? "-H 'Authorization: Bearer <key>' " : ""}${quoted(address)}`,
@@ -32,8 +33,8 @@ export class Code {
   #language = "curl";
   #tabs = [...$("tabs").children];
 
-  // `top()` tells how many labels a request asks for, `live` whether the service asks for a key.
-  constructor(live, top) {
+  // `top()` tells how many labels a request asks for, `live` whether the service asks for a key, `models` of a choice.
+  constructor(live, models, top) {
     Object.assign(this, {live, top});
     this.#tabs.forEach((tab, index) => {
       tab.onclick = () => this.#choose(tab);
@@ -44,11 +45,13 @@ export class Code {
     });
     $("copy").onclick = () => this.#copy();
     live.addEventListener("state", () => this.show());
+    models.addEventListener("choice", () => this.show());
     this.show();
   }
 
   show() {
-    const address = new URL(this.top() ? `predict?top=${this.top()}` : "predict", location.href);
+    const path = pathOf(asked());
+    const address = new URL(this.top() ? `${path}?top=${this.top()}` : path, location.href);
     const text = TEXTS[this.#language](address.href, Boolean(this.live.latest?.asks_for_key));
     if ($("code").textContent !== text) $("code").textContent = text;  // keeps what is selected
   }

@@ -16,12 +16,13 @@ export class History {
     addEventListener("storage", ({key}) => { if (key === KEY || key === null) { this.#kept = this.#read(); this.#show(); } });
   }
 
-  async add({file, at, predictions, warning, picture}) {
+  // `model`: its name, where there are several.
+  async add({file, at, predictions, warning, model, picture}) {
     const thumb = await thumbOf(picture);
     const labels = predictions.slice(0, 5).map(({label, probability}) => ({label, probability}));
     // Another tab may have added something meanwhile.
     const kept = this.#canKeep ? this.#read() : this.#kept;
-    this.#write([{file, at, labels, thumb, isRandom: Boolean(warning)}, ...kept].slice(0, MOST));
+    this.#write([{file, at, labels, thumb, isRandom: Boolean(warning), model}, ...kept].slice(0, MOST));
   }
 
   #read() {
@@ -56,12 +57,12 @@ export class History {
   }
 }
 
-function row({file, at, labels, thumb, isRandom}) {
+function row({file, at, labels, thumb, isRandom, model}) {
   const picture = thumb ? make("img", {src: thumb, alt: ""}) : make("span", {class: "blank"});
   const [first, ...rest] = labels.map(({label, probability}) => `${readable(label)} ${percent(probability)}`);
   const when = new Date(at).toLocaleString(undefined, {dateStyle: "medium", timeStyle: "short"});
   const more = isRandom ? "from random weights" : rest.slice(0, 2).join(", ");
-  const about = make("p", {class: "fine"}, make("time", {datetime: at}, when), ` · ${file}`);
+  const about = make("p", {class: "fine"}, make("time", {datetime: at}, when), `${typeof model === "string" ? ` · ${model}` : ""} · ${file}`);
   return make("li", {}, picture, make("div", {}, make("p", {class: "first"}, first), make("p", {class: "fine"}, more), about));
 }
 

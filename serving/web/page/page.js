@@ -6,6 +6,7 @@ import {$, make} from "./dom.js";
 import {History} from "./history.js";
 import {listen} from "./intake.js";
 import {Live} from "./live.js";
+import {Models} from "./models.js";
 
 const TOPS = [1, 3, 5, 10, 20];
 
@@ -31,11 +32,12 @@ const ask = {
 $("ask").onsubmit = event => { event.preventDefault(); ask.onSubmit(); };
 
 const live = new Live();
-const code = new Code(live, top);
+const models = new Models(live);
+const code = new Code(live, models, top);
 $("top").onchange = () => { history.replaceState(null, "", `#top=${$("top").value}`); code.show(); };
 addEventListener("hashchange", () => { showTop(live); code.show(); });
 live.addEventListener("state", () => { showTop(live); $("docs").hidden = !live.latest?.api_docs; });
 showTop(live);
-const cards = new Cards(live, new History(), ask, top);
+const cards = new Cards(live, models, new History(), ask, top);
 listen(files => cards.take(files));
 live.start();

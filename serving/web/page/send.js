@@ -4,9 +4,9 @@ const UNREADABLE = "This cannot be read: it is a folder, or a file that has chan
 const NO_KEY = "This is no key of this service: no header can carry it.";
 const UNREACHABLE = "The service cannot be reached. Is it running?";
 
-// {predictions, warning, times, model, took} of an answer. {error, status, retryAfter, request} of a refusal; without a
+// `path`: of the model that is asked. {predictions, warning, times, model, took} of an answer. {error, status, retryAfter, request} of a refusal; without a
 // status the service itself has said nothing.
-export async function send(file, {key, top, signal}) {
+export async function send(file, {path, key, top, signal}) {
   const headers = {}, form = new FormData();
   form.append("image", file);
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -16,7 +16,7 @@ export async function send(file, {key, top, signal}) {
   const began = performance.now();
   let response, text;
   try {
-    response = await fetch(top ? `predict?top=${top}` : "predict", {method: "POST", body: form, headers, signal});
+    response = await fetch(top ? `${path}?top=${top}` : path, {method: "POST", body: form, headers, signal});
     text = await response.text();
   } catch { return {error: UNREACHABLE}; }
   const took = performance.now() - began, status = response.status;
