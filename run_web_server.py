@@ -88,7 +88,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces
     open_inference.add_to(app)
     problems.add_to(app)
     if config.admin_keys():
-        admin.add_to(app, web_parts.open_desk(config, models.default, pool))
+        admin.add_to(app, web_parts.open_desk(config, models, pool))
         app.register_blueprint(admin_letters.blueprint)
     return app
 

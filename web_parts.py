@@ -15,7 +15,7 @@ from serving.jobs.web_side import WebSide
 from serving.telemetry.build import Build
 from serving.telemetry.web_metrics import WebMetrics
 from serving.web import (
-    admin,
+    admin_desk,
     admin_schema,
     jobs,
     jobs_schema,
@@ -100,10 +100,11 @@ def open_counts(config: settings.Settings, build: Build) -> WebMetrics:
     return WebMetrics(build, [model.name or "" for model in config.models()] if config.models_file else [])
 
 
-def open_desk(config: settings.Settings, model: WebModel, pool: Pool) -> admin.Desk:
+def open_desk(config: settings.Settings, models: Models, pool: Pool) -> admin_desk.Desk:
     """What the operator's page needs."""
+    limits = admin_desk.Limits(config.request_timeout_seconds, config.job_timeout_seconds)
     read_only = config.admin_read_only
-    return admin.Desk(model.queue, model.web_side.served, pool, keys=config.admin_keys(), is_read_only=read_only)
+    return admin_desk.Desk(models, pool, keys=config.admin_keys(), is_read_only=read_only, limits=limits)
 
 
 def image_options(config: settings.Settings) -> ImageOptions:

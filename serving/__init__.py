@@ -104,6 +104,7 @@ Beside the way
     web/state_schema        what /state says of itself
     jobs/live_view          how the service is doing, in one look at Redis
     web/admin               /admin: the operator's page, what it shows, and what it does
+    web/admin_desk          … to whom it opens, and of which model it tells
     web/admin_letters       … to dead letters
     web/admin_schema        what /admin says of itself
     images/thumbnail        a small picture of an image

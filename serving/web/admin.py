@@ -1,8 +1,8 @@
 """/admin: the operator's page, what it shows, and what an operator does by it to the queue and to model servers.
 
     GET /admin ---------------> its files, open to all
-    GET /admin/stats ---------> key? --------------------> jobs.overview --> JSON
-    POST /admin/queue, … -----> key? may act? body? -----> jobs.control ---> a line in the log --> JSON
+    GET /admin/stats ---------> key? which model? -----------------> jobs.overview --> JSON
+    POST /admin/queue, … -----> key? may act? which model? body? --> jobs.control ---> a line in the log --> JSON
     /admin/dead-letters, … ---> admin_letters
 
 All of it is a 404 unless ADMIN_API_KEY is set. Whatever changes something is POST or DELETE. A key travels in a header
@@ -10,99 +10,33 @@ that no browser adds by itself, so that no page elsewhere can have a browser act
 """
 
 import json
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flask import Blueprint, Flask, Response, abort, current_app, jsonify, redirect, request
+from flask import Blueprint, Flask, Response, abort, jsonify, redirect, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from serving.errors import BadRequest, Forbidden, NotFound, Unauthorized
+from serving.errors import BadRequest, NotFound
 from serving.jobs import control
-from serving.jobs.job_queue import JobQueue
-from serving.jobs.overview import Overview, RedisMemory, ServerView, overview, redis_memory
-from serving.jobs.served import ServedNow
-from serving.web import access, page_files
-from serving.web.pictures import Pool
-from serving.web.request_ids import request_id
+from serving.jobs.overview import RedisMemory, ServerView
+from serving.web import page_files
+from serving.web.admin_desk import Desk, ModelNow, check_key, check_may_act, the_desk, the_model
+from serving.web.models import WebModel
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 MOST_BODY_BYTES = 1000
-MEMORY_GOOD_FOR_SECONDS = 10.0
 
 blueprint = Blueprint("admin", __name__, url_prefix="/admin")
-
-
-class Desk:
-    """What the operator's page needs; threads may share it.
-
-    Args:
-        queue: is looked at and acted on.
-        served: tells the size of the images of jobs that do not tell it.
-        pool: makes thumbnails.
-        keys: the operator's keys, each behind the name of its holder.
-        is_read_only: whether nothing may be changed.
-    """
-
-    def __init__(
-        self, queue: JobQueue, served: ServedNow, pool: Pool, *, keys: Sequence[tuple[str, str]], is_read_only: bool
-    ) -> None:
-        self.queue, self.served, self.pool, self.keys, self.is_read_only = queue, served, pool, keys, is_read_only
-        self._lock = threading.Lock()
-        self._memory, self._asked_at = RedisMemory(None, None, None), float("-inf")  # monotonic seconds
-
-    def memory(self) -> RedisMemory:
-        """What Redis tells of itself, at most MEMORY_GOOD_FOR_SECONDS old. Raises QueueAway."""
-        with self._lock:
-            if time.monotonic() - self._asked_at >= MEMORY_GOOD_FOR_SECONDS:
-                self._memory, self._asked_at = redis_memory(self.queue), time.monotonic()
-            return self._memory
 
 
 def add_to(app: Flask, desk: Desk) -> None:
     """Have `app` answer below /admin, but for the dead letters, which are `admin_letters`'."""
     app.extensions["operator's desk"] = desk
     app.register_blueprint(blueprint)
-
-
-def the_desk() -> Desk:
-    """The desk of the application that answers the request at hand."""
-    desk: Desk = current_app.extensions["operator's desk"]
-    return desk
-
-
-def check_key() -> str:
-    """The name of the holder of the operator's key that the request gives.
-
-    Raises Unauthorized, which leaves a line in the log, or is counted if there was one just now.
-    """
-    try:
-        return access.check_operator(the_desk().keys)
-    except Unauthorized as error:
-        current_app.extensions["refusals"].note(_asked(), error.status, str(error), None, request_id())
-        raise
-
-
-def check_may_act() -> str:
-    """As `check_key`, for what changes something. Raises Unauthorized, and Forbidden: this desk is for looking."""
-    who = check_key()
-    if the_desk().is_read_only:
-        error = Forbidden(
-            "This page is for looking: ADMIN_READ_ONLY is set. Use queue_admin.py, or a web server without it."
-        )
-        current_app.extensions["refusals"].note(f"{_asked()} by {who}", error.status, str(error), None, request_id())
-        raise error
-    return who
-
-
-def _asked() -> str:
-    """The request in the log: what it asks for, without the names that its client chose."""
-    return f"{request.method} {request.url_rule}"
 
 
 @blueprint.get("")
@@ -130,15 +64,23 @@ def file(name: str) -> Response:
 
 @blueprint.get("/stats")
 def stats() -> Response:
-    """GET /admin/stats: how the queue is. Raises Unauthorized, QueueAway."""
-    who, desk = check_key(), the_desk()
-    return jsonify(in_json(overview(desk.queue), desk.memory(), operator=who, is_read_only=desk.is_read_only))
+    """GET /admin/stats: how the queue of a model is, and whether each is well.
+
+    Raises Unauthorized, NotFound, QueueAway.
+    """
+    who, desk, model = check_key(), the_desk(), the_model()
+    found, place = desk.look(), desk.models.all().index(model)
+    return jsonify(in_json(found, place, desk.memory(), operator=who, is_read_only=desk.is_read_only))
 
 
 @blueprint.post("/queue")
 def act_on_queue() -> Response:
-    """POST /admin/queue: pause, drain or resume. Raises Unauthorized, Forbidden, BadRequest, QueueAway."""
-    who, queue = check_may_act(), the_desk().queue
+    """POST /admin/queue: pause, drain or resume.
+
+    Raises Unauthorized, Forbidden, BadRequest, NotFound, QueueAway.
+    """
+    who, model = check_may_act(), the_model()
+    queue = model.queue
     name, is_wanted = _read_flag("paused", "draining")
     if not is_wanted:
         verb, has_changed = "resume", control.resume(queue)
@@ -146,8 +88,8 @@ def act_on_queue() -> Response:
         verb, has_changed = "pause", control.pause(queue)
     else:
         verb, has_changed = "drain", control.drain(queue)
-    control.note(verb, queue.name, int(has_changed), by=who)
-    return done(has_changed)
+    control.note(verb, queue.name, int(has_changed), by=who)  # which names the model
+    return done(has_changed, model)
 
 
 @blueprint.post("/servers/<name>")
@@ -156,19 +98,24 @@ def act_on_server(name: str) -> Response:
 
     Raises Unauthorized, Forbidden, BadRequest, NotFound, QueueAway.
     """
-    who, queue = check_may_act(), the_desk().queue
+    who, model = check_may_act(), the_model()
     _, is_wanted = _read_flag("quiet")
     try:
-        has_changed = control.quiet(queue, name) if is_wanted else control.wake(queue, name)
+        has_changed = control.quiet(model.queue, name) if is_wanted else control.wake(model.queue, name)
     except control.UnknownServer as error:
         raise NotFound(str(error)) from None
-    control.note("quiet" if is_wanted else "wake", name, int(has_changed), by=who)
-    return done(has_changed)
+    control.note("quiet" if is_wanted else "wake", of_model(name, model), int(has_changed), by=who)
+    return done(has_changed, model)
 
 
-def done(has_changed: bool) -> Response:
-    """The answer to an act: whether it changed anything, or it was so already."""
-    return jsonify(success=True, changed=has_changed)
+def of_model(what: str, model: WebModel) -> str:
+    """What an act was about, for the log: of several models, with the model's name."""
+    return f"{what} of {model.label}" if model.label else what
+
+
+def done(has_changed: bool, model: WebModel) -> Response:
+    """The answer to an act: whether it changed anything, or it was so already; of several models, on which it acted."""
+    return jsonify(success=True, changed=has_changed, **({"model": model.label} if model.label else {}))
 
 
 def _read_flag(*names: str) -> tuple[str, bool]:
@@ -186,12 +133,17 @@ def _read_flag(*names: str) -> tuple[str, bool]:
     raise BadRequest(f"The body must be JSON, {examples}, or the same with false.")
 
 
-def in_json(seen: Overview, memory: RedisMemory, *, operator: str, is_read_only: bool) -> dict[str, Any]:
-    """What GET /admin/stats answers."""
+def in_json(
+    models: Sequence[ModelNow], chosen: int, memory: RedisMemory, *, operator: str, is_read_only: bool
+) -> dict[str, Any]:
+    """What GET /admin/stats answers: all of the model at the place `chosen`, of each whether it is well."""
+    seen = models[chosen].seen
     view = seen.view
     return {
         "operator": operator,
         "read_only": is_read_only,
+        "model": models[chosen].name,
+        "models": [_health_in_json(model) for model in models],
         "at": seen.at,
         "paused": seen.is_paused,
         "paused_at": seen.paused_at,
@@ -218,6 +170,11 @@ def in_json(seen: Overview, memory: RedisMemory, *, operator: str, is_read_only:
         "model_servers": [_server_in_json(server) for server in seen.servers],
         "redis": asdict(memory),
     }
+
+
+def _health_in_json(now: ModelNow) -> dict[str, Any]:
+    problems = [asdict(problem) for problem in now.verdict.problems]
+    return {"name": now.name, "default": now.is_default, "well": now.verdict.is_well, "problems": problems}
 
 
 def _server_in_json(server: ServerView) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     GET …/<name>/thumbnail  key? --> the letter's image, small, as PNG: decoded in the pool
     POST …/<name>/requeue   key? may act? --> jobs.operator --> a line in the log --> JSON; DELETE …/<name> likewise
 
-A letter is called by its name in the list. `?place=`, which the list tells as well, spares Redis a search.
+They are those of the model of `?model=`, or of the default. A letter is called by its name in the list. `?place=`,
+which the list tells as well, spares Redis a search.
 """
 
 import math
@@ -18,7 +19,9 @@ from serving.images.thumbnail import to_png
 from serving.jobs import control, operator
 from serving.jobs.job import Job
 from serving.jobs.operator import Letter, Listed
-from serving.web.admin import check_key, check_may_act, done, the_desk
+from serving.web.admin import done, of_model
+from serving.web.admin_desk import check_key, check_may_act, the_desk, the_model
+from serving.web.models import WebModel
 
 MOST_LISTED, USUALLY_LISTED = 200, 20
 MOST_PLACE = 10**9
@@ -31,7 +34,7 @@ def listed() -> Response:
     """GET /admin/dead-letters: the newest ones, `?limit=` of them. Raises Unauthorized, BadRequest, QueueAway."""
     check_key()
     limit = _number("limit", least=1, most=MOST_LISTED)
-    count, letters = operator.newest_letters(the_desk().queue, limit or USUALLY_LISTED)
+    count, letters = operator.newest_letters(the_model().queue, limit or USUALLY_LISTED)
     return jsonify(in_json(count, letters))
 
 
@@ -42,8 +45,9 @@ def thumbnail(name: str) -> Response:
     Raises Unauthorized, BadRequest, NotFound, QueueAway, and Unprocessable: the job has no image that can be read.
     """
     check_key()
-    desk, job = the_desk(), _letter(name).job
-    return Response(desk.pool.apply(thumbnail_of, (job, desk.served.input_shape())), mimetype="image/png")
+    model = the_model()
+    job, shape = _letter(name, model).job, model.web_side.served.input_shape()
+    return Response(the_desk().pool.apply(thumbnail_of, (job, shape)), mimetype="image/png")
 
 
 @blueprint.post("/<name>/requeue")
@@ -52,12 +56,12 @@ def requeue(name: str) -> Response:
 
     Raises Unauthorized, Forbidden, BadRequest, NotFound, QueueAway, and Unprocessable: the letter holds no job.
     """
-    who = check_may_act()
+    who, model = check_may_act(), the_model()
     try:
-        has_changed = operator.requeue(the_desk().queue, _letter(name))
+        has_changed = operator.requeue(model.queue, _letter(name, model))
     except BadJob as error:
         raise Unprocessable(f"The letter cannot be put back into the queue: {error}. Drop it.") from None
-    return _done("requeue", name, has_changed, who)
+    return _done("requeue", name, has_changed, who, model)
 
 
 @blueprint.delete("/<name>")
@@ -66,8 +70,8 @@ def drop(name: str) -> Response:
 
     Raises Unauthorized, Forbidden, BadRequest, NotFound, QueueAway.
     """
-    who = check_may_act()
-    return _done("drop", name, operator.drop(the_desk().queue, _letter(name)), who)
+    who, model = check_may_act(), the_model()
+    return _done("drop", name, operator.drop(model.queue, _letter(name, model)), who, model)
 
 
 def thumbnail_of(job: bytes, otherwise: tuple[int, int, int]) -> bytes:
@@ -83,18 +87,18 @@ def thumbnail_of(job: bytes, otherwise: tuple[int, int, int]) -> bytes:
         raise Unprocessable(f"There is no image to see in this letter: {error}.") from None
 
 
-def _letter(name: str) -> Letter:
+def _letter(name: str, model: WebModel) -> Letter:
     """The letter of that name. Raises BadRequest, NotFound, QueueAway."""
     place = _number("place", least=0, most=MOST_PLACE)
-    letter = operator.find_letter(the_desk().queue, name, place)
+    letter = operator.find_letter(model.queue, name, place)
     return letter if letter is not None else _no_letter(name)
 
 
-def _done(verb: str, name: str, has_changed: bool, who: str) -> Response:
+def _done(verb: str, name: str, has_changed: bool, who: str, model: WebModel) -> Response:
     if not has_changed:
         _no_letter(name)
-    control.note(verb, f"dead letter {name}", by=who)
-    return done(has_changed)
+    control.note(verb, of_model(f"dead letter {name}", model), by=who)
+    return done(has_changed, model)
 
 
 def _no_letter(name: str) -> Any:

@@ -7,7 +7,9 @@ from serving.jobs.live_view import LiveView, Second, Seconds
 from serving.jobs.operator import Listed
 from serving.jobs.overview import Overview, RedisMemory, ServerView
 from serving.jobs.served import Served
-from serving.web import admin, admin_letters
+from serving.jobs.verdict import Verdict
+from serving.web import admin, admin_letters, state_schema
+from serving.web.admin_desk import ModelNow
 from serving.web.openapi import (
     COUNT,
     NUMBER,
@@ -56,7 +58,7 @@ def describe() -> Description:
     says = "One of ADMIN_API_KEY. A key of API_KEY opens nothing here."
     return Description(
         paths,
-        {"AdminStats": _STATS, "DeadLetters": _LETTERS, "Done": object_of(success={"const": True}, changed=FLAG)},
+        {"AdminStats": _STATS, "DeadLetters": _LETTERS, "Done": _ACT_DONE},
         {KEY: {"type": "http", "scheme": "bearer", "description": says}},
     )
 
@@ -64,7 +66,7 @@ def describe() -> Description:
 def _look(
     name: str, summary: str, told: dict[str, Any], *parameters: dict[str, Any], more: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    return _operation(name, summary, {"200": told} | (more or {}), parameters)
+    return _operation(name, summary, {"200": told} | _refused(404) | (more or {}), parameters)
 
 
 def _act(
@@ -74,8 +76,7 @@ def _act(
     body: dict[str, Any] | None = None,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    answers = {"200": _DONE, **_refused(403), **(more or {})}
-    answers |= _refused(404) if parameters else {}
+    answers = {"200": _DONE, **_refused(403, 404), **(more or {})}
     answers |= _refused(400) if body or _PLACE in parameters else {}
     return _operation(name, summary, answers, parameters, **({"requestBody": body} if body else {}))
 
@@ -86,7 +87,7 @@ def _operation(name: str, summary: str, answers: dict[str, Any], parameters: Any
         name,
         summary,
         dict(sorted(answers.items())),
-        parameters=list(parameters),
+        parameters=[*parameters, state_schema.MODEL],
         tags=TAGS,
         security=[{KEY: []}],
         **more,
@@ -101,7 +102,7 @@ _WHEN = {
     400: "The body or the query is not as described.",
     401: "The request brings no key of ADMIN_API_KEY.",
     403: "ADMIN_READ_ONLY is set.",
-    404: "Nothing has this name any more.",
+    404: "Nothing has this name any more, or there is no model of this name.",
     422: "The letter holds no job, or no image.",
 }
 
@@ -136,43 +137,41 @@ _PNG = {
     "description": "PNG, its longer side 128 pixels",
     "content": {"image/png": {"schema": TEXT | {"contentMediaType": "image/png"}, "example": "…"}},
 }
+_ACT_DONE = object_of(success={"const": True}, changed=FLAG, optional={"model": TEXT})
 _DONE = answer("Done", "Done", {"success": True, "changed": True})
 
 _SERVED = Served("ResNet50", "5ac6d4b1b7d2", "bfloat16", "openvino", 224, 224, 3, "1a2b")
 _SERVER = ServerView("host:4242:0a1b2c3d", "host", 4242, _SERVED, 12, 4, 9.6, False, "")
-_EXAMPLE = admin.in_json(
-    Overview(
-        at=1_796_000_001.5,
+_SEEN = Overview(
+    at=1_796_000_001.5,
+    waiting=3,
+    bulk_waiting=40,
+    oldest_waiting_seconds=0.4,
+    oldest_bulk_waiting_seconds=12.5,
+    in_flight=16,
+    bulk_in_flight=4,
+    dead_letters=1,
+    is_paused=False,
+    is_draining=False,
+    paused_at=None,
+    draining_at=None,
+    settled_total=123_456,
+    bulk_settled_total=789,
+    servers=[_SERVER],
+    view=LiveView(
         waiting=3,
         bulk_waiting=40,
         oldest_waiting_seconds=0.4,
-        oldest_bulk_waiting_seconds=12.5,
-        in_flight=16,
-        bulk_in_flight=4,
-        dead_letters=1,
-        is_paused=False,
-        is_draining=False,
-        paused_at=None,
-        draining_at=None,
-        settled_total=123_456,
-        bulk_settled_total=789,
-        servers=[_SERVER],
-        view=LiveView(
-            waiting=3,
-            bulk_waiting=40,
-            oldest_waiting_seconds=0.4,
-            answered_total=123_456,
-            answered_lately=True,
-            answered_per_second=12.3,
-            last_minute=Seconds(answered=700, failed=3, p50_ms=25.1, p99_ms=80.3, batches=90, batch_images_mean=7.8),
-            seconds=[Second(1_796_000_000, 3, Seconds(12, 0, 25.1, 80.3, 2, 6.0))],
-            model_servers=[],
-        ),
+        answered_total=123_456,
+        answered_lately=True,
+        answered_per_second=12.3,
+        last_minute=Seconds(answered=700, failed=3, p50_ms=25.1, p99_ms=80.3, batches=90, batch_images_mean=7.8),
+        seconds=[Second(1_796_000_000, 3, Seconds(12, 0, 25.1, 80.3, 2, 6.0))],
+        model_servers=[],
     ),
-    RedisMemory("8.2.1", 12_345_678, None),
-    operator="ada",
-    is_read_only=False,
 )
+_NOW = [ModelNow("ResNet50", is_default=True, seen=_SEEN, verdict=Verdict([], []))]
+_EXAMPLE = admin.in_json(_NOW, 0, RedisMemory("8.2.1", 12_345_678, None), operator="ada", is_read_only=False)
 _STATS_TOLD = answer("The queue", "AdminStats", _EXAMPLE)
 _LETTERS_TOLD = answer(
     "The letters, newest first",
@@ -185,6 +184,10 @@ _LANE = object_of(waiting=COUNT, oldest_waiting_seconds=or_null(NUMBER), in_flig
 _STATS = object_of(
     operator=TEXT,
     read_only=FLAG,
+    model=or_null(TEXT),
+    models=list_of(
+        object_of(name=or_null(TEXT), default=FLAG, well=FLAG, problems=list_of(object_of(code=TEXT, text=TEXT)))
+    ),
     at=NUMBER,
     paused=FLAG,
     paused_at=or_null(NUMBER),

@@ -20,7 +20,7 @@ NAMES = (
 # The operator's page, at /admin; its files lie under /admin/page/, but for what it shares with the page for people.
 ADMIN_INDEX = "admin.html"
 ADMIN_NAMES = (
-    *("admin.js", "admin_desk.js", "admin_figures.js", "admin_servers.js", "admin_letters.js"),
+    *("admin.js", "admin_desk.js", "admin_models.js", "admin_figures.js", "admin_servers.js", "admin_letters.js"),
     "admin.css",
 )
 TYPES = {

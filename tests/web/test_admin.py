@@ -412,7 +412,7 @@ def test_a_body_that_makes_no_sense_is_refused_and_changes_nothing(
 
 def test_while_redis_is_away_it_says_so(new_client: Callable[..., FlaskClient]) -> None:
     client = new_client(**KEYS)
-    client.application.extensions["operator's desk"].queue = JobQueue("redis://127.0.0.1:1/0", "image_queue")
+    client.application.extensions["models"].default.queue.redis = JobQueue("redis://127.0.0.1:1/0", "image_queue").redis
     for answer in (
         client.get("/admin/stats", headers=ADA),
         client.get("/admin/dead-letters", headers=ADA),

@@ -1,6 +1,7 @@
-"""Several models on the page, in a real browser: which one is chosen, asked, shown and linked to."""
+"""Several models on both pages, in a real browser: which one is chosen, asked, shown, linked to and acted on."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ models:
   cats: {model: MobileNetV2}
 """
 FLOWERS = json.dumps([{"label": "rose", "probability": 0.9}, {"label": "red", "probability": 0.8}])
+KEY = "ada:sesame"
 PATIENCE_MS = 20_000
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 LOOKS: dict[str, dict[str, Any]] = {
@@ -44,7 +46,7 @@ def service(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory)
     models = tmp_path_factory.mktemp("models") / "models.yaml"
     models.write_text(MODELS)
     processes, port = Processes({"REDIS_URL": redis_server.url}), str(free_port())
-    processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", MODELS_FILE=str(models))
+    processes.start("run_web_server.py", WEB_PORT=port, WEB_WORKERS="1", MODELS_FILE=str(models), ADMIN_API_KEY=KEY)
     flowers = replace(SERVED, name="flowers", version="4567", independent=True)
     answering = [
         Answering(redis_server.url, SERVED, ["red", "green", "blue"], "image_queue:cats"),
@@ -222,3 +224,61 @@ def test_each_request_leaves_the_name_of_its_model_in_the_metrics(service: str, 
     for _, status, path in asked:
         assert upload(f"{service}{path}", pictures["red"].read_bytes()).status == status
     assert [counted(model, status) for model, status, _ in asked] == [count + 1 for count in before]
+
+
+# The operator's page
+
+
+@pytest.fixture
+def desk(browser: Browser, service: str) -> Iterator[Page]:
+    """The operator's page, of the model flowers."""
+    with Visit(browser, f"{service}admin?model=flowers") as page:
+        page.get_by_label("keys in ADMIN_API_KEY").fill("sesame")
+        page.keyboard.press("Enter")
+        yield page
+
+
+def health(page: Page, name: str) -> Locator:
+    return page.get_by_role("navigation", name="Models").get_by_role("link", name=name)
+
+
+def test_the_operator_sees_whether_each_model_is_well_and_the_queue_of_one(desk: Page) -> None:
+    expect(health(desk, "cats")).to_have_text("catswell")
+    expect(health(desk, "flowers")).to_have_attribute("aria-current", "page")
+    expect(health(desk, "sleepy")).to_have_text("sleepyno model server")
+    expect(health(desk, "sleepy")).to_have_attribute("title", re.compile("No model server lives"))
+    expect(desk.get_by_role("heading", name="The queue of flowers")).to_be_visible()
+    expect(desk.locator(".tile")).to_have_count(1)
+    expect(desk.locator(".tile")).to_contain_text("flowers, version 4567")
+    desk.set_viewport_size({"width": 360, "height": 740})
+    assert desk.evaluate("document.documentElement.scrollWidth") <= 360
+    found = Axe().run(desk).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+
+
+def test_what_the_operator_does_is_done_to_the_chosen_model(desk: Page, redis_server: RedisServer) -> None:
+    desk.get_by_role("button", name="Pause").click()
+    dialog = desk.get_by_role("dialog", name="Pause the queue of flowers?")
+    dialog.get_by_role("button", name="Pause").click()
+    try:
+        expect(health(desk, "flowers")).to_have_text("flowerspaused")
+        expect(health(desk, "cats")).to_have_text("catswell")
+        paused = [key.decode() for key in redis_server.client.keys("*:paused")]
+        assert paused == ["{image_queue:flowers}:paused"]
+    finally:
+        desk.get_by_role("button", name="Resume").click()
+        desk.get_by_role("dialog", name="Resume the queue of flowers?").get_by_role("button", name="Resume").click()
+        expect(health(desk, "flowers")).to_have_text("flowerswell")
+
+
+def test_the_operator_goes_from_one_model_to_another_by_a_link(browser: Browser, service: str) -> None:
+    visit = Visit(browser, f"{service}admin?model=dogs")
+    with visit as page:
+        page.get_by_label("keys in ADMIN_API_KEY").fill("sesame")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("There is no model `dogs`")
+        expect(page.get_by_role("heading", name="The queue of cats")).to_be_visible()
+        health(page, "sleepy").click()
+        expect(page.get_by_role("heading", name="Model servers of sleepy")).to_be_visible()
+        expect(page.get_by_text("No model server lives.")).to_be_visible()
+        visit.address = f"{service}admin?model=sleepy"

@@ -1,15 +1,19 @@
 // The operator's page: asks for the key, looks every two seconds while somebody sees it, and does what its buttons say.
 
 import {$, announce, note} from "../../page/dom.js";
+import {ask, asked} from "../../page/models.js";
 import {Desk} from "./admin_desk.js";
 import {Letters} from "./admin_letters.js";
+import {showModels} from "./admin_models.js";
 import {Servers} from "./admin_servers.js";
 import {showFigures} from "./admin_figures.js";
 
+const TITLES = {"queue-title": "The queue", "servers-title": "Model servers", "letters-title": "Dead letters"};
 const EVERY_MS = 2000, AT_MOST_EVERY_MS = 30_000;
 
 const desk = new Desk(), letters = new Letters(desk, act), servers = new Servers(act);
 let timer = 0, pause = EVERY_MS, isAsking = false, isWanted = false;
+let whose = "";  // " of flowers", where there are several models
 
 // Looks.
 
@@ -27,7 +31,11 @@ async function look() {
     pause = EVERY_MS;
   } catch (error) {
     if (error.status === 401) close(error.message);
-    else if (desk.hasKey) lost(error.message);
+    else if (error.status === 404 && asked() !== null) {  // a link of yesterday, say
+      ask(null);
+      note(error.message);
+      isWanted = true;
+    } else if (desk.hasKey) lost(error.message);
     pause = Math.min(2 * pause, AT_MOST_EVERY_MS);
   }
   isAsking = false;
@@ -56,6 +64,9 @@ function show(stats) {
     stats.draining && `Draining${since(stats.draining_at)}: new requests are refused with 503, and model servers empty the queue.`,
     stats.paused && `Paused${since(stats.paused_at)}: model servers take nothing. Requests wait, and those that wait too long get 504.`,
   ].filter(Boolean).join(" "));
+  whose = stats.models.length > 1 ? ` of ${stats.model}` : "";
+  for (const [id, title] of Object.entries(TITLES)) if ($(id).textContent !== title + whose) $(id).textContent = title + whose;
+  showModels(stats.models, stats.model);
   showVerbs(stats);
   showFigures(stats);
   servers.show(stats.model_servers, stats.read_only);
@@ -104,7 +115,8 @@ function confirmed(title, text, yes) {
 }
 
 function verb(id, body, title, text, done) {
-  $(id).onclick = () => act({title, text, yes: $(id).textContent, path: "queue", method: "POST", body, done});
+  const asks = () => whose ? `${$(id).textContent} the queue${whose}?` : title;
+  $(id).onclick = () => act({title: asks(), text, yes: $(id).textContent, path: "queue", method: "POST", body, done});
 }
 verb("pause", {paused: true}, "Pause the queue?",
   "Model servers end what they have in hand, and take no more. Requests wait on, until their time is over or the queue is full.", "Paused.");

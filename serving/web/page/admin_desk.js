@@ -1,5 +1,7 @@
 // What the operator's page asks the service: every request carries the key, which stays in this tab alone.
 
+import {asked} from "../../page/models.js";
+
 const STORED = `operator's key of ${location.pathname}`, GIVE_UP_MS = 10_000;
 
 // A request that was refused, or got no answer. The message is a sentence for people; status 0: there was no answer.
@@ -33,7 +35,7 @@ export class Desk {
   async #fetch(path, {headers, ...options} = {}) {
     let response;
     try {
-      response = await fetch(`admin/${path}`, {...options, cache: "no-store", credentials: "omit", redirect: "error",
+      response = await fetch(`admin/${ofModel(path)}`, {...options, cache: "no-store", credentials: "omit", redirect: "error",
         headers: {...headers, Authorization: `Bearer ${bytes(this.#key)}`}, signal: AbortSignal.timeout(GIVE_UP_MS)});
     } catch {
       throw new Refused("The service cannot be reached. This page tries again by itself.");
@@ -42,6 +44,12 @@ export class Desk {
     const told = await response.json().catch(() => null);
     throw new Refused(typeof told?.error === "string" ? told.error : `The service has answered with ${response.status}.`, response.status);
   }
+}
+
+// A path with the model that the page's address asks for.
+function ofModel(path) {
+  const model = asked();
+  return model === null ? path : `${path}${path.includes("?") ? "&" : "?"}model=${encodeURIComponent(model)}`;
 }
 
 // A header takes bytes: those of the key in UTF-8, each as a character.
