@@ -217,15 +217,17 @@ def test_every_query_of_a_model_asks_for_the_chosen_ones() -> None:
 
 
 class Monitored:
-    """A service with an API key, its Redis, and a Prometheus that has no key and asks all of them."""
+    """A service with an API key, its Redis, and a Prometheus that has no key and asks all of them.
 
-    labels_left_out = frozenset({"model"})  # where the service names no models
+    Its models are those of MODELS_FILE in `settings`; else there is one, whose name is told by no label.
+    """
 
-    def __init__(self, processes: Processes, redis_url: str, light_model: dict[str, str], folder: Path) -> None:
+    def __init__(self, processes: Processes, redis_url: str, settings: dict[str, str], folder: Path) -> None:
+        self.labels_left_out = set() if "MODELS_FILE" in settings else {"model"}
         self.web, self.web_metrics, self.model, self.exporter, port = (free_port() for _ in range(5))
         self.url = f"http://127.0.0.1:{self.web}"
         self.prometheus = f"http://127.0.0.1:{port}"
-        common = light_model | {"API_KEY": KEY, "LEASE_SECONDS": "30"}
+        common = settings | {"API_KEY": KEY, "LEASE_SECONDS": "30"}
         processes.start("run_model_server.py", **common, METRICS_PORT=str(self.model))
         ports = {"WEB_PORT": str(self.web), "WEB_METRICS_PORT": str(self.web_metrics)}
         processes.start("run_web_server.py", **common, **ports, WEB_WORKERS="2")
@@ -268,27 +270,41 @@ class Monitored:
             process.wait()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["one model", pytest.param("two models", marks=pytest.mark.slow)])
 def monitored(
-    redis_server: RedisServer, light_model: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    redis_server: RedisServer,
+    light_model: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Monitored]:
+    folder, is_one = tmp_path_factory.mktemp("prometheus"), request.param == "one model"
     program("prometheus")
     program("redis_exporter", "prometheus-redis-exporter")
     redis_server.client.flushall()
     processes = Processes({"REDIS_URL": redis_server.url})
-    service = Monitored(processes, redis_server.url, light_model, tmp_path_factory.mktemp("prometheus"))
+    service = Monitored(processes, redis_server.url, light_model if is_one else two_of(light_model, folder), folder)
     try:
-        wait_for(lambda: is_up(f"{service.url}/readyz"))
+        wait_for(lambda: is_up(f"{service.url}/v2/health/ready"))  # all models
         wait_for(lambda: is_up(f"{service.prometheus}/-/ready"))
         wait_for(lambda: service.value("count(up == 1)") == 3)
-        for _ in range(3):
-            assert upload(f"{service.url}/predict", PHOTO, Authorization=f"Bearer {KEY}").status == 200
+        for path in ("predict", "predict", "predict" if is_one else "predict/two"):
+            assert upload(f"{service.url}/{path}", PHOTO, Authorization=f"Bearer {KEY}").status == 200
         before = service.value("count_over_time(up{job='web'}[1h])")
         wait_for(lambda: service.value("count_over_time(up{job='web'}[1h])") > before + 2)  # enough for a rate
         yield service
     finally:
         service.end()
         processes.end()
+
+
+def two_of(light_model: dict[str, str], folder: Path) -> dict[str, str]:
+    """Settings of a service of two models, `one` and `two`, both of which are `light_model`."""
+    names = ("model", "runtime", "labels", "width", "height", "batch_size")
+    settings = ("MODEL", "MODEL_RUNTIME", "MODEL_LABELS", "IMAGE_WIDTH", "IMAGE_HEIGHT", "BATCH_SIZE")
+    model = {name: light_model[setting] for name, setting in zip(names, settings, strict=True)}
+    (folder / "models.yaml").write_text(json.dumps({"models": {"one": model, "two": model}}))
+    kept = {name: value for name, value in light_model.items() if name not in settings}
+    return kept | {"MODELS_FILE": str(folder / "models.yaml")}
 
 
 PHOTO = as_bytes(some_photo(), "JPEG")
@@ -303,8 +319,8 @@ def exposed(port: int) -> set[str]:
 def test_prometheus_reads_both_processes_without_the_services_key(monitored: Monitored) -> None:
     assert http("GET", f"{monitored.url}/metrics").status == 401
     assert monitored.value('sum(classify_requests_total{route="predict", status="200"})') == 3
-    assert monitored.value('classify_jobs_total{outcome="answered"}') == 3
-    assert monitored.value("classify_model_servers") == 1
+    assert monitored.value('sum(classify_jobs_total{outcome="answered"})') == 3
+    assert {one["value"][1] for one in monitored.ask("classify_model_servers")} == {"1"}
     assert monitored.value("redis_memory_used_bytes") > 0
 
 
