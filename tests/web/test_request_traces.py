@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import pytest
 import redis
@@ -92,3 +93,23 @@ def test_what_a_client_sends_as_its_tracestate_does_not_get_into_the_log(
         web.post("/predict", data=b"", headers=parent)
     assert len(finished(exporter, "POST /predict", 3)) == 3
     assert not any(record.name.startswith("opentelemetry") for record in caplog.records)
+
+
+def test_the_span_of_a_job_names_the_queue_of_its_model(
+    redis_server: RedisServer, raw: redis.Redis, exporter: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: {first: {model: any}, second: {model: any}}")
+    config = settings.Settings(redis_url=redis_server.url, models_file=str(file), request_timeout_seconds=5)
+    traces, stand_in = WebTraces("image_queue", exporter), Answering(redis_server.url, queue="image_queue:second")
+    with ThreadPool(2) as pool:
+        app = run_web_server.create_app(config, pool, WebMetrics(Build()), traces)
+        app.extensions["models"].start()
+        asked = app.test_client().post("/predict/second", data=PHOTO, content_type="image/jpeg")
+    stand_in.stop()
+    assert asked.status_code == 200
+    (request,) = finished(exporter, "POST /predict/<name>")
+    (sent,) = finished(exporter, "send image_queue:second")
+    assert sent.parent
+    assert sent.parent.span_id == request.context.span_id  # type: ignore[union-attr]
+    traces.sender.close()
