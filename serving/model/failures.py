@@ -44,8 +44,8 @@ def why(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    # Where Keras cannot load a model, the reason stands below the model's whole configuration.
-    said = said.rpartition("Exception encountered: ")[2]
+    # Where Keras cannot load a model, the reason stands below the model's whole configuration, or above a layer's.
+    said = said.rpartition("Exception encountered: ")[2].partition("Full object config: ")[0]
     return shortened(said or type(error).__name__).rstrip(".")
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
-from conftest import Processes, output, wait_for
+from conftest import ROOT, Processes, output, wait_for
 from own_networks import CLASSES, MODULE, Networks
 
 from serving.errors import ModelUnavailable
@@ -147,6 +148,40 @@ def test_the_pixels_are_prepared_as_the_network_was_trained(networks: Networks, 
     for other in others:  # the test can tell them apart
         found = networks.model("softmax").predict_on_batch(by_hand(PIXELS, other))
         assert np.abs(found - expected).max() > 2e-3, other
+
+
+OF_APPLICATIONS = {
+    "-1..1": ["mobilenet", "mobilenet_v2", "inception_v3", "xception", "nasnet", "resnet_v2", "inception_resnet_v2"],
+    "caffe": ["resnet", "vgg16", "vgg19"],
+    "torch": ["densenet"],
+}
+
+
+def test_the_documented_preprocessing_is_that_of_each_application(networks: Networks) -> None:
+    page = (ROOT / "docs" / "own-model.md").read_text()
+    for preprocessing, modules in OF_APPLICATIONS.items():
+        assert f"| `{preprocessing}` |" in page
+        for module in modules:
+            prepare = getattr(networks.keras.applications, module).preprocess_input
+            found = prepare(PIXELS.astype(np.float32).copy())
+            assert found == pytest.approx(by_hand(PIXELS, preprocessing), abs=1e-4), module
+
+
+@pytest.mark.slow  # it trains a network
+def test_the_documented_example_is_trained_served_and_right(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "own-model.md").read_text()
+    code = next(
+        one for one in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "colours.py" in one
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    classifier = choose.load_classifier(
+        spec_of(tmp_path / "colours.keras", labels=str(tmp_path / "labels.txt"), runtime="auto")
+    )
+    for channel, label in enumerate(["red", "green", "blue"]):
+        pixels = np.random.default_rng(channel).integers(0, 130, (1, 64, 64, 3), dtype=np.uint8)
+        pixels[..., channel] += 120
+        (likeliest, *_) = classifier.predict(pixels)[0]
+        assert (likeliest["label"], likeliest["probability"]) == (label, pytest.approx(1, abs=0.05))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -151,6 +151,7 @@ def test_a_layer_that_this_service_does_not_know_is_named(keras: ModuleType, tmp
     keras.Model(pixels, softmax(keras, Mine()(pixels))).save(tmp_path / "model.keras")
     says = refusal(tmp_path / "model.keras")
     assert re.search(r"^MODEL=\S+ cannot be loaded: Could not locate class 'Mine'.*" + OWN_CODE, says), says
+    assert "{" not in says  # of the layer's configuration, which Keras appends
 
 
 def test_a_model_that_fails_when_it_runs_is_refused(keras: ModuleType, tmp_path: Path) -> None:
