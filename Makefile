@@ -9,7 +9,7 @@ PIP_AUDIT := pip-audit==2.10.1
 SOURCES := *.py serving tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all fuzz chaos lint audit format bench stress admin dead-letters clean
+.PHONY: help run test test-all test-backends fuzz chaos lint audit format bench stress admin dead-letters clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
@@ -48,6 +48,14 @@ test: $(VENV)/.dev $(VENV)-triton/.ready ## run the tests; ARGS="-k queue"
 test-all: $(VENV)/.dev $(VENV)-triton/.ready ## run the tests, and those that take long for what they find
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "" $(ARGS)
 
+$(VENV)-torch/.ready: tests/requirements-torch.txt requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)-torch
+	$(VENV)-torch/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-torch.txt
+	@touch $@
+
+test-backends: $(VENV)/.dev $(VENV)-torch/.ready ## run the tests of JAX and PyTorch below Keras; PyTorch takes 8 GB of disk
+	$(BIN)/python -m pytest -m "" tests/model/test_backends.py $(ARGS)
+
 fuzz: $(VENV)/.dev ## ten times the mutated uploads and jobs of the tests, and whole requests; FUZZ_INPUTS=1000000 for more
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -m "" tests/test_fuzz.py $(ARGS)
 
@@ -85,4 +93,4 @@ dead-letters: $(VENV)/.service ## list the jobs that were given up; ARGS="requeu
 	@$(BIN)/python queue_admin.py dead $(or $(ARGS),list)
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-triton .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-torch $(VENV)-triton .pytest_cache .mypy_cache .ruff_cache

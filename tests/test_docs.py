@@ -187,7 +187,14 @@ def commands(text: str) -> list[str]:
 def test_the_versions_of_requirements_are_pinned() -> None:
     ours = [path.name for path in ROOT.glob("requirements*.txt")]
     assert "requirements-otel.txt" in ours
-    for name in (*ours, "constraints.txt", "tests/requirements-triton.txt"):
+    for name in (*ours, "constraints.txt", "tests/requirements-torch.txt", "tests/requirements-triton.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r", "-c")):
                 assert re.match(r"[\w\[\],.-]+==[\w.]+(;.*)?( *#.*)?$", line), line
+
+
+def test_the_frameworks_that_the_settings_name_are_those_of_the_tests() -> None:
+    told = re.findall(r"\b(?:jax|torch)==[\d.]+\d", (DOCS / "settings.md").read_text())
+    pinned = [ROOT / "requirements-dev.txt", ROOT / "tests" / "requirements-torch.txt"]
+    lines = [line for path in pinned for line in path.read_text().splitlines()]
+    assert told == [line for line in lines if line.startswith(("jax==", "torch=="))]

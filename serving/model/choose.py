@@ -161,6 +161,10 @@ def _by_openvino(spec: ModelSpec) -> Classifier | None:
 
 
 def _convert(spec: ModelSpec, folder: Path) -> None:
+    with noise.kept_back():
+        framework = _keras_runtime(spec).keras.backend.backend()
+    if framework != "tensorflow":
+        raise RuntimeUnsuitable(f"OpenVINO converts what Keras runs on TensorFlow, and KERAS_BACKEND is {framework}")
     # OpenVINO's answers are compared with Keras's in float32; a network of one's own has a precision already.
     network, labels = _load_keras(replace(spec, precision="auto" if spec.is_own_network else "float32"))
     from serving.model import keras_runtime
