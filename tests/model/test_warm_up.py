@@ -76,7 +76,7 @@ REFUSALS = {
     "is not a number in the last row": r"^The model's output in batches of 8 is not a number: ",
     "raises": r"^The model fails in batches of 8: no kernel for 8\.$",
     "does not fit": r"^A batch of 8 does not fit into memory: set BATCH_SIZE lower\.$",
-    "is not normalised": r"^The model's output is no probabilities: it must end in a softmax\.$",
+    "is not normalised": r"^The model's outputs are no probabilities: they are not between 0 and 1\. ",
 }
 
 
