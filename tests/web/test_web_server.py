@@ -144,8 +144,9 @@ def test_each_bad_upload_gets_its_status_and_a_helpful_sentence(
         (415, "text/plain", http("POST", url, b"text", Content_Type="text/plain")),
         (415, "curl -F", http("POST", url, b"image=1", Content_Type="application/x-www-form-urlencoded")),
         (422, "truncated", upload(url, as_bytes(noise, "JPEG")[:3000])),
-        (404, "POST /predict", http("GET", url + "/nowhere")),
+        (404, "POST /predict", http("GET", url.replace("/predict", "/nowhere"))),
         (405, "POST /predict", http("GET", url)),
+        (405, "POST /predict", http("GET", url + "/nowhere")),
         (405, "POST /predict", http("DELETE", url)),
     ]
     for status, says, answer in cases:
