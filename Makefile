@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 3
 FUZZ_INPUTS ?= 100000
 PIP_AUDIT := pip-audit==2.10.1
-SOURCES := *.py serving tests $(wildcard benchmarks)
+SOURCES := *.py serving tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all test-backends fuzz chaos lint audit format bench stress admin dead-letters clean

@@ -461,6 +461,15 @@ def light_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return save_light_model(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="session")
+def shapes_model(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of the example's network, trained for these tests: it tells four shapes apart, and is right."""
+    folder = tmp_path_factory.mktemp("shapes")
+    script = ROOT / "examples" / "custom_model" / "train.py"
+    subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True)
+    return {"MODEL": str(folder / "shapes.keras"), "MODEL_LABELS": str(folder / "labels.txt")}
+
+
 def save_light_model(folder: Path, runtime: str = "MeanColour") -> dict[str, str]:
     """Settings of a model that does what the tiny one does without a framework, whose start takes seconds.
 
