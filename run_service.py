@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports of what may be missing
     check()
 
 import argparse
-import functools
 import os
 import sys
 import tempfile
@@ -25,25 +24,26 @@ from pathlib import Path
 import service_parts
 import settings
 from serving import errors
-from serving.jobs.job_queue import JobQueue
 from serving.local import running_service, terminal, web_address
-from serving.local.lease_keeper import LeaseKeeper
+from serving.local.model_group import ModelGroup
 from serving.local.service_redis import ServiceRedis
 from serving.local.supervisor import Child, StopSignals
 from serving.local.terminal import Output, progress, tell
-from serving.model import gpus
-from serving.model.spec import name_of
 
 HERE = Path(__file__).parent
 MODEL_STOP_SECONDS, REDIS_STOP_SECONDS = 30, 10
 OBSERVE_LEASES_EVERY_SECONDS = 1.0
-REDIS_TIMEOUT_SECONDS = 3.0
 
 
 class Service:
-    """The processes of one machine. `run` returns the exit status."""
+    """The processes of one machine. `run` returns the exit status.
 
-    def __init__(self, config: settings.Settings, model_servers: int) -> None:
+    Args:
+        config: the settings.
+        model_servers: how many for each model; None: as many as the settings say.
+    """
+
+    def __init__(self, config: settings.Settings, model_servers: int | None) -> None:
         self.config = config
         self.model_servers = model_servers
         self.output = Output(quiet=["redis"])
@@ -51,7 +51,7 @@ class Service:
         self.redis = ServiceRedis(
             config.redis_url, is_named=is_named, queue_name=config.image_queue, output=self.output
         )
-        self.models: list[Child] = []
+        self.models: list[ModelGroup] = []
         self.web: list[Child] = []
         self.signals = StopSignals()
 
@@ -63,7 +63,7 @@ class Service:
                 web_address.check(self.config.web_host, self.config.web_port)
                 web_address.check(self.config.web_host, self.config.web_metrics_port, port_setting="WEB_METRICS_PORT")
                 self.redis.start(directory)
-                self.redis.tell_tools(HERE)
+                self.redis.tell_tools(HERE, self.config.queues())
                 self.start_servers()
                 self.wait_until_ready()
                 self.watch()
@@ -74,44 +74,53 @@ class Service:
                 self.stop()
         return 0
 
-    @functools.cached_property
-    def leases(self) -> LeaseKeeper:
-        """What the queue knows of the model servers."""
-        # A user who presses Ctrl-C should not wait long for a Redis that hangs.
-        queue = JobQueue(self.redis.url, self.config.image_queue, timeout_seconds=REDIS_TIMEOUT_SECONDS)
-        return LeaseKeeper(queue, self.config.lease_seconds)
-
     def start_servers(self) -> None:
         """Start the model servers, each on a GPU of its own where there are several, and the web server."""
-        name = self.config.model_name or name_of(self.config.model)
-        common = {"REDIS_URL": self.redis.url, "MODEL_NAME": name, "PYTHONUNBUFFERED": "1"}
-        for number, gpu in enumerate(gpus.pinned(self.model_servers, os.environ.get(gpus.CUDA_VISIBLE_DEVICES))):
-            port = self.config.metrics_port + number if self.config.metrics_port else 0
-            name = "model" if self.model_servers == 1 else f"model{number + 1}"
-            self.models.append(self.python(name, "run_model_server.py", common | gpu | {"METRICS_PORT": str(port)}))
-        self.web.append(self.python("web", "run_web_server.py", common))
-        for child in self.models + self.web:
+        self.models = service_parts.model_groups(self.config, self.redis.url, self.output, self.model_servers)
+        common = service_parts.common_environment(self.config, self.redis.url)
+        self.web.append(service_parts.python("web", "run_web_server.py", common, self.output))
+        for child in self.model_children() + self.web:
             child.start()
 
-    def python(self, name: str, script: str, environment: dict[str, str]) -> Child:
-        """A child that runs one of our scripts; not started yet."""
-        return Child(name, [sys.executable, str(HERE / script), "--redis-is-known"], environment, self.output)
+    def model_children(self) -> list[Child]:
+        """The model servers of all models."""
+        return [child for group in self.models for child in group.children]
 
     def wait_until_ready(self) -> None:
-        """Show what the model server does until the service can answer; then say where the service is."""
+        """Show what the model servers do until the service can answer; then say where the service is."""
         address = web_address.to_open(self.config.web_host, self.config.web_port)
         began = time.monotonic()
         with progress() as line:
-            while not self.signals.ask_to_stop and not (self.has_web(address) and self.has_model()):
+            while not self.signals.ask_to_stop:
+                loading = [group for group in self.models if not (group.is_given_up or group.is_ready())]
+                if not loading and self.has_web(address):
+                    break
                 self.look_after_children(starting=True)
-                words = self.output.last_line(self.models[0].name, "starting").split(": ", 1)[-1]
-                line.show(f"Loading the model, {time.monotonic() - began:.0f} s: {words[:80]}")
+                line.show(f"{self.in_words(loading)}, {time.monotonic() - began:.0f} s: {self.last_words(loading)}")
                 time.sleep(0.2)
         if not self.signals.ask_to_stop:
-            key = "-H 'Authorization: Bearer <key>' " if self.config.api_keys() else ""
-            tell(f"\nReady after {time.monotonic() - began:.0f} s. The page: {address}/", "bold green")
-            tell(f"From a program, with a picture of yours:\n\n    curl {key}-F image=@photo.jpg {address}/predict\n")
-            tell("Ctrl-C stops it.")
+            self.tell_where(address, time.monotonic() - began)
+
+    def in_words(self, loading: list[ModelGroup]) -> str:
+        """How far the service is; `loading` are the models that are not ready."""
+        if len(self.models) == 1:
+            return "Loading the model"
+        return f"Loading, {len(self.models) - len(loading)} of {len(self.models)} models ready"
+
+    def last_words(self, loading: list[ModelGroup]) -> str:
+        """What a model server that still loads said last."""
+        children = [child for group in loading or self.models for child in group.children]
+        said = self.output.last_line(children[0].name, "starting") if children else "starting"
+        return said.split(": ", 1)[-1][:80]
+
+    def tell_where(self, address: str, seconds: float) -> None:
+        """Say where the service is, and how a program asks each model."""
+        key = "-H 'Authorization: Bearer <key>' " if self.config.api_keys() else ""
+        paths = ["predict", *(f"predict/{group.model}" for group in self.models[1:] if not group.is_given_up)]
+        commands = "\n".join(f"    curl {key}-F image=@photo.jpg {address}/{path}" for path in paths)
+        tell(f"\nReady after {seconds:.0f} s. The page: {address}/", "bold green")
+        tell(f"From a program, with a picture of yours:\n\n{commands}\n")
+        tell("Ctrl-C stops it.")
 
     def has_web(self, address: str) -> bool:
         """Whether the web server says that it can answer predictions."""
@@ -119,19 +128,14 @@ class Service:
         web.was_ready = web.was_ready or web_address.is_up(address)
         return web.was_ready and web_address.is_ready(address)
 
-    def has_model(self) -> bool:
-        """Whether a model server of this service, and not somebody else's, holds a lease."""
-        holds = [self.leases.holds_lease(child) for child in self.models]
-        return any(holds)
-
     def watch(self) -> None:
         """Look after all processes until a signal comes."""
         observe_at = 0.0
         while not self.signals.ask_to_stop:
             self.look_after_children(starting=False)
             if time.monotonic() >= observe_at:
-                for child in self.models:
-                    self.leases.observe(child)
+                for group in self.models:
+                    group.observe()
                 observe_at = time.monotonic() + OBSERVE_LEASES_EVERY_SECONDS
             time.sleep(0.2)
 
@@ -142,57 +146,57 @@ class Service:
             StartError: while `starting`, a server refuses its settings.
             ServerGivenUp: a server, without which there is no service, fails again and again before it is ever ready.
         """
-        for child in self.redis.processes + self.models + self.web:
+        for child in self.redis.processes + self.model_children() + self.web:
             child.restart_if_due()
             status = child.exit_status()
             if status is None:
                 continue
-            no_weights = child in self.models and status == errors.WeightsDownloadFailed.exit_status
-            if starting and no_weights and self.go_on_with_random_weights():
+            group = next((group for group in self.models if child in group.children), None)
+            no_weights = starting and status == errors.WeightsDownloadFailed.exit_status
+            if no_weights and group is not None and self.go_on_with_random_weights(group):
                 return
             if starting and status == errors.StartError.exit_status:
                 said = self.output.last_line(child.name, "nothing")
                 raise errors.StartError(f"The {child.name} server refuses to start: {said}")
-            self.restart_later(child, status)
+            self.restart_later(child, status, group)
 
-    def restart_later(self, child: Child, status: int) -> None:
+    def restart_later(self, child: Child, status: int, group: ModelGroup | None) -> None:
         """Plan the restart of a child that died with `status`; the queue returns its jobs at once, counted.
 
         Raises ServerGivenUp.
         """
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         # A process that was killed still has its lease. While Redis is away, no server can become ready.
-        redis_is_away = child in self.models and self.leases.holds_lease(child) is None
+        redis_is_away = group is not None and group.leases.holds_lease(child) is None
         if not redis_is_away and child.fails_for_good(status):
-            return self.give_up(child, how)
+            return self.give_up(child, how, group)
         seconds = child.restart_later()
         tell(f"The {child.name} server {how}; it starts again in {seconds:g} s.", "bold yellow")
-        if child in self.models:
-            self.leases.end(child)
+        if group is not None:
+            group.leases.end(child)
 
-    def give_up(self, child: Child, how: str) -> None:
-        """Start a child no more. Raises ServerGivenUp if no other one does its work."""
+    def give_up(self, child: Child, how: str, group: ModelGroup | None) -> None:
+        """Start a child no more. Raises ServerGivenUp if no other one does its work, and no other model is served."""
         says = f"The {child.name} server {how} five times in a row, and was never ready. Its last lines:\n"
         says += "\n".join(self.output.last_lines(child.name))
-        if child not in self.models or len(self.models) == 1:
+        if group is None or self.model_children() == [child]:
             raise errors.ServerGivenUp(says)
-        self.models.remove(child)
-        tell(f"{says}\nIt is started no more; the others go on.", "bold red")
+        group.children.remove(child)
+        left = "the others go on" if group.children else f"nobody serves {group.model} now; the other models go on"
+        tell(f"{says}\nIt is started no more; {left}.", "bold red")
 
-    def go_on_with_random_weights(self) -> bool:
-        """Start all model servers with random weights, and say so; False if MODEL_WEIGHTS asks for other weights."""
-        if self.config.model_weights != "imagenet":
+    def go_on_with_random_weights(self, group: ModelGroup) -> bool:
+        """Start all model servers of a model with random weights, and say so; False if it is to have other weights."""
+        (model,) = (one for one in self.config.models() if group.model in ("", one.name))
+        if model.weights != "imagenet":
             return False
+        of = f" of {group.model}" if group.model else ""
         tell(
-            "The ImageNet weights cannot be downloaded: going on with RANDOM weights. The service works, its "
-            "predictions mean nothing, and each says so. Set MODEL_WEIGHTS to a weights file for real ones.",
+            f"The ImageNet weights{of} cannot be downloaded: going on with RANDOM weights. The service works, its "
+            f"predictions{of} mean nothing, and each says so. Set MODEL_WEIGHTS to a weights file for real ones.",
             "bold red",
         )
-        labels = "numbers" if self.config.model_labels == "imagenet" else self.config.model_labels
-        for child in self.models:
-            child.stop(0, self.signals)
-            child.environment |= {"MODEL_WEIGHTS": "random", "MODEL_LABELS": labels}
-            child.start()
+        group.take_random_weights(self.signals)
         return True
 
     def stop(self) -> None:
@@ -202,7 +206,7 @@ class Service:
         patience = self.config.drain_delay_seconds + self.config.request_timeout_seconds + 10
         for children, seconds in (
             (self.web, patience),
-            (self.models, MODEL_STOP_SECONDS),
+            (self.model_children(), MODEL_STOP_SECONDS),
             (self.redis.processes, REDIS_STOP_SECONDS),
         ):
             for child in children:
@@ -216,7 +220,7 @@ def main() -> int:
     """Read the command line and the settings, run the service; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model-servers", type=int, metavar="N", help="how many; default: MODEL_SERVERS, else one for each usable GPU"
+        "--model-servers", type=int, metavar="N", help="how many for each model; default: as the settings say"
     )
     arguments = parser.parse_args()
     if arguments.model_servers is not None and arguments.model_servers < 1:
@@ -224,7 +228,7 @@ def main() -> int:
     config = settings.load(terminal.refuse)
     terminal.write(config.log_format)
     service_parts.tell_of_gpus(config)
-    return Service(config, arguments.model_servers or service_parts.how_many_model_servers(config)).run()
+    return Service(config, arguments.model_servers).run()
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ Beside the way
     local/load              the requests of stress_test.py, and how each ended
     local/load_images       what they carry
     local/load_report       their numbers, as a table and as a picture
+    local/model_group       the model servers of one model
     local/lease_keeper      which model servers are ready, or hang
     local/service_redis     which Redis run_service.py uses
     local/redis_server      a Redis of run_service.py's own

@@ -27,6 +27,7 @@ import redis
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from PIL import Image
 
+import settings
 from serving.batching.answerer import Answerer
 from serving.batching.fetcher import Fetcher
 from serving.batching.handover import Handover
@@ -271,8 +272,6 @@ class Processes:
 
 def clean_environment() -> dict[str, str]:
     """This environment without what would set the service up otherwise."""
-    import settings
-
     names = {name.upper() for name in settings.Settings.model_fields}
     kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("OTEL_")}
     return kept | {"KERAS_HOME": KERAS_HOME}
@@ -445,6 +444,12 @@ REAL_MODEL = {
     "MODEL_WEIGHTS": str(DATA / "mobilenet_v2_imagenet.weights.h5"),
     "MODEL_LABELS": str(DATA / "imagenet_class_index.json"),
 }
+
+
+def model_of(config: settings.Settings) -> settings.ModelSettings:
+    """The settings of the only model."""
+    (model,) = config.models()
+    return model
 
 
 LABELS = "red\ngreen\nblue\ngrey\n"

@@ -28,6 +28,7 @@ from conftest import (
     free_port,
     http,
     is_up,
+    model_of,
     output,
     push,
     some_photo,
@@ -472,16 +473,16 @@ def test_gpus_count_once_keras_has_the_packages_to_see_them_and_before_the_comma
     else:
         (four_gpus.parent / "keras.json").write_text(json.dumps({"backend": framework}))
     config = settings.Settings(_env_file=None)
-    assert service_parts.lacks_gpu_packages(config)
-    assert service_parts.how_many_model_servers(config) == 1
+    assert service_parts.lacks_gpu_packages(model_of(config))
+    assert service_parts.how_many_model_servers(model_of(config)) == 1
     install(four_gpus, package)
-    assert not service_parts.lacks_gpu_packages(config)
-    assert service_parts.how_many_model_servers(config) == 4
+    assert not service_parts.lacks_gpu_packages(model_of(config))
+    assert service_parts.how_many_model_servers(model_of(config)) == 4
 
 
 def test_packages_of_another_framework_than_the_chosen_one_let_it_see_nothing(four_gpus: Path) -> None:
     install(four_gpus, "jax-cuda13-plugin")  # and KERAS_BACKEND=jax was forgotten
-    assert service_parts.lacks_gpu_packages(settings.Settings(_env_file=None))
+    assert service_parts.lacks_gpu_packages(model_of(settings.Settings(_env_file=None)))
 
 
 def test_on_a_gpu_host_without_cuda_the_one_command_is_told(
@@ -509,12 +510,12 @@ def test_where_no_gpu_is_wanted_or_nobody_knows_what_it_needs_nothing_is_told(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     config = settings.Settings(_env_file=None)
-    assert not service_parts.lacks_gpu_packages(config)
-    assert service_parts.how_many_model_servers(config) == servers
+    assert not service_parts.lacks_gpu_packages(model_of(config))
+    assert service_parts.how_many_model_servers(model_of(config)) == servers
 
 
 def test_as_many_model_servers_as_were_asked_for_start_without_gpus_that_can_be_used(four_gpus: Path) -> None:
-    assert service_parts.how_many_model_servers(settings.Settings(_env_file=None, model_servers=3)) == 3
+    assert service_parts.how_many_model_servers(model_of(settings.Settings(_env_file=None, model_servers=3))) == 3
 
 
 def test_a_taken_port_is_named(start: Callable[..., Service]) -> None:

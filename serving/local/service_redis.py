@@ -1,6 +1,7 @@
 """The Redis of run_service.py: the one that REDIS_URL names, else one on this machine, else a private one."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from serving import errors
@@ -52,8 +53,11 @@ class ServiceRedis:
             for doubt in doubts:
                 tell(f"WARNING: {doubt}", "bold yellow")
 
-    def tell_tools(self, folder: Path) -> None:
-        """Write into `folder` where this Redis is, for the operator's tools; if that cannot be, say what they need."""
+    def tell_tools(self, folder: Path, queues: Mapping[str, str]) -> None:
+        """Write into `folder` where this Redis is, for the operator's tools; if that cannot be, say what they need.
+
+        `queues` has the queue of each model by the model's name, "" for a single one.
+        """
         other = running_service.find(folder)
         if other is not None and other.is_alive():
             tell(
@@ -62,7 +66,7 @@ class ServiceRedis:
             )
             return
         try:
-            running_service.write(folder, RunningService(self.url, self._queue_name, os.getpid()))
+            running_service.write(folder, RunningService(self.url, self._queue_name, os.getpid(), dict(queues)))
         except OSError as error:
             path = folder / running_service.FILE
             tell(f"{path} cannot be written ({error.strerror}): queue_admin.py needs REDIS_URL set to this Redis.")

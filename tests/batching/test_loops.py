@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -156,15 +157,18 @@ def test_a_queue_that_is_served_by_another_model_ends_all_with_its_sentence(
         served=CATS,
         labels=["a"],
     ).join()
-    raw.zadd("{image_queue:dogs}:workers", {other.name: raw.time()[0] + 1.5})  # a short rest of its lease, …
     keeping = threading.Event()
 
     def keep() -> None:
-        while not keeping.wait(0.2):
-            raw.zadd("{image_queue:dogs}:workers", {other.name: raw.time()[0] + 1.5})  # … which it renews
+        """Renew a lease that ends soon, again and again."""
+        while True:
+            raw.zadd("{image_queue:dogs}:workers", {other.name: time.time() + 0.6})
+            if keeping.wait(0.1):
+                return
 
     keeper = threading.Thread(target=keep)
     keeper.start()
+    wait_for(lambda: raw.zscore("{image_queue:dogs}:workers", other.name) < time.time() + 1)
     try:
         running = start("cats", "dogs", dogs=Served(**(vars(CATS) | {"name": "dogs"})))
         (job,) = push(raw, "cats")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, model_of
 
 import service_parts
 import settings
@@ -63,13 +63,13 @@ def test_where_there_is_nothing_to_choose_nothing_is_said(devices: Path) -> None
 
 def test_one_model_server_for_each_gpu_unless_told_otherwise(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_packages, "are_there", lambda framework: True)
-    assert service_parts.how_many_model_servers(settings.Settings()) == 1
+    assert service_parts.how_many_model_servers(model_of(settings.Settings())) == 1
     has(devices, 0, 1, 2)
-    assert service_parts.how_many_model_servers(settings.Settings()) == 3
-    assert service_parts.how_many_model_servers(settings.Settings(model_runtime="openvino")) == 1
-    assert service_parts.how_many_model_servers(settings.Settings(model_servers=2)) == 2
+    assert service_parts.how_many_model_servers(model_of(settings.Settings())) == 3
+    assert service_parts.how_many_model_servers(model_of(settings.Settings(model_runtime="openvino"))) == 1
+    assert service_parts.how_many_model_servers(model_of(settings.Settings(model_servers=2))) == 2
     monkeypatch.setenv(CUDA_VISIBLE_DEVICES, "1")
-    assert service_parts.how_many_model_servers(settings.Settings()) == 1
+    assert service_parts.how_many_model_servers(model_of(settings.Settings())) == 1
 
 
 def test_the_command_that_brings_what_a_gpu_needs_installs_the_jax_that_the_tests_run_on() -> None:
