@@ -71,7 +71,7 @@ def create_app(config: settings.Settings, pool: Pool, counts: WebMetrics, traces
     app.config["MAX_CONTENT_LENGTH"] = limits.request_bytes + uploads.OVERHEAD_BYTES
     app.json = json = DefaultJSONProvider(app)
     json.sort_keys = json.ensure_ascii = False
-    models = web_parts.open_models(config, pool, traces)
+    models = web_parts.open_models(config, pool, counts, traces)
     request_notes.add_to(app, [counts, RequestLog()])
     access.add_headers(app)
     access.allow_cross_origin(app, allowed_origins=config.allowed_origins())

@@ -212,6 +212,18 @@ class Settings(BaseSettings):
         "the time of one batch",
     )
     max_attempts: int = Field(3, ge=1, le=100, description="a job that came back this often becomes a dead letter")
+    cache_ttl_seconds: int = Field(
+        0,
+        ge=0,
+        le=604_800,
+        description="a web server answers the same pixels to the same model from memory for this time, and has "
+        "identical requests in flight computed once, seconds; 0 turns it off",
+    )
+    cache_max_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=64 * 1024,
+        description="most bytes of Redis that such answers may take, of each model; the oldest go first",
+    )
     max_queue_length: int = Field(
         1000,
         ge=1,

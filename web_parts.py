@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import settings
 from serving.images.kinds import FORMATS
+from serving.jobs.answer_cache import CacheTerms
 from serving.jobs.async_jobs import AsyncJobs
+from serving.jobs.flights import StoreCounts
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.watch import Watch
 from serving.jobs.web_side import WebSide
@@ -50,15 +52,26 @@ def open_traces(config: settings.Settings) -> "WebTraces | None":
     return WebTraces(config.image_queue)
 
 
-def open_models(config: settings.Settings, pool: Pool, traces: "WebTraces | None") -> Models:
+def open_models(
+    config: settings.Settings, pool: Pool, counts: StoreCounts, traces: "WebTraces | None" = None
+) -> Models:
     """The models by which a web process answers; `pool` decodes large images."""
     told = config.models()
     places = share(config.web_threads, len(told))
     models = Models([open_model(config, *one, pool) for one in zip(told, places, strict=True)])
-    if traces is not None:
-        for model in models.all():
+    for model in models.all():
+        if traces is not None:
             model.web_side.tracing = model.async_jobs.tracing = traces.of_queue(model.queue.name)
+        if model.web_side.flights is not None:
+            model.web_side.flights.counts = counts
     return models
+
+
+def cache_terms(config: settings.Settings) -> CacheTerms | None:
+    """How answers are shared among requests; None: they are not."""
+    if config.cache_ttl_seconds == 0:
+        return None
+    return CacheTerms(config.cache_ttl_seconds, config.cache_max_bytes)
 
 
 def open_model(config: settings.Settings, model: settings.ModelSettings, places: Places, pool: Pool) -> WebModel:
@@ -87,6 +100,7 @@ def open_web_side(config: settings.Settings, model: settings.ModelSettings, queu
         own_size=model.input_size(),
         own_name=model.name,
         only_colours=config.image_dtype == "float32",
+        cache=cache_terms(config),
     )
 
 

@@ -22,7 +22,8 @@ The web process (run_web_server.py)
     web/preferences         the header Prefer
     web/uploads             a request -> the bytes of its images
     web/classify            the one path: upload -> gates -> decode -> job -> ticket -> answer
-    web/pictures            an upload -> pixels of the model's size
+    web/pictures            an upload -> pixels of the model's size -> text
+    web/sharing             whether a request needs a job of its own, where answers are shared
     web/answers             a model server's answer -> a body, and headers
     web/connection          whether the client still waits
     web/places              how many requests a process has in hand
@@ -39,6 +40,9 @@ The web process (run_web_server.py)
     jobs/admission          whether one more job may wait
     jobs/sender             submits the jobs of all requests together; looks for lost answers
     jobs/listener           the messages that carry answers
+    jobs/flights            answers that are stored, or computed once for many requests
+    jobs/flight_ticket      the ticket of a request that may share its answer
+    jobs/answer_cache       under which key an answer is stored, and in which form
     jobs/async_jobs         asynchronous jobs: submit, look, cancel
     jobs/all_jobs           … by its id alone, in whichever of several queues
     jobs/watch              tells requests that wait when such jobs are over

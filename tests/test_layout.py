@@ -126,7 +126,7 @@ def test_the_encoding_of_images_is_known_where_a_job_is_made_and_read() -> None:
     assert [name for name in MODULES if "helpers" in ours(name)] == [
         "serving/batching/fetcher.py",
         "serving/web/admin_letters.py",  # thumbnails
-        "serving/web/classify.py",
+        "serving/web/pictures.py",
     ]
 
 

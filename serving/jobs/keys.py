@@ -27,6 +27,7 @@ Both lanes share
     <job id>                STRING  the answer, JSON                               read once, or its time to live
     {Q}:about:<job id>      STRING  what travels beside it, JSON, if it warns      the answer's time to live
     {Q}:answered:…          pub/sub answers just set, JSON: job id -> answer; ABOUT  -
+                                    … or ids of followers that may have to lead
 
 An asynchronous job has besides, set by the web server that submits it,
 
@@ -34,6 +35,16 @@ An asynchronous job has besides, set by the web server that submits it,
                                     and expires_at (unix seconds), canceled ("1"), JOB_RESULT_TTL_SECONDS more
                                     error
     {Q}:idem:<digest>       STRING  job id, a space, fingerprint of the request    the job's
+
+Where answers are shared (flights.py), a key of the cache is a SHA-256 of what is asked, and there are
+
+    {Q}:cache               HASH    its key -> when it ends, unix seconds, and the  the longest CACHE_TTL_SECONDS
+                                    answer, JSON; "bytes" -> of all of them
+    {Q}:cached              ZSET    its key -> when it ends                         the same
+    {Q}:flight:<its key>    HASH    "leader" -> its job's id, "until" -> when its   the last deadline of those who wait,
+                                    lease runs out; a follower's id -> its          and a lease
+                                    deadline, a space, its process's channel
+    <a follower's id>       STRING  the answer, as a job's                          60 s, read once
 
 No release renames a key, because two releases may share a queue.
 """
@@ -71,6 +82,8 @@ class Keys:
         self.serves, self.served_last, self.answered_at = self._named("serves", "served_last", "answered_at")
         self.seconds, self.paused, self.draining, self.quiet = self._named("seconds", "paused", "draining", "quiet")
         self.all_jobs = f"{self._start}job:"  # how the keys of all asynchronous jobs begin
+        self.cache, self.cached = self._named("cache", "cached")
+        self.all_flights = f"{self._start}flight:"  # how the keys of all flights begin
 
     def _named(self, *kinds: str) -> list[str]:
         return [self._start + kind for kind in kinds]
@@ -105,6 +118,10 @@ class Keys:
     def job(self, job_id: str) -> str:
         """The key of an asynchronous job."""
         return self.all_jobs + job_id
+
+    def flight(self, key: str) -> str:
+        """The key of a flight, by the key of its answer in the cache."""
+        return self.all_flights + key
 
     def idempotency(self, digest: str) -> str:
         """The key of an Idempotency-Key, by the digest of it and of the API key that came with it."""

@@ -46,7 +46,9 @@ class Listener:
             time.sleep(RECONNECT_SECONDS)
 
     def _read(self, message: bytes) -> None:
-        answers = orjson.loads(message)
-        if isinstance(answers, dict):  # else no model server of ours sent it
-            about = answers.pop(ABOUT, {})
-            self._tickets.hand_out({job_id: Answer(text, about) for job_id, text in answers.items()})
+        told = orjson.loads(message)
+        if isinstance(told, dict):
+            about = told.pop(ABOUT, {})
+            self._tickets.hand_out({job_id: Answer(text, about) for job_id, text in told.items()})
+        elif isinstance(told, list):  # from flight_leave.lua
+            self._tickets.nudge(told)  # else no model server of ours sent it

@@ -151,10 +151,10 @@ class Sender:
         for ticket in lot:
             # A canceled job that could not be taken out of the queue ends by its deadline.
             if not ticket.is_canceled:
-                ticket.tell(_copy_of(error))
+                ticket.tell(copy_of(error))
 
 
-def _copy_of(error: Exception) -> Exception:
+def copy_of(error: Exception) -> Exception:
     """The error for one job of several that failed together: each thread raises an error of its own."""
     if isinstance(error, QueueAway):
         own: Exception = type(error)(str(error), error.retry_after_seconds)

@@ -6,7 +6,7 @@ Ticket.cancel --> the outbox, from which the sender takes the job out of the que
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 
 from serving.errors import TimedOut
@@ -80,6 +80,9 @@ class Ticket:
             self._tickets.forget(self)
         self._news.put(news)
 
+    def nudge(self) -> None:
+        """Another request, for whose answer this one waited, has gone; for tickets that share answers."""
+
     def wait_until_accepted(self, seconds: float) -> None:
         """Wait until the job is in the queue.
 
@@ -147,6 +150,12 @@ class Tickets:
             else:
                 self._left.pop(job_id, None)
         self._answered.extend(answers)
+
+    def nudge(self, job_ids: Sequence[str]) -> None:
+        """Tell tickets that nobody computes their answer any more."""
+        for ticket in map(self._waiting.get, job_ids):
+            if ticket is not None:
+                ticket.nudge()
 
     def pop_answered(self) -> list[str]:
         """The ids of the answers that were handed out since the last call; Redis need not keep them any longer."""

@@ -9,3 +9,6 @@ class Tracing(Protocol):
 
     def sending(self, job_id: str, /) -> AbstractContextManager[str | None]:
         """For a block that submits a job: its traceparent, with which the trace goes on; None: there is no trace."""
+
+    def shared(self, found: str, /) -> None:
+        """Note that a request needs no job of its own: its answer is stored, or another request's job brings it."""

@@ -18,6 +18,8 @@ import uuid
 from dataclasses import replace
 
 from serving.jobs.admission import Admission
+from serving.jobs.answer_cache import CacheTerms
+from serving.jobs.flights import Flights
 from serving.jobs.job import Job
 from serving.jobs.job_queue import CLOCK_GOOD_FOR_SECONDS, JobQueue
 from serving.jobs.listener import Listener
@@ -39,6 +41,7 @@ class WebSide:
         own_size: width and height of the model's input in pixels, where no model server tells; None: nothing is set.
         own_name: of the model whose answers are wanted; None: of any model.
         only_colours: whether no grey pictures can be sent, since they travel as float32.
+        cache: how answers are shared with other requests; None: they are not.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class WebSide:
         own_size: tuple[int, int] | None = None,
         own_name: str | None = None,
         only_colours: bool = False,
+        cache: CacheTerms | None = None,
     ) -> None:
         self.channel = queue.keys.channel(uuid.uuid4().hex)
         self.tickets = Tickets()
@@ -60,12 +64,17 @@ class WebSide:
         self.served = ServedNow(queue, own_size, own_name, only_colours=only_colours)
         self.counts = LiveCounts(queue)
         self.sender = Sender(queue, self.tickets, self._admission, self.served, self.counts, poll_seconds)
+        self.flights: Flights | None = None
+        if cache is not None:
+            self.flights = Flights(queue, self.tickets, self.channel, cache, poll_seconds=poll_seconds)
 
     def start(self) -> None:
         """Start the sender and the listener; without them no job is submitted, and none answered."""
         threading.Thread(target=self.sender.run, name="sender", daemon=True).start()
         listener = Listener(self._queue, self.channel, self.tickets)
         threading.Thread(target=listener.run, name="listener", daemon=True).start()
+        if self.flights is not None:
+            threading.Thread(target=self.flights.run, name="flights", daemon=True).start()
 
     def check_room(self) -> None:
         """Refuse a request at once, before it costs anything, while the queue is full or drains, or another model's.
@@ -88,8 +97,10 @@ class WebSide:
         """`until`, monotonic seconds of this machine, by Redis's clock, unix seconds. Raises QueueAway."""
         return self._queue.now(CLOCK_GOOD_FOR_SECONDS) + until - time.monotonic()
 
-    def submit(self, job: Job) -> Ticket:
+    def submit(self, job: Job, ticket: Ticket | None = None) -> Ticket:
         """Put a job at the end of the queue, and wait until Redis has accepted it, at most until its `deadline`.
+
+        `ticket`: one that stands for the job already; None: a new one. Returns the ticket.
 
         Raises:
             QueueFull: more jobs wait than can be answered in time.
@@ -98,17 +109,23 @@ class WebSide:
             TimedOut: its deadline came before Redis took it.
         """
         if self.tracing is None:
-            return self._submit(job)
+            return self._submit(job, ticket)
         with self.tracing.sending(job.id) as traceparent:
-            return self._submit(replace(job, traceparent=traceparent))
+            return self._submit(replace(job, traceparent=traceparent), ticket)
 
-    def _submit(self, job: Job) -> Ticket:
-        seconds = min(job.deadline - self._queue.now(), threading.TIMEOUT_MAX)
-        ticket = Ticket(job, self._queue, self.tickets)
+    def seconds_left(self, job: Job) -> float:
+        """Seconds until the job's deadline, as a lock can wait for them."""
+        return max(0.0, min(job.deadline - self._queue.now(), threading.TIMEOUT_MAX))
+
+    def _submit(self, job: Job, ticket: Ticket | None) -> Ticket:
+        seconds = self.seconds_left(job)
+        if ticket is None:
+            ticket = Ticket(job, self._queue, self.tickets)
+        ticket.job = job
         self.tickets.add(ticket)  # before it is submitted: the answer may be faster than the reply
         self.tickets.outbox.put(ticket)
         try:
-            ticket.wait_until_accepted(max(0.0, seconds))
+            ticket.wait_until_accepted(seconds)
         except BaseException:
             ticket.cancel()
             raise

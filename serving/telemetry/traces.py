@@ -109,6 +109,12 @@ class WebTraces:
                 _fail(span, type(error).__name__)
                 raise
 
+    def shared(self, found: str) -> None:
+        """Note in the request's span how it came by its answer without a job of its own."""
+        request = get_value(_REQUEST)
+        if isinstance(request, RequestSpan):
+            request.shared(found)
+
 
 class Stages(Protocol):
     """How long the stages of a request take, milliseconds; None: it has not ended."""
@@ -130,6 +136,12 @@ class RequestSpan:
         now, decoded_ms = time.time_ns(), self._stages.decode_ms or 0.0
         took_ns, self._decoded_ms = round(1e6 * (decoded_ms - self._decoded_ms)), decoded_ms
         self._tracer.start_span("decode", start_time=now - took_ns).end(now)
+
+    def shared(self, found: str) -> None:
+        """An answer was found so, just now; its image may not have been decoded for it."""
+        if (self._stages.decode_ms or 0.0) > self._decoded_ms:
+            self.decoded()
+        self._span.add_event("cache", {"result": found})
 
     def end(self, status: int, request_id: str) -> None:
         """The request is answered, with this HTTP status and this X-Request-ID."""

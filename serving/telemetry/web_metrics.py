@@ -26,6 +26,7 @@ _LE, _OLD_LE = ([*(str(float(bound)) for bound in bounds), "+Inf"] for bounds in
 ROUTES = ("predict", "jobs", "infer", "other")
 PREDICTING = ("predict", "infer")  # the routes on which clients ask for predictions
 STAGES = ("read", "decode", "submit", "queue", "predict", "answer")
+CACHE_RESULTS = ("hit", "joined", "miss", "bypass")
 _FIRST_STATUS, _STATUSES = 100, 500
 # The statuses that each route has on the page from the start: an alert can see the first of a kind as an increase.
 USUAL = {
@@ -50,6 +51,7 @@ class AnsweredRequest(Protocol):
     answer_ms: float | None
     refusals: list[str]  # errors.Refused
     model: str | None  # that it was for, where the service names its models; None: it names none, or none was found
+    cache: list[str] | None  # of each picture one of CACHE_RESULTS; None: answers are not shared
 
 
 _stages_of = operator.attrgetter(*(f"{stage}_ms" for stage in STAGES))
@@ -79,6 +81,8 @@ class Cells:
         self.durations = {route: layout.histogram() for route in routes}
         self.stages = [layout.histogram() for _ in STAGES]
         self.refusals = {str(reason): layout.counters(1) for reason in Refused}
+        self.cache = {result: layout.counters(1) for result in CACHE_RESULTS}
+        self.not_stored = layout.counters(1)
 
     def statuses(self, sums: Sequence[float], route: str) -> dict[int, float]:
         """How many requests of a route ended with each status, where any did."""
@@ -135,6 +139,13 @@ class WebMetrics:
                 row[stage + 1 + bisect.bisect_left(_BOUNDS_MS, stage_ms)] += 1
         for reason in request.refusals:
             row[cells.refusals[reason]] += 1
+        if request.cache is not None:
+            for result in request.cache:
+                row[cells.cache[result]] += 1
+
+    def not_stored(self, model: str) -> None:
+        """Count an answer for whose copy Redis had no room."""
+        self._row[self._of_model.get(model, self._of_none).not_stored] += 1
 
     def render(self, queues: Mapping[str, Queue] | None) -> tuple[bytes, str]:
         """The page for Prometheus, and its content type. `queues`: as `gauges_of` takes them; None: Redis is away."""
@@ -156,6 +167,10 @@ class WebMetrics:
         )
         says = "requests and images that were not admitted, by reason"
         refused = CounterMetricFamily("classify_admission_refused", says, labels=["reason", *labels])
+        says = "images by how their answer was found, where answers are shared"
+        cache = CounterMetricFamily("classify_cache_requests", says, labels=["result", *labels])
+        says = "answers for whose copy Redis had no room"
+        not_stored = CounterMetricFamily("classify_cache_not_stored", says, labels=labels)
         for model, cells in {"": self._of_none, **self._of_model}.items():
             own = [model] if labels else []  # Prometheus takes a label that is empty for none
             for route in cells.requests:
@@ -167,9 +182,12 @@ class WebMetrics:
                 stages.add_metric([name, *own], *_histogram(sums, [stage]))
             for reason, cell in cells.refusals.items():
                 refused.add_metric([reason, *own], sums[cell])
+            for result, cell in cells.cache.items():
+                cache.add_metric([result, *own], sums[cell])
+            not_stored.add_metric(own, sums[cells.not_stored])
         build = GaugeMetricFamily("classify_build_info", "what runs here; always 1", labels=list(vars(self._build)))
         build.add_metric(list(vars(self._build).values()), 1)
-        yield from (requests, durations, stages, refused, build)
+        yield from (requests, durations, stages, refused, cache, not_stored, build)
         yield from _old_names(sums, [self._of_none, *self._of_model.values()])
 
 

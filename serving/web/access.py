@@ -26,6 +26,8 @@ SHARED_PATHS = (
     *("/predict", "/predict/<name>", "/models", "/jobs/<id>"),
     *("/healthz", "/readyz", "/readyz/<name>", "/openapi.json", "/state"),
 )
+# Headers of answers that such pages may read, beside those that every page may.
+READABLE = ("Cache-Status", "Location", "Retry-After", "Server-Timing", "X-Model-Version", "X-Request-ID")
 PREFLIGHT_GOOD_FOR_SECONDS = 600
 # A proxy on this machine passes on requests from anywhere; these headers give it away.
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "via", "x-real-ip")
@@ -122,7 +124,7 @@ def allow_cross_origin(app: Flask, *, allowed_origins: Sequence[str]) -> None:
             origins=list(allowed_origins),
             methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Prefer", "Idempotency-Key", "X-Request-ID"],
-            expose_headers=["Location", "Retry-After", "X-Request-ID", "Server-Timing", "X-Model-Version"],
+            expose_headers=[*READABLE],
             # A page sends the key in a header that it sets itself, so no browser need add a cookie.
             supports_credentials=False,
             send_wildcard=True,

@@ -6,8 +6,17 @@ from typing import Any
 
 from serving.errors import ModelFailed, RequestError, Unavailable
 from serving.jobs.job import Answer
+from serving.web import sharing
 from serving.web.classify import Reply
 from serving.web.request_notes import RequestNotes
+
+# How an answer was found, in the words of RFC 9211.
+CACHE_STATUS = {
+    sharing.HIT: "classify; hit",
+    sharing.JOINED: "classify; fwd=miss; collapsed",
+    sharing.MISS: "classify; fwd=miss",
+    sharing.BYPASS: "classify; fwd=bypass",
+}
 
 
 def predictions(answer: Answer, top: int | None = None) -> str:
@@ -59,7 +68,8 @@ def to_json(told: dict[str, Any]) -> str:
 
 
 def headers(given: Sequence[Answer], notes: RequestNotes) -> dict[str, str]:
-    """The headers of an answer with predictions: Server-Timing, and X-Model-Version where a model server tells it.
+    """The headers of an answer with predictions: Server-Timing, X-Model-Version where a model server tells it, and
+    where answers are shared the Cache-Status of a single picture.
 
     Args:
         given: the answers of model servers that the response tells of.
@@ -68,6 +78,8 @@ def headers(given: Sequence[Answer], notes: RequestNotes) -> dict[str, str]:
     told = (("decode", notes.decode_ms), ("queue", notes.until_predict_ms), ("model", notes.predict_ms))
     times = [f"{name};dur={value:.1f}" for name, value in told if value is not None]
     found = {"Server-Timing": ", ".join([*times, f"total;dur={notes.milliseconds():.1f}"])}
+    if notes.cache is not None and len(notes.cache) == 1:
+        found["Cache-Status"] = CACHE_STATUS[notes.cache[0]]
     versions = [answer.about["version"] for answer in given if "version" in answer.about]
     if versions:
         found["X-Model-Version"] = versions[-1]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-import helpers
 from serving.errors import ClientGone, RequestError, TimedOut, Unavailable
 from serving.jobs.job import Answer, Job
 from serving.jobs.ticket import Ticket
@@ -21,6 +20,7 @@ from serving.web.connection import check_connection
 from serving.web.pictures import Pictures, Pool
 from serving.web.places import Places
 from serving.web.request_notes import RequestNotes
+from serving.web.sharing import Sharing
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class PredictionService:
 
     def __init__(self, web_side: WebSide, options: ImageOptions, *, places: Places, pool: Pool) -> None:
         self._web_side, self._options = web_side, options
-        self._pictures = Pictures(web_side.served, options.max_pixels, pool)
+        self._pictures = Pictures(web_side.served, options.max_pixels, options.dtype, pool)
+        flights = web_side.flights
+        self._sharing = None if flights is None else Sharing(web_side, flights, self._pictures)
         self.places = places
 
     def predict(
@@ -135,16 +137,22 @@ class PredictionService:
         self._web_side.check_room()  # 503: too many images wait already
         with self.places.hold():  # 503: too many requests are in hand already
             began = time.monotonic()
-            job = self.make_job(picture, wanted)
-            del picture
-            decode_ms = 1000 * (time.monotonic() - began)
-            notes.decoded(decode_ms)
-            deadline = self._web_side.deadline_at(until)
-            submitted_at = deadline - (until - time.monotonic())
-            job = replace(job, deadline=deadline, submitted_at=submitted_at, reply_to=self._web_side.channel)
-            with self._web_side.submit(job) as ticket:  # 503: the queue filled up just now
+            if self._sharing is None:
+                job = self.make_job(picture, wanted)
+                del picture
+                decode_ms = 1000 * (time.monotonic() - began)
+                notes.decoded(decode_ms)
+                ticket = self._web_side.submit(self._addressed(job, until))  # 503: the queue filled up just now
+            else:
+                asked = self._sharing.read(picture, notes)
+                del picture
+                job = self._addressed(self._job(wanted), until)
+                ticket = self._sharing.submit(asked, job, notes)
+                decode_ms = 1000 * (ticket.since - began)
+            with ticket:
                 submit_ms = 1000 * (time.monotonic() - ticket.since)
-                notes.submitted(job.id, submit_ms)
+                if self._sharing is None or ticket.is_submitted:
+                    notes.submitted(job.id, submit_ms)
                 yield Admitted(ticket, decode_ms, submit_ms)
 
     def wait(self, admitted: Admitted, notes: RequestNotes, connection: socket.socket | None = None) -> Reply:
@@ -174,15 +182,24 @@ class PredictionService:
         Raises TooLarge, UnsupportedFormat, UndecodableImage, and QueueAway: the model's size is not known.
         """
         pixels = self._pictures.pixels(picture)
+        return replace(self._job(wanted), image=self._pictures.text(pixels), shape=pixels.shape)
+
+    def _job(self, wanted: Wanted) -> Job:
+        """A job without an image."""
         return Job(
             id=str(uuid.uuid4()),
-            image=helpers.encode_image(pixels, self._options.dtype),
+            image="",
             dtype=self._options.dtype,
-            shape=pixels.shape,
             top=wanted.top,
             index=wanted.index,
             request_id=wanted.request_id,
         )
+
+    def _addressed(self, job: Job, until: float) -> Job:
+        """The job with the deadline `until`, monotonic seconds, and with the way of its answer. Raises QueueAway."""
+        deadline = self._web_side.deadline_at(until)
+        submitted_at = deadline - (until - time.monotonic())
+        return replace(job, deadline=deadline, submitted_at=submitted_at, reply_to=self._web_side.channel)
 
     def _deadline(self, notes: RequestNotes) -> float:
         """Until when a request waits, monotonic seconds."""

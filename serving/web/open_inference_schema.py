@@ -15,7 +15,7 @@ from serving.web.openapi import (
     operation,
     reference,
 )
-from serving.web.predict_schema import MODEL_VERSION, SERVER_TIMING
+from serving.web.predict_schema import CACHE_STATUS, MODEL_VERSION, SERVER_TIMING
 from serving.web.tensors import SIZE_HEADER
 
 TAGS = ["Open Inference Protocol v2"]
@@ -129,7 +129,7 @@ _HOW = (
     "[n, k], each `probability:index:label`."
 )
 _SIZE = header({"type": "integer", "minimum": 1}, "bytes of the JSON, where tensors stand behind it", required=False)
-_HEADERS = SERVER_TIMING | MODEL_VERSION | {SIZE_HEADER: _SIZE}
+_HEADERS = SERVER_TIMING | MODEL_VERSION | CACHE_STATUS | {SIZE_HEADER: _SIZE}
 _PARAMETERS = {"type": "object"}
 _WHOLE = {"type": "integer"}
 _TENSOR = object_of(name=TEXT, datatype=TEXT, shape=list_of(_WHOLE))

@@ -1,4 +1,4 @@
-"""An upload becomes pixels of the model's size.
+"""An upload becomes pixels of the model's size, and pixels become text that travels.
 
 A request decodes an ordinary image itself. If an image takes the work of more than LARGE_PIXELS pixels, one of few real
 threads decodes it, so that other requests go on meanwhile.
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import helpers
 from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.served import ServedNow
 
@@ -29,11 +30,13 @@ class Pictures:
     Args:
         served: tells the size of the model's input.
         max_pixels: of an upload, width × height.
+        dtype: in which the pixels travel: uint8 or float32.
         pool: decodes large images.
     """
 
-    def __init__(self, served: ServedNow, max_pixels: int, pool: Pool) -> None:
+    def __init__(self, served: ServedNow, max_pixels: int, dtype: str, pool: Pool) -> None:
         self._served, self._max_pixels, self._pool = served, max_pixels, pool
+        self.dtype = dtype
 
     def pixels(self, picture: bytes | np.ndarray) -> np.ndarray:
         """The pixels of a picture, (height, width, channels) uint8 0..255, of the model's size and channels.
@@ -49,3 +52,7 @@ class Pictures:
             pixels: np.ndarray = self._pool.apply(to_pixels, (image, width, height, channels))
             return pixels
         return to_pixels(image, width, height, channels)
+
+    def text(self, pixels: np.ndarray) -> str:
+        """Write pixels, (height, width, channels) uint8 0..255, as a job has them: base64."""
+        return helpers.encode_image(pixels, self.dtype)

@@ -30,6 +30,11 @@ PREDICTION = object_of(label=TEXT, probability=NUMBER | {"maximum": 1})
 MODEL_VERSION = {
     "X-Model-Version": header(TEXT, "the version of the model, where the model server tells it", required=False),
 }
+CACHE_STATUS = {
+    "Cache-Status": header(
+        TEXT, "how the answer to the image was found, where answers are shared (RFC 9211)", required=False
+    ),
+}
 PREFERENCE_APPLIED = {
     "Preference-Applied": header(TEXT, "what of the header Prefer was followed", required=False),
 }
@@ -112,7 +117,7 @@ SERVER_TIMING = {
         "where the model server does not tell",
     ),
 }
-_HEADERS = SERVER_TIMING | MODEL_VERSION | PREFERENCE_APPLIED
+_HEADERS = SERVER_TIMING | MODEL_VERSION | CACHE_STATUS | PREFERENCE_APPLIED
 _SCHEMAS = {
     "Answer": {"anyOf": [reference("Predictions"), reference("Results")]},
     "Predictions": object_of(

@@ -41,6 +41,7 @@ class RequestLog:
             predict_ms=notes.predict_ms and round(notes.predict_ms, 2),
             answer_ms=notes.answer_ms and round(notes.answer_ms, 2),
             images=notes.images,
+            cache=notes.cache,
             bytes=notes.body_bytes,
             request_id=request_id(),
             jobs=notes.job_ids or None,

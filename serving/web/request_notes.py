@@ -52,6 +52,7 @@ class RequestNotes:
     images: int = 0  # that the request brought
     job_ids: list[str] = field(default_factory=list)  # of the jobs that Redis accepted
     refusals: list[str] = field(default_factory=list)  # why images, or the request as a whole, were not admitted
+    cache: list[str] | None = None  # how each picture's answer was found (web.sharing); None: answers are not shared
     answer_came: float | None = None  # when the last answer came, monotonic seconds
 
     @property
@@ -71,6 +72,10 @@ class RequestNotes:
         """Note that Redis has accepted a job."""
         self.job_ids.append(job_id)
         self.submit_ms = submit_ms + (self.submit_ms or 0.0)
+
+    def shared(self, found: str) -> None:
+        """Note how the answer to a picture is found, where answers are shared: one of web.sharing's words."""
+        self.cache = [*(self.cache or ()), found]
 
     def answered(self, at: float, wait_ms: float, submit_ms: float, model_ms: float | None) -> None:
         """Note that a job's answer came.

@@ -10,8 +10,8 @@ from conftest import ROOT
 
 from serving.errors import Refused
 from serving.telemetry.build import Build
-from serving.telemetry.web_metrics import PREDICTING, ROUTES, STAGES, USUAL, WebMetrics
-from serving.web import request_notes
+from serving.telemetry.web_metrics import CACHE_RESULTS, PREDICTING, ROUTES, STAGES, USUAL, WebMetrics
+from serving.web import request_notes, sharing
 from serving.web.request_notes import RequestNotes
 
 BUILD = Build("1.2", "0123456789ab", "3.11.7")
@@ -209,6 +209,32 @@ def test_a_model_that_nobody_has_set_up_makes_no_series(of_two: WebMetrics) -> N
     of_two.answered(took(0.1, model="dogs"), 200)
     assert set(samples(of_two)) - before == {'web_requests_total{status="200"}'}
     assert told(of_two, "classify_requests_total") == {'model="",route="predict",status="200"': 1}
+
+
+def test_how_answers_were_found_counts_by_image_and_by_model(counts: WebMetrics, of_two: WebMetrics) -> None:
+    name = "classify_cache_requests_total"
+    assert {key for key in samples(counts) if key.startswith(name)} == {
+        f'{name}{{result="{result}"}}' for result in ("hit", "joined", "miss", "bypass")
+    }
+    for found in (["hit"], ["hit", "joined", "hit"], ["miss"], None):
+        request = took(0.1)
+        request.cache = found
+        counts.answered(request, 200)
+    assert told(counts, name) == {'result="hit"': 3, 'result="joined"': 1, 'result="miss"': 1}
+    assert samples(counts)["classify_cache_not_stored_total"] == 0
+    counts.not_stored("any")
+    assert samples(counts)["classify_cache_not_stored_total"] == 1
+
+    request = took(0.1, model="cats")
+    request.cache = ["hit"]
+    of_two.answered(request, 200)
+    of_two.not_stored("flowers")
+    assert told(of_two, name) == {'model="cats",result="hit"': 1}
+    assert told(of_two, "classify_cache_not_stored_total") == {'model="flowers"': 1}
+
+
+def test_the_words_for_how_an_answer_was_found_are_those_of_the_one_path() -> None:
+    assert {sharing.HIT, sharing.JOINED, sharing.MISS, sharing.BYPASS} == set(CACHE_RESULTS)
 
 
 def test_the_gauges_of_each_model_stand_side_by_side(of_two: WebMetrics) -> None:

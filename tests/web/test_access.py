@@ -154,7 +154,8 @@ def test_pages_of_the_origins_that_are_set_may_ask_and_no_others(start: Start, a
             "Access-Control-Allow-Origin": origin,
             "Access-Control-Allow-Headers": "authorization, content-type, idempotency-key, prefer, x-request-id",
             "Access-Control-Allow-Methods": "DELETE, GET, POST",
-            "Access-Control-Expose-Headers": "Location, Retry-After, Server-Timing, X-Model-Version, X-Request-ID",
+            "Access-Control-Expose-Headers": "Cache-Status, Location, Retry-After, Server-Timing, X-Model-Version, "
+            "X-Request-ID",
             "Access-Control-Max-Age": str(access.PREFLIGHT_GOOD_FOR_SECONDS),
         }
         answers = {

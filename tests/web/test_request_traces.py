@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from conftest import Answering, RedisServer, as_bytes, push, some_photo
+from conftest import Answering, RedisServer, as_bytes, push, some_photo, wait_for
 from flask.testing import FlaskClient
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
@@ -15,6 +15,7 @@ from otlp_receiver import finished
 
 import run_web_server
 import settings
+from serving.jobs.served import Served, digest_of
 from serving.telemetry.build import Build
 from serving.telemetry.traces import WebTraces
 from serving.telemetry.web_metrics import WebMetrics
@@ -23,11 +24,12 @@ PHOTO = as_bytes(some_photo(), "JPEG")
 
 
 @pytest.fixture
-def web(redis_server: RedisServer, raw: redis.Redis, exporter: InMemorySpanExporter) -> Iterator[FlaskClient]:
-    """A client of the application of a web process."""
-    config = settings.Settings(
-        redis_url=redis_server.url, image_width=32, image_height=32, max_queue_length=1, request_timeout_seconds=2
-    )
+def web(
+    request: pytest.FixtureRequest, redis_server: RedisServer, raw: redis.Redis, exporter: InMemorySpanExporter
+) -> Iterator[FlaskClient]:
+    """A client of the application of a web process; a test's parameter: with these settings besides."""
+    ours = {"image_width": 32, "image_height": 32, "max_queue_length": 1, "request_timeout_seconds": 2}
+    config = settings.Settings(redis_url=redis_server.url, **ours, **getattr(request, "param", {}))
     traces = WebTraces("image_queue", exporter)
     with ThreadPool(2) as pool:
         app = run_web_server.create_app(config, pool, WebMetrics(Build()), traces)
@@ -113,3 +115,29 @@ def test_the_span_of_a_job_names_the_queue_of_its_model(
     assert sent.parent
     assert sent.parent.span_id == request.context.span_id  # type: ignore[union-attr]
     traces.sender.close()
+
+
+@pytest.mark.parametrize("web", [{"cache_ttl_seconds": 60}], ids=["with the cache"], indirect=True)
+def test_a_request_that_needs_no_job_says_so_in_its_span(
+    web: FlaskClient, redis_server: RedisServer, raw: redis.Redis, exporter: InMemorySpanExporter
+) -> None:
+    served = Served("ResNet50", "1a2b", "float32", "keras", 32, 32, 3, digest_of(["cat"]), top=5)
+    model_server = Answering(redis_server.url, served, ["cat"])
+    try:
+        wait_for(lambda: raw.exists("{image_queue}:serves"))
+        web.application.extensions["models"].default.web_side.served.look()  # it does so once a second
+        first = web.post("/predict", data=PHOTO, content_type="image/jpeg")
+        assert first.headers["Cache-Status"] == "classify; fwd=miss"
+        wait_for(lambda: raw.exists("{image_queue}:cache"))
+        again = web.post("/predict", data=PHOTO, content_type="image/jpeg")
+        saved_anew = web.post("/predict", data=PHOTO + b"behind its end", content_type="image/jpeg")
+        assert [one.headers["Cache-Status"] for one in (again, saved_anew)] == ["classify; hit"] * 2
+    finally:
+        model_server.stop()
+    spans = finished(exporter, "POST /predict", 3)
+    told = [[(event.name, dict(event.attributes or {})) for event in span.events] for span in spans]
+    assert told == [[], [("cache", {"result": "hit"})], [("cache", {"result": "hit"})]]
+    decoded = [span.parent.span_id for span in finished(exporter, "decode", 2) if span.parent]
+    # The second upload was the first one once more, byte for byte.
+    assert decoded == [span.context.span_id for span in (spans[0], spans[2])]  # type: ignore[union-attr]
+    assert len(finished(exporter, "send image_queue")) == 1

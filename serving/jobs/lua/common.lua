@@ -97,3 +97,30 @@ local function live_view(keys, args, clock)
     tonumber(redis.call('GET', keys[3]) or '0'), oldest(keys[1], args[3]), redis.call('GET', keys[6]) and 1 or 0,
     redis.call('GET', keys[8]) or '', redis.call('GET', keys[9]) or '', seconds, servers}
 end
+
+-- Take part in a flight: lead it if nobody does whose lease lives, else follow. `channel` hears of the answer. Returns 1
+-- for a leader, 0 for a follower, -1 if Redis has no room to note it.
+local function board(flight, id, deadline, channel, lease, clock)
+  local leader = redis.call('HGET', flight, 'leader')
+  local leads = leader == id or tonumber(redis.call('HGET', flight, 'until') or '0') <= clock
+  local noted
+  if leads then
+    noted = redis.pcall('HSET', flight, 'leader', id, 'until', string.format('%.6f', clock + lease))
+  else
+    noted = redis.pcall('HSET', flight, id, deadline .. ' ' .. channel)
+  end
+  if type(noted) == 'table' and noted.err then return -1 end
+  if leads then redis.call('HDEL', flight, id) end
+  local seconds = math.max(1, math.ceil(deadline - clock + lease))
+  if redis.call('PTTL', flight) < 1000 * seconds then redis.call('EXPIRE', flight, seconds) end
+  return leads and 1 or 0
+end
+
+-- The ids of the requests that follow in a flight.
+local function followers(flight)
+  local ids = {}
+  for _, field in ipairs(redis.call('HKEYS', flight)) do
+    if field ~= 'leader' and field ~= 'until' then ids[#ids + 1] = field end
+  end
+  return ids
+end
