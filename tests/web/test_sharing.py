@@ -189,8 +189,9 @@ def test_whoever_waits_holds_no_upload(
     new_service: NewService, served: Answering, queue: JobQueue, raw: redis.Redis, is_known: bool
 ) -> None:
     service, upload = new_service(timeout_seconds=2.0), Upload(as_bytes(some_photo(), "JPEG"))
+    same = bytes(upload)
     if is_known:
-        wait_for(lambda: ask(service, bytes(upload))[0] == "hit")
+        wait_for(lambda: ask(service, same)[0] == "hit")
         raw.delete("{image_queue}:cache", "{image_queue}:cached")
     control.pause(queue)
     alive, notes = weakref.ref(upload), new_notes()
