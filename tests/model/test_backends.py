@@ -65,7 +65,7 @@ def save_network(folder: Path) -> tuple[Path, np.ndarray, str]:
     """A small network with convolutions, as a file; TensorFlow's answers to the golden pictures, and its version."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from serving.model import keras_models, keras_runtime
+        from serving.model import keras_models
         from serving.model.keras_setup import keras
     keras.utils.set_random_seed(2)
     pixels = keras.Input((32, 32, 3))
@@ -76,16 +76,16 @@ def save_network(folder: Path) -> tuple[Path, np.ndarray, str]:
     tensor = keras.layers.GlobalAveragePooling2D()(keras.layers.Dropout(0.5)(tensor))
     tensor = keras.layers.Dense(5, kernel_initializer="random_normal")(tensor * 50)
     keras.Model(pixels, keras.layers.Softmax()(tensor)).save(folder / "network.keras")
-    network = keras_models.load_model(tiny_spec(str(folder / "network.keras")))
-    answers = network.predict_on_batch(PICTURES)
+    network = keras_models.load_network(tiny_spec(str(folder / "network.keras")))
+    answers = network.model.predict_on_batch(PICTURES)
     assert np.abs(answers[:1] - answers[1:]).max(axis=1).min() > 0.01  # else any answer would do
-    return folder / "network.keras", answers, keras_runtime.version_of(network)
+    return folder / "network.keras", answers, str(network.version)
 
 
 @pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
 def test_a_backend_gives_tensorflows_answers_and_runs_the_model_itself(backend: str, tmp_path: Path) -> None:
     path, expected, version = save_network(tmp_path)
-    found = classify(backend, PICTURES, tmp_path, str(path))
+    found = classify(backend, PICTURES, tmp_path, str(path), "imagenet")
     assert found.probabilities == pytest.approx(expected, abs=1e-5)
     says = (
         f"not on OpenVINO: OpenVINO converts what Keras runs on TensorFlow, and KERAS_BACKEND is {backend}. Keras runs"
@@ -101,8 +101,8 @@ def test_a_backend_gives_tensorflows_answers_and_runs_the_model_itself(backend: 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_what_tensorflow_converted_is_run_by_openvino_whatever_the_backend(backend: str, tmp_path: Path) -> None:
     path, expected, version = save_network(tmp_path)
-    assert classify("tensorflow", PICTURES, tmp_path, str(path)).lines[-2].startswith("by openvino")
-    found = classify(backend, PICTURES, tmp_path, str(path))
+    assert classify("tensorflow", PICTURES, tmp_path, str(path), "imagenet").lines[-2].startswith("by openvino")
+    found = classify(backend, PICTURES, tmp_path, str(path), "imagenet")
     assert found.probabilities == pytest.approx(expected, abs=0.02)
     assert found.lines[-2:] == [f"by openvino {version}", "loaded"]
 
