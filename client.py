@@ -332,20 +332,23 @@ class _Core:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"  # without the key
 
-    def _predict(self, image: Picture, top: int | None, prefer: Mapping[str, str] | None = None) -> Steps[_Reply]:
+    def _predict(
+        self, image: Picture, top: int | None, model: str | None, prefer: Mapping[str, str] | None = None
+    ) -> Steps[_Reply]:
         content = yield _Read(image)
         headers = {"Content-Type": "application/octet-stream", **(prefer or {})}
         query = "" if top is None else f"?top={operator.index(top)}"
-        return (yield from self._ask("POST", f"predict{query}", content, headers))
+        path = "predict" if model is None else f"predict/{quote(model, safe='')}"
+        return (yield from self._ask("POST", path + query, content, headers))
 
-    def _answer(self, image: Picture, top: int | None) -> Steps[Answer]:
-        reply = yield from self._predict(image, top)
+    def _answer(self, image: Picture, top: int | None, model: str | None) -> Steps[Answer]:
+        reply = yield from self._predict(image, top, model)
         return _answer_of(reply, self.url, top)
 
-    def _submit(self, image: Picture, top: int | None, idempotency_key: str | None) -> Steps[Job]:
+    def _submit(self, image: Picture, top: int | None, model: str | None, idempotency_key: str | None) -> Steps[Job]:
         # Made once, before the first try: so a second one finds the first one's job.
         again = {"Prefer": "respond-async", "Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        reply = yield from self._predict(image, top, again)
+        reply = yield from self._predict(image, top, model, again)
         if reply.status == 200 and "id" not in reply.json:  # a service without asynchronous jobs answers at once
             return Job("", "succeeded", _answer_of(reply, self.url, top), request_id=reply.request_id)
         return self._job_of(reply)
@@ -382,10 +385,10 @@ class _Core:
             return self._job_of(reply)
         return Job(job.id if isinstance(job, Job) else job, "canceled", request_id=reply.request_id)
 
-    def _steps(self, image: Picture, top: int | None, by_job: bool) -> Steps[Answer]:
+    def _steps(self, image: Picture, top: int | None, model: str | None, by_job: bool) -> Steps[Answer]:
         if not by_job:
-            return (yield from self._answer(image, top))
-        job = yield from self._submit(image, top, None)
+            return (yield from self._answer(image, top, model))
+        job = yield from self._submit(image, top, model, None)
         return (yield from self._wait(job, None))
 
     def _state(self) -> Steps[State]:
@@ -717,9 +720,10 @@ class Client(_Core):
     def _http(self) -> httpx2.Client:
         return httpx2.Client(limits=LIMITS, verify=_trusted())
 
-    def predict(self, image: Picture, top: int | None = None) -> Answer:
-        """What is on a picture: a path, the bytes of a file, or an image of Pillow. Raises ClientError."""
-        return self._run(self._answer(image, top))
+    def predict(self, image: Picture, top: int | None = None, *, model: str | None = None) -> Answer:
+        """What is on a picture: a path, the bytes of a file, or an image of Pillow; as one of the service's models
+        says, or as its default. Raises ClientError."""
+        return self._run(self._answer(image, top, model))
 
     def predict_many(
         self,
@@ -729,6 +733,7 @@ class Client(_Core):
         concurrency: int = 8,
         progress: bool = False,
         by_jobs: bool = False,
+        model: str | None = None,
     ) -> Iterator[Result]:
         """A result for each picture, in order. An error of one stands in its result and holds up no other.
 
@@ -741,13 +746,14 @@ class Client(_Core):
             concurrency: so many are under way at once.
             progress: show a bar on a terminal; needs rich.
             by_jobs: send them as asynchronous jobs, behind everybody who waits.
+            model: the name of one of the service's models; None: its default.
         """
         stop = threading.Event()
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="predict_many")
 
         def one(image: Picture) -> Result:
             try:
-                return Result(image, self._run(self._steps(image, top, by_jobs), stop))
+                return Result(image, self._run(self._steps(image, top, model, by_jobs), stop))
             except ClientError as error:
                 return Result(image, error=error)
 
@@ -761,10 +767,17 @@ class Client(_Core):
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def submit(self, image: Picture, top: int | None = None, *, idempotency_key: str | None = None) -> Job:
+    def submit(
+        self,
+        image: Picture,
+        top: int | None = None,
+        *,
+        model: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
         """Hand a picture in as an asynchronous job. The same `idempotency_key` finds the same job; without one each
         call makes a job of its own, and only one however often its request is sent. Raises ClientError."""
-        return self._run(self._submit(image, top, idempotency_key))
+        return self._run(self._submit(image, top, model, idempotency_key))
 
     def wait(self, job: Job | str, timeout: float | None = None) -> Answer:
         """The answer of a job, or of its id, as soon as it is there. Raises ClientError: NotDone after `timeout`
@@ -828,9 +841,9 @@ class AsyncClient(_Core):
     def _http(self) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(limits=LIMITS, verify=_trusted())
 
-    async def predict(self, image: Picture, top: int | None = None) -> Answer:
+    async def predict(self, image: Picture, top: int | None = None, *, model: str | None = None) -> Answer:
         """As Client.predict."""
-        return await self._run(self._answer(image, top))
+        return await self._run(self._answer(image, top, model))
 
     async def predict_many(
         self,
@@ -840,6 +853,7 @@ class AsyncClient(_Core):
         concurrency: int = 8,
         progress: bool = False,
         by_jobs: bool = False,
+        model: str | None = None,
     ) -> AsyncGenerator[Result, None]:
         """As Client.predict_many."""
         if concurrency < 1:  # nothing would ever begin
@@ -849,7 +863,7 @@ class AsyncClient(_Core):
         async def one(image: Picture) -> Result:
             async with places:
                 try:
-                    return Result(image, await self._run(self._steps(image, top, by_jobs)))
+                    return Result(image, await self._run(self._steps(image, top, model, by_jobs)))
                 except ClientError as error:
                     return Result(image, error=error)
 
@@ -864,9 +878,16 @@ class AsyncClient(_Core):
                 task.cancel()
             await asyncio.gather(*ahead, return_exceptions=True)
 
-    async def submit(self, image: Picture, top: int | None = None, *, idempotency_key: str | None = None) -> Job:
+    async def submit(
+        self,
+        image: Picture,
+        top: int | None = None,
+        *,
+        model: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
         """As Client.submit."""
-        return await self._run(self._submit(image, top, idempotency_key))
+        return await self._run(self._submit(image, top, model, idempotency_key))
 
     async def wait(self, job: Job | str, timeout: float | None = None) -> Answer:
         """As Client.wait."""
@@ -959,6 +980,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="labels of each picture (default: all that the service sends; of several pictures one, with --json all)",
     )
+    add("--model", metavar="NAME", help="one of the service's models (default: the service's own)")
     add("--json", action="store_true", help="print one line for each picture, a JSON object")
     add("--concurrency", type=int, default=8, metavar="N", help="so many pictures at once (default: %(default)s)")
     add("--async", dest="by_jobs", action="store_true", help="send asynchronous jobs: people's requests go first")
@@ -1056,7 +1078,12 @@ async def _ask_for_all(args: argparse.Namespace, shown: _Shown) -> int:
         AsyncClient(args.url, args.key, timeout=args.timeout) as client,
         contextlib.aclosing(
             client.predict_many(
-                args.images, args.top, concurrency=args.concurrency, progress=progress, by_jobs=args.by_jobs
+                args.images,
+                args.top,
+                concurrency=args.concurrency,
+                progress=progress,
+                by_jobs=args.by_jobs,
+                model=args.model,
             )
         ) as results,
     ):

@@ -102,6 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=title, epilog=details, formatter_class=form)
     add, default = parser.add_argument, "(default: %(default)s)"
     add("--url", type=address, default=here, help=f"without a path: /predict {default}")
+    add("--model", metavar="NAME", help="one of several models: asks <URL>/NAME (default: the service's default model)")
     add("--image", type=Path, metavar="PATH", help="image or folder of images (default: a 500x375 JPEG made here)")
     add("--requests", type=int, default=250, metavar="N", help=f"how many to send {default}")
     loop = parser.add_mutually_exclusive_group().add_argument
@@ -120,6 +121,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write all numbers and the latency of each request to FILE")
     add("--plot", type=Path, metavar="FILE.png", help="draw the latencies")
     args = parser.parse_args()
+    if args.model is not None:
+        args.url = args.url / args.model
     is_own = args.url.host == address(here).host  # the key goes to no other host by itself
     if args.api_key is None and is_own:  # no default of argparse, which --help would show
         args.api_key = next(iter(config.api_keys()), None)

@@ -274,6 +274,18 @@ def test_an_answer_tells_its_model_its_times_and_its_request(verbs, peer):
         answer.warning = None
 
 
+def test_one_of_several_models_is_asked_by_its_name_with_each_verb(verbs, peer):
+    job = reply(202, {"id": "j-1", "status": "queued"})
+    server = peer(OK, OK, job, OK)
+    client = verbs(server.url)
+    assert client.predict(RED, top=1, model="my flowers/2").label == "tabby"
+    assert [result.answer.label for result in client.predict_many([RED], model="flowers")] == ["tabby"]
+    assert client.submit(RED, model="flowers").id == "j-1"
+    assert client.predict(RED).label == "tabby"
+    paths = ["/predict/my%20flowers%2F2?top=1", "/predict/flowers", "/predict/flowers", "/predict"]
+    assert [request.path for request in server.requests] == paths
+
+
 def test_a_connection_that_the_server_closed_is_no_error(verbs, peer):
     server = peer(OK, CLOSE, OK)
     answers = verbs(server.url, tries=1)(("predict", RED), ("predict", RED))

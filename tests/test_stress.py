@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import stress_test
+
 SCRIPT = Path(__file__).parents[1] / "stress_test.py"
 # What the server does with a request: a status and a body, or one of these two.
 DROP, HANG = "drop the connection", "say nothing"
@@ -363,9 +365,15 @@ def test_ctrl_c_prints_the_table_of_what_was_sent_and_exits_130(serve, tmp_path,
     assert "Traceback" not in progress
 
 
+def test_one_of_several_models_is_loaded_by_its_name(monkeypatch):
+    for given, asked in (("127.0.0.1:1", "/predict/flowers"), ("http://127.0.0.1:1/a/predict", "/a/predict/flowers")):
+        monkeypatch.setattr(sys, "argv", ["stress_test.py", "--url", given, "--model", "flowers"])
+        assert stress_test.parse_arguments().url.path == asked
+
+
 def test_help_names_every_option_and_its_default():
     shown = " ".join(stress("--help").stdout.split())
-    options = "--url --image --requests --concurrency --rate --seed --timeout --api-key --raw --json --plot"
+    options = "--url --model --image --requests --concurrency --rate --seed --timeout --api-key --raw --json --plot"
     assert [option for option in options.split() if option not in shown] == []
     for default in ("http://127.0.0.1:5000/predict", "250", "64", "60"):
         assert f"default: {default})" in shown
