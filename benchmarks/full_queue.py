@@ -36,9 +36,9 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np, settings
 from model_parts import model_spec
 from serving.model.choose import load_classifier
-config = settings.load()
-classifier = load_classifier(model_spec(config))
-pixels = np.random.default_rng(0).integers(0, 256, (config.batch_size, 224, 224, 3), dtype=np.uint8)
+(model,) = settings.load().models()
+classifier = load_classifier(model_spec(model))
+pixels = np.random.default_rng(0).integers(0, 256, (model.batch_size, 224, 224, 3), dtype=np.uint8)
 def predict():
     return [classifier.answer(row) for row in classifier.probabilities(pixels)]
 seconds, images = float(sys.argv[2]), 0
