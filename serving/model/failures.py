@@ -15,6 +15,9 @@ from serving.errors import ModelUnavailable, Signal, StartError
 
 LONGEST = 300  # characters of a library's own words; Keras writes pages
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_KERAS_CALLED = re.compile(r"Exception encountered when calling \S+\(\)\.")
+# What Keras writes behind a reason: a layer's configuration, tensors, what a program would do where we have a setting.
+_NO_REASON = ("Full object config: ", "Arguments received by ", "If you trust the source of the artifact")
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +47,10 @@ def why(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    # Where Keras cannot load a model, the reason stands below the model's whole configuration, or above a layer's.
-    said = said.rpartition("Exception encountered: ")[2].partition("Full object config: ")[0]
+    # Where Keras cannot load a model, the reason stands below the model's whole configuration.
+    said = _KERAS_CALLED.sub("", said.rpartition("Exception encountered: ")[2])
+    for what_follows in _NO_REASON:
+        said = said.partition(what_follows)[0]
     return shortened(said or type(error).__name__).rstrip(".")
 
 

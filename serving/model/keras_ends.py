@@ -19,6 +19,7 @@ from serving.model.spec import ModelSpec
 
 DEFAULT_SIDE = 224  # pixels, of a model that takes any size
 MODES = {"-1..1": "tf", "caffe": "caffe", "torch": "torch"}  # as keras.applications calls them
+SIZES = "Set IMAGE_WIDTH and IMAGE_HEIGHT to a size that it takes."
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def between_ends(spec: ModelSpec, loaded: Loaded) -> tuple[keras.Model, bool]:
     height, width, channels = _size(spec, loaded, name)
     _check_preprocessing(spec, loaded, name)
     pixels = keras.Input((height, width, channels), dtype="uint8")
-    with model_unavailable(f"{name} cannot be run on {width}×{height} pixels", OWN_CODE):
+    advice = SIZES if None in loaded.input_shape[1:] else OWN_CODE
+    with model_unavailable(f"{name} cannot be run on {width}×{height} pixels", advice):
         given = keras.ops.cast(_preprocessed(pixels, spec.preprocessing), loaded.input_dtype)
         outputs = _one_of(loaded.layers(given), name)
     if len(outputs.shape) != 2 or not isinstance(outputs.shape[1], int):

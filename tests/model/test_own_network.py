@@ -423,7 +423,8 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "open",
         "keras",
         {"width": 2, "height": 2},
-        r" cannot be run on 2×2 pixels: .+\.",
+        r" cannot be run on 2×2 pixels: Computed output size would be zero or negative\. [^<>{}]+\. Set IMAGE_WIDTH "
+        r"and IMAGE_HEIGHT to a size that it takes\.$",
     ),
     "labels too few": (
         "softmax",

@@ -272,6 +272,9 @@ def test_pages_become_a_sentence_and_signals_pass() -> None:
     assert why(KeyError("name")) == "name"
     assert why(ValueError()) == "ValueError"
     assert len(why(ValueError("word " * 1000))) <= LONGEST + 2
+    assert why(ValueError("Exception encountered when calling A.call().\n\nThe reason.\nArguments received by A.")) == (
+        "The reason"
+    )
     with pytest.raises(KeyboardInterrupt), model_unavailable("what", "advice"):
         raise KeyboardInterrupt
     with pytest.raises(ModelUnavailable, match="^ours$"), model_unavailable("what", "advice"):
