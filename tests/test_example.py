@@ -55,9 +55,8 @@ def test_where_no_service_answers_the_example_says_so() -> None:
     assert asked.stderr == f"{nowhere} does not answer as this service: [Errno 111] Connection refused\n"
 
 
-@pytest.mark.parametrize("count", ["0", "-1", "many"])
-def test_a_count_of_pictures_that_cannot_be_is_refused(count: str) -> None:
-    asked = ask(f"--pictures={count}")
+def test_a_count_of_pictures_that_cannot_be_is_refused() -> None:
+    asked = ask("--pictures=0")
     assert asked.returncode == 2
     assert asked.stderr.splitlines()[-1].endswith("argument --pictures: it is a whole number from 1 to 100,000")
 

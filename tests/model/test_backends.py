@@ -51,7 +51,7 @@ def python_with(backend: str) -> str:
     return str(ON_PYTORCH) if backend == "torch" else sys.executable
 
 
-def classify(backend: str, pixels: np.ndarray, folder: Path, model: str, weights: str = "random") -> Classified:
+def classify(backend: str, pixels: np.ndarray, folder: Path, model: str, weights: str = "imagenet") -> Classified:
     """Run pictures through a model with MODEL_RUNTIME=auto, in a process of its own with its files in `folder`."""
     np.save(folder / "pixels.npy", pixels)
     environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}

@@ -193,7 +193,7 @@ def test_on_a_gpu_float32_may_be_as_far_off_as_float16(keras: ModuleType, monkey
     assert keras_runtime.KerasRuntime(network).tolerance == golden.TOLERANCE["float16"]
 
 
-@pytest.mark.parametrize("runtime", ["keras", "openvino"])
+@pytest.mark.parametrize("runtime", ["keras", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_a_network_that_looks_at_the_whole_batch_is_refused(keras: ModuleType, runtime: str, tmp_path: Path) -> None:
     """As one does whose batch normalisation stayed in training, or that subtracts the mean of the batch."""
     pixels = keras.Input((32, 32, 3))
