@@ -112,6 +112,25 @@ def test_entries_take_no_more_memory_than_they_count_and_the_oldest_make_room(
     assert raw.hlen(queue.keys.cache) - 1 == raw.zcard(queue.keys.cached)
 
 
+def test_what_is_over_goes_with_the_next_store_and_all_of_it_with_the_last_ones_time(
+    queue: JobQueue, raw: redis.Redis
+) -> None:
+    for number in range(40):
+        store(queue, number, TERMS, "x")
+    over = raw.zrange(queue.keys.cached, 0, 34)
+    for key in over:
+        raw.zadd(queue.keys.cached, {key: queue.now() - 1})
+    store(queue, 40, TERMS, "x")
+    assert raw.zcard(queue.keys.cached) == raw.hlen(queue.keys.cache) - 1 == 41 - 32  # so many at once
+    store(queue, 41, TERMS, "x")
+    assert raw.zcard(queue.keys.cached) == raw.hlen(queue.keys.cache) - 1 == 42 - 35
+    size = len("1796068339.834 x") + ENTRY_BYTES
+    assert int(raw.hget(queue.keys.cache, "bytes")) == 7 * size
+    assert [raw.ttl(key) for key in (queue.keys.cache, queue.keys.cached)] == [60, 60]
+    store(queue, 42, replace(TERMS, ttl_seconds=5), "x")  # by a web server with another setting
+    assert [raw.ttl(key) for key in (queue.keys.cache, queue.keys.cached)] == [60, 60]
+
+
 @pytest.fixture
 def as_user(redis_server: RedisServer, raw: redis.Redis) -> Iterator[JobQueue]:
     """The queue by a user that has the rights of docs/deployment.md and no others."""

@@ -92,7 +92,7 @@ class Model:
 
     def watch(self, key: Key, request: str, *, leads: bool) -> bool:
         if not leads:
-            return self.board(key, request) is Part.LEADS
+            return request not in self.answers and self.board(key, request) is Part.LEADS
         if key not in self.flights or self.flights[key].leader != request:
             return False
         self.flights[key].lapsed = False
@@ -395,6 +395,12 @@ class Sharing(RuleBasedStateMachine):
             self.queue.delete_answers(answered)
             for request in answered:
                 self.model.answers.pop(request, None)
+        self.watch(web, resend)
+
+    @precondition(lambda self: self.living())
+    @rule(web=LIVING, resend=st.booleans())
+    def watch(self, web: Web, resend: bool) -> None:
+        """The other half of it, by a thread of its own, which may come before the answers are found."""
         self.work(web, web.flights.to_watch(time.monotonic() + 1), resend)
 
     @precondition(lambda self: self.waiting())
@@ -586,6 +592,7 @@ BROKEN = {
     "a leader follows itself": ("flight_watch", "if leads then redis.call('HDEL', flight, id) end", ""),
     "a flight lives for ever": ("cache_look", "redis.call('EXPIRE', flight, seconds)", ""),
     "watch renews the lease of others": ("flight_watch", "redis.call('HGET', flight, 'leader') == ARGV[i + 1]", "true"),
+    "watch leads although the answer is there": ("flight_watch", "and redis.call('GET', ARGV[i + 1])", "and false"),
     "watch renews no lease": (
         "flight_watch",
         "redis.call('HSET', flight, 'until', string.format('%.6f', clock + ARGV[3]))",
@@ -616,7 +623,6 @@ BROKEN = {
     "land counts twice what it replaces": ("flight_land", "(before and #before + ARGV[10] or 0)", "0"),
     "land throws out one that is not the oldest": ("flight_land", "'LIMIT', 0, 1)[1]", "'LIMIT', 1, 1)[1]"),
     "land knows no bound": ("flight_land", "while bytes > tonumber(ARGV[9])", "while false"),
-    "land keeps what is over": ("flight_land", "'-inf', clock, 'LIMIT', 0, 32", "'-inf', 0, 'LIMIT', 0, 32"),
     "land stores for ever": ("flight_land", "redis.call('EXPIRE', key, ARGV[8])", ""),
 }
 
@@ -628,15 +634,18 @@ RARE = {
     "land counts no bytes",
     "land counts twice what it replaces",
     "land goes on with the flight",
-    "land keeps what is over",
     "land knows no bound",
     "land sets answers for ever",
     "land sets no answers",
     "land tells the failure of one who leads no more",
     "land throws out one that is not the oldest",
+    "leave keeps a follower",
     "leave keeps the lease",
+    "leave wakes one with less time",
     "leave wakes one whose time is over",
     "look finds what is over",
+    "watch leads although the answer is there",
+    "watch renews the lease of others",
 }
 
 

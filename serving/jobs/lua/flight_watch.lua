@@ -7,7 +7,9 @@ allow_out_of_memory(KEYS[1])
 local clock, told = now(), {}
 for i = 4, #ARGV, 3 do
   local flight = ARGV[1] .. ARGV[i]
-  if ARGV[i + 2] ~= '' then
+  if ARGV[i + 2] ~= '' and redis.call('GET', ARGV[i + 1]) then
+    told[#told + 1] = 0  -- the flight has landed, and its message was lost: the answer will be found
+  elseif ARGV[i + 2] ~= '' then
     told[#told + 1] = math.max(0, board(flight, ARGV[i + 1], ARGV[i + 2], ARGV[2], ARGV[3], clock))
   elseif redis.call('HGET', flight, 'leader') == ARGV[i + 1] then
     redis.call('HSET', flight, 'until', string.format('%.6f', clock + ARGV[3]))
