@@ -143,7 +143,8 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.web = self.processes.start("run_web_server.py", WEB_PORT=str(self.port))
         wait_for(lambda: is_up(f"{self.url}/healthz"))
-        assert http("GET", f"{self.url}/v2/models/{SECRET}", **RIGHT).status == 503  # no model server has told its name
+        path = f"/v2/models/colours/versions/{SECRET}"  # of which no model server has told yet
+        assert http("GET", self.url + path, **RIGHT).status == 503
         self.model = self.processes.start("run_model_server.py")
         wait_for(lambda: is_up(f"{self.url}/readyz"))
         self.answers: dict[str, Answer] = {}
