@@ -140,7 +140,12 @@ class ServedNow:
         return height, width, IN_COLOURS
 
     def alive(self) -> Served | None:
-        """The model of one of the model servers that lived at the last look; None: there was none."""
+        """The model of one of the model servers that lived at the last look; None: there was none.
+
+        Raises QueueAway: it had to ask.
+        """
+        if self._alive is None:  # the first one may have joined just now
+            self.look_if_due(FRESH_SECONDS)
         return self._alive
 
     def served(self) -> Served | None:
