@@ -24,6 +24,7 @@ from chaos_load import Traffic, number_of_answer, picture
 from conftest import (
     Processes,
     RedisServer,
+    answered,
     as_bytes,
     free_port,
     http,
@@ -42,6 +43,7 @@ from tutorial import model_server
 import helpers
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
+from serving.jobs.served import Served
 from serving.jobs.ticket import Ticket
 from serving.local.load_images import made_photo
 from serving.model.classifier import RANDOM_WARNING
@@ -288,6 +290,27 @@ def test_once_ours_answers_a_job_whose_client_hung_up_leaves_the_queue_again(
     ticket = side.submit(new_job(deadline=side.deadline_at(time.monotonic() + 20), reply_to=side.channel))
     ticket.cancel()
     wait_for(lambda: raw.llen("image_queue") == 0)
+
+
+def test_an_answer_of_ours_that_was_found_before_its_message_keeps_no_job_in_the_queue_after_its_death(
+    raw: redis.Redis, queue: JobQueue, new_member: Callable[..., Membership]
+) -> None:
+    side = new_web_side(queue)
+
+    def submit(**changes: object) -> Ticket:
+        return side.submit(new_job(deadline=side.deadline_at(time.monotonic() + 20), **changes))
+
+    member = new_member(served=Served("ours", "0123", "float32", "keras", 2, 2, 3, "x"), labels=["a"])
+    side.served.look()
+    answered_late = submit()  # without a channel: the look finds the answer, as it does when it overtakes a message
+    member.answer([answered(text) for text in member.take(1).jobs])
+    assert answered_late.wait(time.monotonic() + 5)
+    raw.delete("{image_queue}:workers", "{image_queue}:serves")  # as if its lease had run out
+    side.served.look()
+    gone = submit(reply_to=side.channel)
+    gone.cancel()
+    wait_for(lambda: waiting(raw) == [])
+    assert side.tickets.left_to_look_for() == []
 
 
 def test_clients_that_hang_up_under_load_cost_nobody_an_answer(place: Place) -> None:

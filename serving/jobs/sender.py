@@ -47,7 +47,9 @@ class Sender:
         self._queue, self._tickets, self._admission = queue, tickets, admission
         self._served, self._note, self._counts = served, AnswerNote(queue), counts
         self._poll_seconds = poll_seconds
-        self._untold_at = -math.inf  # when an answer was last found that no message told of, monotonic seconds
+        # When an answer was last found that no message told of, while no model server told what it serves; monotonic
+        # seconds.
+        self._untold_at = -math.inf
 
     def run(self) -> None:
         """Submit, cancel, and look for answers, without end; for a thread of its own."""
@@ -87,7 +89,8 @@ class Sender:
         ids = self._tickets.waiting_since(time.monotonic() - self._poll_seconds) + self._tickets.left_to_look_for()
         found = self._queue.find_answers(ids) if ids else {}
         if found:
-            self._untold_at = time.monotonic()
+            if self._served.alive() is None:  # else it is of one that tells, and this look overtook the message
+                self._untold_at = time.monotonic()
             self._tickets.hand_out(found)
         answered = self._tickets.pop_answered()
         if answered:
