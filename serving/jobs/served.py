@@ -127,7 +127,7 @@ class ServedNow:
         self._looked_at = -math.inf  # monotonic seconds
 
     def input_shape(self) -> tuple[int, int, int]:
-        """Height and width, pixels, and channels (3, RGB; 1, grey) that the images of jobs get.
+        """Height and width, pixels, and channels (3, RGB; 1, grey, unless only colours can be sent) of jobs' images.
 
         Raises QueueAway: it had to ask.
         """
@@ -135,7 +135,8 @@ class ServedNow:
             self.look_if_due(FRESH_SECONDS)
         known = self.served()
         if known is not None and (self._met is not None or self._own_size in (None, (known.width, known.height))):
-            return known.height, known.width, 1 if known.channels == 1 else IN_COLOURS
+            is_grey = known.channels == 1 and not self._only_colours
+            return known.height, known.width, 1 if is_grey else IN_COLOURS
         width, height = self._own_size or DEFAULT_SIZE
         return height, width, IN_COLOURS
 
@@ -169,20 +170,25 @@ class ServedNow:
     def check_name(self) -> None:
         """Refuse a request that no model can answer which this web server is set up for. Raises Unavailable, QueueAway.
 
-        Such a model has another name than the wanted one, or takes grey pictures where only colours can be sent.
+        Such a model lives, and has another name than the wanted one, or takes grey pictures where only colours can be
+        sent.
         """
-        if self._only_colours and self.input_shape()[-1] != IN_COLOURS:
+        if self._own_name is None and not self._only_colours:
+            return
+        if self._alive is None or self._own_name not in (None, self._alive.name):
+            self.look_if_due(FRESH_SECONDS)
+        if self._alive is not None:
+            self.check_channels(self._alive)
+            self._check(self._alive.name)
+
+    def check_channels(self, served: Served) -> None:
+        """Refuse a request for a model that takes grey pictures, where only colours can be sent. Raises Unavailable."""
+        if self._only_colours and served.channels == 1:
             raise Unavailable(
                 "The model takes grey pictures, and this web server sends float32, which has three colours. Ask the "
                 "operator to leave IMAGE_DTYPE unset for it.",
                 reason=Refused.OTHER_MODEL,
             )
-        if self._own_name is None:
-            return
-        if self._alive is None or self._alive.name != self._own_name:
-            self.look_if_due(FRESH_SECONDS)
-        if self._alive is not None:
-            self._check(self._alive.name)
 
     def check_answer(self, answer: Answer) -> None:
         """Refuse an answer that another model than the wanted one has given. Raises Unavailable."""

@@ -130,6 +130,7 @@ def as_served(model: WebModel, version: str | None) -> ServedModel:
     if served is None or labels is None:
         raise not_told()
     served_now.check_name()
+    served_now.check_channels(served)
     if version not in (None, served.version):
         raise NotFound(f"The model `{served.name}` has no version `{version}`; it has `{served.version}`.")
     return ServedModel(served, len(labels))

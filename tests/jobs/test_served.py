@@ -142,6 +142,20 @@ def test_a_web_server_learns_how_many_channels_the_model_takes(join: Join, queue
     colours_alone.check_name()
 
 
+def test_a_grey_model_that_has_gone_keeps_nobody_from_sending_colours(join: Join, queue: JobQueue) -> None:
+    """The next model server, such as the tutorial's, may not tell what it serves."""
+    while_it_lived = ServedNow(queue, only_colours=True)
+    member = join(replace(RESNET, channels=1))
+    wait_for(lambda: while_it_lived.look() or while_it_lived.alive())
+    member.leave()
+    while_it_lived.look()
+    for served in (while_it_lived, ServedNow(queue, only_colours=True)):
+        served.check_name()
+        assert served.input_shape() == (224, 224, 3)
+        with pytest.raises(Unavailable, match="IMAGE_DTYPE"):  # asked for by its name
+            served.check_channels(replace(RESNET, channels=1))
+
+
 def test_web_processes_of_earlier_releases_hear_of_answers_alone(join: Join, raw: redis.Redis) -> None:
     """They would take what travels beside an answer for an answer, and have Redis delete it by its name."""
     earlier = raw.pubsub(ignore_subscribe_messages=True)

@@ -21,6 +21,8 @@ from serving.images.decode import open_image, pixels_of_work
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_view import summary
+from serving.jobs.membership import Membership
+from serving.jobs.served import Served
 from serving.web import pictures, predict, problems, uploads
 from serving.web.classify import ImageOptions, PredictionService, Reply, Wanted
 from serving.web.connection import has_hung_up
@@ -62,6 +64,19 @@ def test_an_upload_becomes_a_job_and_its_answer_comes_back(new_service: NewServi
     assert (job.top, job.index, job.request_id) == (3, True, "from-the-browser")
     assert 0 < reply.decode_ms < 10_000
     assert 0 < reply.wait_ms < 10_000
+
+
+def test_a_model_that_becomes_grey_while_a_picture_is_decoded_breaks_no_request(
+    queue: JobQueue, new_member: Callable[..., Membership]
+) -> None:
+    side = new_web_side(queue, only_colours=True)
+    with ThreadPool(1) as pool:
+        service = PredictionService(side, ImageOptions("float32", 1_000_000, 10, 0.05), places=Places(1), pool=pool)
+        side.check_room()
+        new_member(served=Served("grey", "0123", "float32", "keras", 32, 24, 1, "x"), labels=["a"])
+        side.served.look()
+        job = service.make_job(PHOTO, ANY)
+    assert (job.dtype, job.shape) == ("float32", (24, 32, 3))  # which a model server of one channel sends back, 503
 
 
 def test_several_pictures_wait_together_and_each_gets_its_own_answer_or_error(

@@ -429,6 +429,7 @@ def test_who_waits_holds_no_body(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         return [TimedOut("No answer came.")]
 
     served = SimpleNamespace(look_if_due=int, labels=lambda: LABELS, served=lambda: SERVED, check_name=int)
+    served.check_channels = str
     sides = {
         "web_side": SimpleNamespace(served=served),
         "service": SimpleNamespace(predict_all=predict_all),
