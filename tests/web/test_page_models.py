@@ -168,6 +168,20 @@ def test_the_pictures_that_are_there_can_be_shown_to_the_chosen_model(page: Page
     assert [(one["model"], one["model_version"]) for one in told] == [("flowers", "4567")] * 2
 
 
+def test_a_link_that_names_the_default_is_of_the_same_model(
+    browser: Browser, service: str, pictures: dict[str, Path]
+) -> None:
+    visit = Visit(browser, f"{service}?model=cats")
+    with visit as page:
+        choose(page, pictures["red"])
+        expect(cards(page)).to_contain_text("Answered by cats")
+        chooser(page).select_option("flowers")
+        expect(ask_chosen(page)).to_have_text("Ask flowers about these")
+        chooser(page).select_option("cats")
+        visit.address = page.url
+        expect(ask_chosen(page)).to_be_hidden()
+
+
 def test_a_model_that_is_not_ready_says_so(page: Page, redis_server: RedisServer, pictures: dict[str, Path]) -> None:
     chooser(page).select_option("sleepy")
     expect(page.locator("#banner")).to_contain_text("sleepy is not ready: no model server serves it.")

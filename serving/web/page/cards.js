@@ -57,7 +57,10 @@ export class Cards {
   }
 
   // Those that another model than the chosen one has been asked about.
-  #ofOthers() { return this.models.areSeveral ? this.#cards.filter(card => card.model !== asked() && !card.isBusy) : []; }
+  #ofOthers() {
+    const chosen = this.models.nameOf(asked());
+    return this.models.areSeveral ? this.#cards.filter(card => this.models.nameOf(card.model) !== chosen && !card.isBusy) : [];
+  }
 
   #showOffer() {
     $("ask-chosen").hidden = !this.#ofOthers().length;
