@@ -285,6 +285,26 @@ def test_what_the_operator_does_is_done_to_the_chosen_model(desk: Page, redis_se
         expect(health(desk, "flowers")).to_have_text("flowerswell")
 
 
+def test_an_act_is_done_to_the_model_that_the_dialog_names_or_to_none(desk: Page, redis_server: RedisServer) -> None:
+    """As the dialog is open, the service is started anew, with another models.yaml: its default is another model."""
+    desk.get_by_role("button", name="Pause").click()
+    dialog = desk.get_by_role("dialog", name="Pause the queue of flowers?")
+    expect(dialog).to_be_visible()
+    desk.route(
+        "**/admin/stats?model=flowers", lambda route: route.fulfill(status=404, json={"error": "No such model."})
+    )
+    expect(desk.get_by_role("heading", name="The queue of cats", include_hidden=True)).to_have_count(1)
+    try:
+        dialog.get_by_role("button", name="Pause").click()
+        wait_for(lambda: redis_server.client.keys("*:paused"))
+        assert redis_server.client.keys("*:paused") == [b"{image_queue:flowers}:paused"]
+    finally:
+        for key in redis_server.client.keys("*:paused"):
+            redis_server.client.delete(key)
+        desk.unroute_all()
+        desk.evaluate("history.replaceState(null, '', '?model=flowers')")
+
+
 def test_the_operator_goes_from_one_model_to_another_by_a_link(browser: Browser, service: str) -> None:
     visit = Visit(browser, f"{service}admin?model=dogs")
     with visit as page:

@@ -13,7 +13,7 @@ const EVERY_MS = 2000, AT_MOST_EVERY_MS = 30_000;
 
 const desk = new Desk(), letters = new Letters(desk, act), servers = new Servers(act);
 let timer = 0, pause = EVERY_MS, isAsking = false, isWanted = false;
-let whose = "";  // " of flowers", where there are several models
+let shown = null, whose = "";  // where there are several models, the one that is shown: flowers, " of flowers"
 
 // Looks.
 
@@ -64,7 +64,8 @@ function show(stats) {
     stats.draining && `Draining${since(stats.draining_at)}: new requests are refused with 503, and model servers empty the queue.`,
     stats.paused && `Paused${since(stats.paused_at)}: model servers take nothing. Requests wait, and those that wait too long get 504.`,
   ].filter(Boolean).join(" "));
-  whose = stats.models.length > 1 ? ` of ${stats.model}` : "";
+  shown = stats.models.length > 1 ? stats.model : null;
+  whose = shown === null ? "" : ` of ${shown}`;
   for (const [id, title] of Object.entries(TITLES)) if ($(id).textContent !== title + whose) $(id).textContent = title + whose;
   showModels(stats.models, stats.model);
   showVerbs(stats);
@@ -88,10 +89,11 @@ function showVerbs({paused, draining, read_only: isReadOnly}) {
 // Acts: asks first if there is a title, tells what came of it, and looks at once.
 
 async function act({title, text, yes, path, method, body, done}) {
+  const model = shown ?? undefined;  // another one may be shown by the time that the dialog is answered
   if (title && !await confirmed(title, text, yes)) return;
   note("");
   try {
-    const {changed} = await desk.ask(path, {method, body});
+    const {changed} = await desk.ask(path, {method, body, model});
     announce(changed ? done : "It was so already.");
   } catch (error) {
     if (error.status === 401) { close(error.message); return; }

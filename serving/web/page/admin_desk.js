@@ -21,9 +21,9 @@ export class Desk {
 
   forget() { this.#key = ""; write(""); }
 
-  // JSON of a path below /admin/; `body` is sent as JSON.
-  async ask(path, {method = "GET", body} = {}) {
-    const response = await this.#fetch(path, {method, body: body && JSON.stringify(body), headers: body && {"Content-Type": "application/json"}});
+  // JSON of a path below /admin/; `body` is sent as JSON, and `model` is whose queue it is about.
+  async ask(path, {method = "GET", body, model} = {}) {
+    const response = await this.#fetch(path, {model, method, body: body && JSON.stringify(body), headers: body && {"Content-Type": "application/json"}});
     return response.json().catch(() => { throw new Refused("The service has sent an answer that cannot be read."); });
   }
 
@@ -32,10 +32,10 @@ export class Desk {
     return URL.createObjectURL(await (await this.#fetch(path)).blob());
   }
 
-  async #fetch(path, {headers, ...options} = {}) {
+  async #fetch(path, {model, headers, ...options} = {}) {
     let response;
     try {
-      response = await fetch(`admin/${ofModel(path)}`, {...options, cache: "no-store", credentials: "omit", redirect: "error",
+      response = await fetch(`admin/${ofModel(path, model)}`, {...options, cache: "no-store", credentials: "omit", redirect: "error",
         headers: {...headers, Authorization: `Bearer ${bytes(this.#key)}`}, signal: AbortSignal.timeout(GIVE_UP_MS)});
     } catch {
       throw new Refused("The service cannot be reached. This page tries again by itself.");
@@ -46,9 +46,8 @@ export class Desk {
   }
 }
 
-// A path with the model that the page's address asks for.
-function ofModel(path) {
-  const model = asked();
+// A path with a model, by default the one that the page's address asks for.
+function ofModel(path, model = asked()) {
   return model === null ? path : `${path}${path.includes("?") ? "&" : "?"}model=${encodeURIComponent(model)}`;
 }
 
