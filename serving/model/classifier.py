@@ -107,10 +107,11 @@ class Classifier:
             self._check_output(output, len(which) + -len(which) % compiled.shape.multiple, f"in {compiled.shape.name}")
             difference = golden.off_by(output[: len(which)], right[which])
             if difference > tolerance:
+                until_then = "; BATCH_SIZE=1 may do until then" if compiled.shape.capacity > 1 else ""
                 raise ModelUnavailable(
                     f"The model answers otherwise in {compiled.shape.name} than for each picture alone: a probability "
-                    f"is off by {difference:.3g}, more than {tolerance:g}. An answer must not depend on other "
-                    "pictures: mend the model or its runtime; BATCH_SIZE=1 may do until then."
+                    f"is off by {difference:.3g}, more than {tolerance:g}. An answer must depend on its picture and "
+                    f"nothing else: mend the model or its runtime{until_then}."
                 )
 
     def _check_output(self, probabilities: np.ndarray, images: int, where: str) -> None:

@@ -71,7 +71,7 @@ REFUSALS = {
     "mixes up two rows": OTHERWISE,
     "turns the rows round": OTHERWISE,
     "answers the second half as the first": OTHERWISE,
-    "is off by a bit": OTHERWISE + r"0\.004, more than 0\.001\. An answer must not depend on other pictures: mend ",
+    "is off by a bit": OTHERWISE + r"0\.004, more than 0\.001\. An answer must depend on its picture and ",
     "is a batch late": OTHERWISE,
     "is not a number in the last row": r"^The model's output in batches of 8 is not a number: ",
     "raises": r"^The model fails in batches of 8: no kernel for 8\.$",
@@ -100,6 +100,7 @@ class Pieces:
     fault: str = ""
     input_shape = (32, 32, 3)
     classes = 4
+    random = np.random.default_rng(6)
 
     def compiled_batches(self, batch_size: int) -> list[CompiledBatch]:  # noqa: ARG002
         return [self]
@@ -108,6 +109,8 @@ class Pieces:
         found = MeanColourBatch(1).run(pixels)
         if self.fault == "in flight" and len(pixels) > self.shape.capacity:  # the second call overtakes the first
             found = np.roll(found, self.shape.capacity, axis=0)
+        if self.fault == "by chance":
+            found = self.random.dirichlet(np.ones(4), len(found)).astype(np.float32)
         if self.fault == "writes":
             pixels[:] = 0
         if self.fault == "fewer" and len(pixels) < self.shape.capacity * self.shape.in_flight:
@@ -135,6 +138,12 @@ def test_pieces_in_flight_that_agree_serve(shape: str) -> None:
 def test_pieces_in_flight_that_answer_for_each_other_are_refused(shape: str, fault: str) -> None:
     with pytest.raises(ModelUnavailable, match="answers otherwise in"):
         Classifier(Pieces(SHAPES[shape], fault), LABELS, top=1, batch_size=32).warm_up()
+
+
+def test_a_runtime_that_answers_by_chance_is_refused() -> None:
+    says = r"answers otherwise in one by one than for .* nothing else: mend the model or its runtime\.$"
+    with pytest.raises(ModelUnavailable, match=says):
+        Classifier(Pieces(BatchShape("one by one", 1), "by chance"), LABELS, top=1, batch_size=1).warm_up()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
