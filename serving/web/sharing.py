@@ -18,7 +18,7 @@ from serving.jobs.answer_cache import Question, pixels_digest
 from serving.jobs.flight_ticket import FlightTicket, Part
 from serving.jobs.flights import Flights
 from serving.jobs.job import Job
-from serving.jobs.served import Served
+from serving.jobs.served import FRESH_SECONDS, Served
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
 from serving.web.pictures import Pictures
@@ -67,7 +67,10 @@ class Sharing:
         Raises what Pictures.pixels raises.
         """
         served = self._web_side.served.alive()
-        if served is None:  # as far as this process knows
+        if served is None:  # the first model server may have joined just now
+            self._web_side.served.look_if_due(FRESH_SECONDS)
+            served = self._web_side.served.alive()
+        if served is None:
             return Asked(self._decode(picture, notes), "", None)
         if isinstance(picture, np.ndarray):
             return Asked(picture, pixels_digest(picture, self._pictures.dtype), served)

@@ -22,7 +22,7 @@ from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
-from serving.jobs.served import Served, digest_of
+from serving.jobs.served import FRESH_SECONDS, Served, digest_of
 from serving.jobs.web_side import WebSide
 from serving.web import pictures
 from serving.web.classify import ImageOptions, PredictionService, Reply, Wanted
@@ -275,6 +275,17 @@ def test_a_model_server_that_publishes_nothing_is_asked_each_time(
         assert ask(service, picture(1))[0] == "bypass"
         assert len(answering.jobs) == number
     assert not raw.exists("{image_queue}:cache")
+
+
+def test_a_model_server_that_joined_just_now_is_shared_by_all_who_ask_at_once(
+    new_service: NewService, redis_server: RedisServer, raw: redis.Redis
+) -> None:
+    service = new_service(poll_seconds=5.0)  # it has looked before anybody joined
+    stand_in = Answering(redis_server.url, SERVED, LABELS)
+    wait_for(lambda: raw.exists("{image_queue}:serves"))
+    time.sleep(FRESH_SECONDS)
+    assert ask(service, picture(1))[0] == "miss"
+    stand_in.stop()
 
 
 def test_a_paused_queue_gives_stored_answers_and_a_draining_one_none(
