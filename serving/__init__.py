@@ -144,9 +144,9 @@ Beside the way
     local/redis_server      a Redis of run_service.py's own
     local/web_address       whether a server can listen there, where to open it, whether it answers
     local/running_service   where the service of this folder is, for the operator's tools
-    local/command_line      what it may be told
+    local/command_line      what queue_admin.py may be told
     local/models            how it tells of several models
-    local/status            how the service is doing, as queue_admin.py tells it
+    local/status            … how the service is doing
     local/watch             … every second; waits until a drain is over
     local/servers           what queue_admin.py says of model servers, and does with them
     local/letters           what it says of dead letters, and does with them
