@@ -74,7 +74,10 @@ def to_entry(answer: Answer) -> str:
     return orjson.dumps([answer.text, without_times(answer.about)]).decode()
 
 
-def from_entry(entry: bytes) -> Answer:
-    """Read a stored answer."""
-    text, about = orjson.loads(entry)
-    return Answer(text, about)
+def from_entry(entry: bytes) -> Answer | None:
+    """Read a stored answer; None: another release wrote it in a form of its own."""
+    try:
+        text, about = orjson.loads(entry)
+    except (ValueError, TypeError):
+        return None
+    return Answer(text, about) if isinstance(text, str) and isinstance(about, dict) else None

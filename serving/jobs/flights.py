@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 Lot = Sequence[tuple[Wish, FlightTicket]]
 Script = tuple[str, Sequence[str], Sequence[Any]]  # its name, keys and arguments
+Errand = tuple[Wish, Sequence[FlightTicket], Script]  # a script to run, with the tickets for which it runs
 
 
 class StoreCounts(Protocol):
@@ -114,22 +115,22 @@ class Flights:
 
     def work(self, lot: Lot) -> None:
         """Do what these tickets wish, in one round trip."""
-        errands = self._errands(lot)
-        if not errands:
-            return
         try:
-            replies = self._queue.run_in_turn([script for _, _, script in errands])
+            self._run(self._errands(lot))
         except Exception as error:
             if not isinstance(error, QueueAway):
                 log.exception("answers could not be shared")
-            self._give_up(errands, error)
+            self._give_up(lot, error)
+
+    def _run(self, errands: Sequence[Errand]) -> None:
+        if not errands:
             return
+        replies = self._queue.run_in_turn([script for _, _, script in errands])
         for (wish, tickets, _), reply in zip(errands, replies, strict=True):
             self._take(wish, tickets, reply)
 
-    def _errands(self, lot: Lot) -> list[tuple[Wish, Sequence[FlightTicket], Script]]:
-        """The scripts to run, each with the tickets for which it runs."""
-        errands: list[tuple[Wish, Sequence[FlightTicket], Script]] = []
+    def _errands(self, lot: Lot) -> list[Errand]:
+        errands: list[Errand] = []
         looks: dict[Served, list[FlightTicket]] = {}
         watched = [ticket for wish, ticket in lot if wish is Wish.WATCH and self._can_be_watched(ticket)]
         for ticket in [ticket for wish, ticket in lot if wish is Wish.LOOK]:
@@ -153,35 +154,42 @@ class Flights:
         elif wish is Wish.WATCH:
             for ticket, told in zip(tickets, reply, strict=True):
                 if told == _LEADS and ticket.part is Part.FOLLOWS:
-                    ticket.part = Part.LEADS
-                    self._tickets.outbox.put(ticket)
+                    self._lead(ticket)
         elif wish is Wish.LAND:
             if reply == _OUT_OF_MEMORY and self.counts is not None:
                 self.counts.not_stored(tickets[0].served.name)
         elif not reply:
             tickets[0].drop()
 
+    def _lead(self, ticket: FlightTicket) -> None:
+        """A follower has taken the lead, and submits its job; or it leaves, if its answer came meanwhile."""
+        ticket.part = Part.LEADS
+        if ticket.answer is None:
+            self._tickets.outbox.put(ticket)
+        else:
+            self._box.put((Wish.LEAVE, ticket))
+
     def _looked(self, ticket: FlightTicket, told: bytes | int) -> None:
-        if isinstance(told, bytes):
+        answer = from_entry(told) if isinstance(told, bytes) else None
+        if answer is not None:
             ticket.part = Part.FOUND
-            ticket.tell(from_entry(told))
+            ticket.tell(answer)
             return
         if told == _DRAINING:
             ticket.tell(Draining())
             return
-        ticket.part = _PARTS[told]
+        ticket.part = _PARTS[told] if isinstance(told, int) else Part.ALONE
         if ticket.part is not Part.ALONE:
             self._aboard[ticket.job.id] = ticket
         ticket.tell(None)
 
-    def _give_up(self, errands: Sequence[tuple[Wish, Sequence[FlightTicket], Script]], error: Exception) -> None:
+    def _give_up(self, lot: Lot, error: Exception) -> None:
         """Redis does not answer: who looks is refused, as a job would be; others find out by their leader's lease."""
-        for wish, tickets, _ in errands:
-            for ticket in tickets:
-                if wish is Wish.LOOK:
-                    ticket.tell(copy_of(error))
-                elif wish is Wish.LEAVE:
-                    ticket.drop()
+        for wish, ticket in lot:
+            if wish is Wish.LOOK and ticket.part is Part.ASKS:
+                ticket.tell(copy_of(error))
+            elif wish is Wish.LEAVE and ticket.part is not Part.LEFT:
+                ticket.drop()
 
     def _look(self, served: Served, tickets: Sequence[FlightTicket]) -> Script:
         keys = self._queue.keys

@@ -17,8 +17,8 @@ from conftest import Answering, RedisServer, as_bytes, keys, new_web_side, some_
 
 from serving.errors import ClientGone, Draining, QueueFull, TimedOut, Unavailable
 from serving.jobs import control
-from serving.jobs.answer_cache import CacheTerms
-from serving.jobs.job import Job
+from serving.jobs.answer_cache import CacheTerms, Question, pixels_digest
+from serving.jobs.job import Answer, Job
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.membership import Membership
 from serving.jobs.model_side import ModelSide
@@ -438,6 +438,77 @@ def test_a_leader_that_the_queue_refuses_leaves_the_flight_to_the_next(
     assert refused == [1, 1]
     assert sum(isinstance(end, QueueFull) for end in ends) == 2
     assert ends.count("[1]") == 3
+
+
+def test_a_follower_whose_answer_is_on_its_way_does_not_lead(
+    new_service: NewService, served: Answering, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leading, following, going, heard = new_service(), new_service(), hold_up(served), threading.Event()
+    tickets, watched = following._web_side.tickets, following._web_side.flights
+    hand_out, watch, watches = tickets.hand_out, watched._watch, []
+    monkeypatch.setattr(tickets, "hand_out", lambda answers: heard.wait(10) and hand_out(answers))
+    monkeypatch.setattr(watched, "_watch", lambda found: watches.append(1) or watch(found))
+    leader = Asking(leading, picture(1))
+    wait_for(lambda: len(raw.keys("{image_queue}:flight:*")))
+    follower = Asking(following, picture(1))
+    wait_for(lambda: flights(raw) == [1])
+    going.set()
+    assert leader.ended() == "[1]"
+    wait_for(lambda: flights(raw) == [])  # it has landed
+    before = len(watches)
+    wait_for(lambda: len(watches) > before + 2)
+    assert flights(raw) == []
+    heard.set()
+    assert follower.ended() == "[1]"
+    time.sleep(0.1)
+    assert (len(served.jobs), flights(raw)) == (1, [])
+
+
+def test_an_answer_that_comes_while_its_follower_takes_the_lead_ends_the_flight(
+    new_service: NewService, served: Answering, raw: redis.Redis, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leading, following, going = new_service(), new_service(), hold_up(served)
+    leader = Asking(leading, picture(1))
+    wait_for(lambda: len(served.jobs) == 1)
+    follower = Asking(following, picture(1))
+    wait_for(lambda: flights(raw) == [1])
+    run_in_turn = queue.run_in_turn
+
+    def hear_meanwhile(scripts: list[tuple[str, list[str], list[str]]]) -> list[list[int]]:
+        replies = run_in_turn(scripts)
+        if scripts[0][0] == "flight_watch" and replies[0] == [1]:
+            following._web_side.tickets.hand_out({scripts[0][2][4]: Answer("[7]", {})})
+        return replies
+
+    monkeypatch.setattr(queue, "run_in_turn", hear_meanwhile)
+    raw.delete(*raw.keys("{image_queue}:flight:*"))
+    assert follower.ended() == "[7]"
+    wait_for(lambda: flights(raw) == [], seconds=1)  # before the lease of whoever leads runs out
+    assert raw.llen("image_queue") == 0
+    going.set()
+    assert leader.ended() == "[1]"
+
+
+def test_an_entry_that_cannot_be_read_costs_its_own_request_a_job_and_no_other_one(
+    new_service: NewService, served: Answering, raw: redis.Redis
+) -> None:
+    service = new_service()
+    for value, entry in enumerate((b"no JSON", b"5", b'["[1]", 5]')):
+        key = Question(pixels_digest(picture(value), "uint8"), None, False).key(SERVED)
+        raw.hset("{image_queue}:cache", key, b"9999999999.000 " + entry)
+        assert ask(service, picture(value)) == ("bypass", f"[{value + 1}]")
+    assert ask(service, picture(9)) == ("miss", "[4]")
+
+
+def test_what_fails_in_one_round_trip_is_told_to_whoever_asked_and_the_next_goes_on(
+    new_service: NewService, served: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = new_service()
+    with monkeypatch.context() as broken:
+        broken.setattr(service._web_side.flights, "_look", lambda *_: 1 / 0)
+        with pytest.raises(RuntimeError, match="could not be submitted"):
+            ask(service, picture(1))
+    assert ask(service, picture(1)) == ("miss", "[1]")
 
 
 def test_followers_find_an_answer_whose_message_was_lost(
