@@ -39,7 +39,7 @@ def model_groups(config: settings.Settings, redis_url: str, output: Output, serv
             environment = common_environment(config, redis_url) | gpu
             environment["METRICS_PORT"] = str(config.metrics_port + place if config.metrics_port else 0)
             called = f"{name} model".strip() + (str(number + 1) if count > 1 else "")
-            which = ["--model", name] if name else []
+            which = [f"--model={name}"] if name else []  # with =, a name may begin with a hyphen
             children.append(python(called, "run_model_server.py", environment, output, *which))
         queue = JobQueue(redis_url, model.queue, timeout_seconds=REDIS_TIMEOUT_SECONDS)
         groups.append(ModelGroup(name, children, LeaseKeeper(queue, config.lease_seconds)))

@@ -33,6 +33,7 @@ from conftest import (
 from PIL import Image
 from test_several_models import environment, write_models
 
+import run_model_server
 import service_parts
 import settings
 from serving.jobs.job_queue import JobQueue
@@ -109,11 +110,11 @@ def test_each_model_has_its_servers_and_the_last_words_say_how_to_ask_each(servi
 
 
 def test_a_model_server_that_dies_is_started_again_with_its_own_model(service: Service) -> None:
-    killed = service.model_server("--model", "colours")
+    killed = service.model_server("--model=colours")
     os.kill(killed, signal.SIGKILL)
     assert first_label(service, "predict/hues")  # the other model does not wait for it
     wait_for(lambda: "The colours model server was killed by signal 9; it starts again" in service.said())
-    wait_for(lambda: service.model_server("--model", "colours") not in (0, killed))
+    wait_for(lambda: service.model_server("--model=colours") not in (0, killed))
     wait_for(lambda: http("GET", f"{service.url}/readyz/colours").status == 200)
     assert first_label(service, "predict/colours")
 
@@ -388,6 +389,17 @@ def test_the_tools_of_the_folder_find_the_queues_of_all_models(redis_server: Red
         running_service.close(reached)
 
 
+@pytest.mark.parametrize("name", ["-v", "--help"])
+def test_a_model_whose_name_looks_like_an_option_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config = settings.Settings(_env_file=None, models_file=str(write_models(tmp_path, **{name: {}})))
+    groups = service_parts.model_groups(config, "redis://127.0.0.1:1/0", Output(), None)
+    (child,) = groups[-1].children
+    monkeypatch.setattr(sys, "argv", child.command[1:])
+    assert run_model_server.parse_arguments().model == [name]
+
+
 def test_model_servers_take_turns_at_the_gpus_across_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         (tmp_path / f"nvidia{number}").touch()
@@ -403,6 +415,6 @@ def test_model_servers_take_turns_at_the_gpus_across_models(tmp_path: Path, monk
         **{"all model1": "3", "all model2": "0", "all model3": "1", "all model4": "2"},  # one for each GPU
     }
     assert [one["METRICS_PORT"] for one in given.values()] == [str(9100 + place) for place in range(7)]
-    assert [child.command[2:] for child in groups[0].children] == [["--redis-is-known", "--model", "colours"]]
+    assert [child.command[2:] for child in groups[0].children] == [["--redis-is-known", "--model=colours"]]
     (group, *_) = service_parts.model_groups(config, "redis://127.0.0.1:1/0", Output(), 3)
     assert len(group.children) == 3  # what --model-servers says
