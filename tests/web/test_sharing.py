@@ -538,7 +538,7 @@ def test_a_redis_out_of_memory_stores_nothing_and_answers_all(
 
     service._web_side.flights.counts = Counts()
     asking = [Asking(service, picture(1)) for _ in range(3)]
-    wait_for(lambda: flights(raw) == [2])
+    wait_for(lambda: flights(raw) == [2] and len(served.jobs) == 1)  # whoever leads has submitted its job
     raw.config_set("maxmemory", 1)
     try:
         going.set()
