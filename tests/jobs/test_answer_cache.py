@@ -131,6 +131,20 @@ def test_what_is_over_goes_with_the_next_store_and_all_of_it_with_the_last_ones_
     assert [raw.ttl(key) for key in (queue.keys.cache, queue.keys.cached)] == [60, 60]
 
 
+def test_no_store_takes_out_so_many_entries_that_redis_answers_nobody_meanwhile(
+    queue: JobQueue, raw: redis.Redis
+) -> None:
+    keys, many = queue.keys, [str(number) for number in range(30_000)]
+    raw.hset(keys.cache, mapping=dict.fromkeys(many, "9999999999.000 x") | {"bytes": str(30_000 * (16 + ENTRY_BYTES))})
+    raw.zadd(keys.cached, dict.fromkeys(many, 9999999999.0))
+    raw.config_resetstat()
+    assert store(queue, 2000, replace(TERMS, most_bytes=10_000), "x") == 1
+    assert raw.info("commandstats")["cmdstat_hdel"]["calls"] <= 10_000
+    assert not raw.exists(keys.cache, keys.cached)  # begun anew
+    store(queue, 2001, replace(TERMS, most_bytes=10_000), "x")
+    assert (raw.hlen(keys.cache), raw.zcard(keys.cached)) == (2, 1)
+
+
 @pytest.fixture
 def as_user(redis_server: RedisServer, raw: redis.Redis) -> Iterator[JobQueue]:
     """The queue by a user that has the rights of docs/deployment.md and no others."""

@@ -9,6 +9,7 @@
 --   0  NOT_STORED: nor was it asked to
 --  -1  OUT_OF_MEMORY: Redis has no room for what is stored, or the answer has more bytes than all may have
 local STORED, NOT_STORED, OUT_OF_MEMORY = 1, 0, -1
+local MOST_DROPPED = 10000  -- 50 ms, and Redis answers nobody meanwhile; where more have to go, all go
 local clock = now()
 
 local function drop(key)
@@ -23,13 +24,14 @@ local function make_room(bytes)
   for _, key in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', clock, 'LIMIT', 0, 32)) do
     bytes = bytes - drop(key)
   end
+  local dropped = 0
   while bytes > tonumber(ARGV[9]) do
     local oldest = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', '+inf', 'LIMIT', 0, 1)[1]
-    if not oldest then  -- what is counted is not what is there: begin anew
-      redis.call('UNLINK', KEYS[3])
+    if not oldest or dropped == MOST_DROPPED then  -- without one, what is counted is not what is there: begin anew
+      redis.call('UNLINK', KEYS[3], KEYS[4])
       return nil
     end
-    bytes = bytes - drop(oldest)
+    bytes, dropped = bytes - drop(oldest), dropped + 1
   end
   return bytes
 end
