@@ -4,8 +4,10 @@ run_model_server.py tells; like a story, it reads settings.
     settings --> model_parts --> run_model_server.take_predict_answer
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
     from serving.telemetry.traces import ModelTraces
 
 HERE = Path(__file__).parent
+
+# A setting -> the key of models.yaml in its place; and a setting in a sentence, perhaps with a value, not in a path.
+_KEYS = {setting.upper(): key for key, setting in settings.OF_A_MODEL.items()}
+_SETTINGS = re.compile(rf"(?<![\w/.-])({'|'.join(_KEYS)})(?![\w/-]|\.\w)(=?)")
 
 log = logging.getLogger("model_server")
 
@@ -100,6 +106,24 @@ def name_of_several(config: settings.Settings, model: settings.ModelSettings) ->
     return model.name if config.models_file is not None else None
 
 
+@contextlib.contextmanager
+def in_words_of_the_file(config: settings.Settings, model: settings.ModelSettings) -> Iterator[None]:
+    """Have what is refused name the keys of models.yaml, where that names the model, in the place of settings.
+
+    Raises StartError, of the kind that the block raised.
+    """
+    try:
+        yield
+    except errors.StartError as error:
+        if config.models_file is not None:
+            error.args = (f"{config.models_file}, model `{model.name}`: {_SETTINGS.sub(_as_key, str(error))}",)
+        raise
+
+
+def _as_key(found: re.Match[str]) -> str:
+    return f"`{_KEYS[found[1]]}:` " if found[2] else f"`{_KEYS[found[1]]}`"
+
+
 def load(config: settings.Settings, model: settings.ModelSettings) -> Loaded:
     """Load a model, warm it up, check it.
 
@@ -108,7 +132,7 @@ def load(config: settings.Settings, model: settings.ModelSettings) -> Loaded:
         WeightsDownloadFailed: the ImageNet weights cannot be fetched.
     """
     spec = model_spec(model)
-    with logs.of_model(name_of_several(config, model)):
+    with logs.of_model(name_of_several(config, model)), in_words_of_the_file(config, model):
         classifier = choose.load_classifier(spec)
         check_lease(classifier.slowest_batch_seconds, config.lease_seconds, model.batch_size)
     height, width, channels = classifier.input_shape

@@ -216,7 +216,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=604_800,
-        description="a web server answers the same pixels to the same model from memory for this time, and has "
+        description="a web server answers the same pixels to the same model from Redis for this time, and has "
         "identical requests in flight computed once, seconds; 0 turns it off",
     )
     cache_max_bytes: int = Field(
@@ -472,7 +472,7 @@ def read_models_file(config: Settings) -> list[ModelSettings]:
     path = Path(config.models_file or "")
     replaced = {setting: key for key, setting in OF_A_MODEL.items()} | {"model_name": None}
     for setting in [setting for setting in replaced if setting in config.model_fields_set]:
-        instead = f"`{replaced[setting]}:` of each model" if replaced[setting] else "the names under `models:`"
+        instead = f"`{replaced[setting]}:`" if replaced[setting] else "the names under `models:`"
         raise models_file.WrongModelsFile(
             f"{setting.upper()} and MODELS_FILE are both set. Take {setting.upper()} out of the environment and of "
             f".env: {path} says it of each model, by {instead}."

@@ -228,7 +228,7 @@ def test_a_setting_that_the_file_replaces_is_refused_beside_it(setting: str, tmp
     value = (text | {"model_preprocessing": "none", "model_allow_code": "1"}).get(setting, "3")
     with pytest.raises(WrongModelsFile) as wrong:
         models_of(tmp_path, TWO, **{setting: value})
-    instead = f"`{keys[setting]}:` of each model" if setting in keys else "the names under `models:`"
+    instead = f"`{keys[setting]}:`" if setting in keys else "the names under `models:`"
     name = setting.upper()
     assert str(wrong.value) == (
         f"{name} and MODELS_FILE are both set. Take {name} out of the environment and of .env: "

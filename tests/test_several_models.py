@@ -300,3 +300,23 @@ def test_a_broken_model_ends_the_process_with_1_and_the_other_one_leaves_in_good
     assert re.search(r"stopped; 0 jobs .* model=colours$", says, re.MULTILINE)
     assert not service.raw.exists("{another:colours}:workers")
     assert "ModelFailed" in says
+
+
+def test_what_is_refused_of_a_model_names_the_file_the_model_and_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "TOP" / "models.yaml"  # a folder that is called as a setting is
+    path.parent.mkdir()
+    path.write_text(
+        "models:\n  colours:\n    model: nowhere.keras\n  weighed:\n    model: nowhere.keras\n    weights: random\n"
+    )
+    monkeypatch.setenv("MODELS_FILE", str(path))
+    config = settings.load()
+    says = {
+        "colours": rf"`model:` {path.parent}/nowhere\.keras cannot be loaded: No such file or directory\. `model` is ",
+        "weighed": r"`weights:` random is for classifiers of keras\.applications; .* Leave `weights` unset\.$",
+    }
+    for model in config.models():
+        start = rf"^{path}, model `{model.name}`: "
+        with pytest.raises(StartError, match=start + says[str(model.name)]):
+            model_parts.load(config, model)

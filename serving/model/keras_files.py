@@ -16,7 +16,7 @@ from serving.model.spec import ModelSpec
 
 OWN_CODE = (
     "It must be a file that Keras 3's model.save wrote. If it has code of its own, as a Lambda or a layer of yours, "
-    "and you trust whoever made it, MODEL_ALLOW_CODE lets it run: docs/own-model.md."
+    "and you trust whoever made it, MODEL_ALLOW_CODE=1 lets it run, or the name of its module: docs/own-model.md."
 )
 IS_WEIGHTS = (
     "holds weights alone, and not the network. Save the whole network by model.save as a .keras file; if these are "

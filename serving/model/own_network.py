@@ -52,8 +52,8 @@ def _check_application(spec: ModelSpec) -> None:
     ):
         if value != default:
             raise ModelUnavailable(
-                f"{setting}={value} is for a network of your own; MODEL={spec.architecture} is a classifier of "
-                f"keras.applications, which has all that it needs. Leave {setting} unset."
+                f"{setting}={value} is for a network of your own, and MODEL={spec.architecture} is no such file or "
+                f"folder. A classifier of keras.applications has all that it needs: leave {setting} unset."
             )
     if spec.weights not in ("imagenet", "random"):
         advice = "Set it to imagenet, random, or a file of this very model's weights."

@@ -477,7 +477,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "keras",
         {},
         " cannot be loaded: Requested the deserialization of a `Lambda` layer .* potential risk "
-        r".*MODEL_ALLOW_CODE lets it run: docs/own-model\.md\.$",
+        r".*MODEL_ALLOW_CODE=1 lets it run, or the name of its module: docs/own-model\.md\.$",
     ),
     "a lambda in an .h5 file": (
         "lambda",
@@ -541,8 +541,8 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "MobileNetV2",
         "",
         {"activation": "softmax"},
-        "^MODEL_ACTIVATION=softmax is for a network of your own; MODEL=MobileNetV2 is a classifier of "
-        r"keras\.applications, which has all that it needs\. Leave MODEL_ACTIVATION unset\.$",
+        "^MODEL_ACTIVATION=softmax is for a network of your own, and MODEL=MobileNetV2 is no such file or folder\\. "
+        r"A classifier of keras\.applications has all that it needs: leave MODEL_ACTIVATION unset\.$",
     ),
     "an application, preprocessing": (
         "MobileNetV2",
@@ -554,7 +554,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "MobileNetV2",
         "",
         ALLOWED,
-        "^MODEL_ALLOW_CODE=1 is for a network of your own; ",
+        "^MODEL_ALLOW_CODE=1 is for a network of your own, and ",
     ),
 }
 

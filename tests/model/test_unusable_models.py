@@ -18,7 +18,7 @@ from serving.model import choose, classifier
 from serving.model.failures import LONGEST, model_unavailable, why
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Keras's own, while these files are made
-OWN_CODE = r"MODEL_ALLOW_CODE lets it run: docs/own-model\.md\.$"
+OWN_CODE = r"MODEL_ALLOW_CODE=1 lets it run, or the name of its module: docs/own-model\.md\.$"
 
 
 @pytest.fixture(scope="module")
