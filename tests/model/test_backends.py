@@ -51,7 +51,7 @@ def python_with(backend: str) -> str:
     return str(ON_PYTORCH) if backend == "torch" else sys.executable
 
 
-def classify(backend: str, pixels: np.ndarray, folder: Path, model: str, weights: str = "imagenet") -> Classified:
+def classify(backend: str, pixels: np.ndarray, folder: Path, model: str, weights: str) -> Classified:
     """Run pictures through a model with MODEL_RUNTIME=auto, in a process of its own with its files in `folder`."""
     np.save(folder / "pixels.npy", pixels)
     environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
@@ -105,6 +105,20 @@ def test_what_tensorflow_converted_is_run_by_openvino_whatever_the_backend(backe
     found = classify(backend, PICTURES, tmp_path, str(path), "imagenet")
     assert found.probabilities == pytest.approx(expected, abs=0.02)
     assert found.lines[-2:] == [f"by openvino {version}", "loaded"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_an_architecture_with_its_weights_gives_tensorflows_answers(backend: str, tmp_path: Path) -> None:
+    from test_architectures import keras_alone
+
+    weights = tmp_path / "own.weights.h5"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels, expected, _ = keras_alone("MobileNetV2", weights)
+    found = classify(backend, pixels, tmp_path, "MobileNetV2", str(weights))
+    assert found.probabilities == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -96,26 +96,6 @@ def test_the_size_comes_from_the_model_where_nobody_sets_it(
     assert load(keras_runtime, any_size, width=64, height=48).input_shape == (None, 48, 64, 3)
 
 
-@pytest.mark.slow  # it builds all 40 of them
-def test_every_architecture_of_keras_applications_has_a_size_of_its_own(keras_runtime: ModuleType) -> None:
-    import keras
-
-    sides = {}
-    for name in sorted(key for key in dir(keras.applications) if key[0].isupper()):
-        _, height, width, channels = load(keras_runtime, name, width=None, height=None).input_shape
-        assert (height, channels) == (width, 3), name
-        sides[name] = width
-        keras.backend.clear_session()
-    unusual = {name: side for name, side in sides.items() if side != 224}
-    efficient = dict(zip(["B1", "B2", "B3", "B4", "B5", "B6", "B7"], (240, 260, 300, 380, 456, 528, 600), strict=True))
-    assert unusual == {
-        **{f"EfficientNet{name}": side for name, side in efficient.items()},
-        **{"EfficientNetV2B1": 240, "EfficientNetV2B2": 260, "EfficientNetV2B3": 300},
-        **{"EfficientNetV2S": 384, "EfficientNetV2M": 480, "EfficientNetV2L": 480},
-        **{"InceptionResNetV2": 299, "InceptionV3": 299, "NASNetLarge": 331, "Xception": 299},
-    }
-
-
 def test_the_version_is_a_digest_of_the_weights(keras_runtime: ModuleType) -> None:
     one, other = load(keras_runtime, "MobileNetV2"), load(keras_runtime, "MobileNetV2")
     assert re.fullmatch("[0-9a-f]{12}", keras_runtime.version_of(one))
