@@ -1,7 +1,7 @@
 """The warm-up checks what it serves: each compiled batch gives golden pictures the answers of each alone."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,6 +85,14 @@ def test_a_batch_that_answers_otherwise_than_the_model_alone_is_refused(fault: s
     spec = tiny_spec(fault, runtime=f"{__name__}:Faulty", batch_size=8)
     with pytest.raises(ModelUnavailable, match=REFUSALS[fault]):
         choose.load_classifier(spec)
+
+
+def test_with_random_weights_a_difference_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    spec = tiny_spec("is off by a bit", weights="random", runtime=f"{__name__}:Faulty", batch_size=8)
+    assert choose.load_classifier(spec).warning is not None
+    assert "is off by 0.004, more than 0.001. Its weights are random, and it serves all the same." in caplog.text
+    with pytest.raises(ModelUnavailable, match=REFUSALS["is not a number in the last row"]):
+        choose.load_classifier(replace(spec, architecture="is not a number in the last row"))
 
 
 def test_batches_that_agree_serve() -> None:
