@@ -177,6 +177,7 @@ def test_each_picture_gets_its_own_answer(place: Place, kind: str, web: str) -> 
     assert {warning for end, warning in ends if end == "right"} == {says}
 
 
+@pytest.mark.slow  # a change of the model server under load, below, has web servers of both makes as well
 @pytest.mark.parametrize("kind", ["tutorial", "ours"])
 def test_web_servers_of_both_makes_share_one_kind_of_model_server(place: Place, kind: str) -> None:
     place.have_served_by(kind)
