@@ -220,16 +220,18 @@ def test_its_metrics_tell_batches_and_ends(raw: redis.Redis, start: Callable[...
 @pytest.mark.parametrize(
     ("settings", "status", "says"),
     [
-        ({"MODEL": "NoSuchNet", "MODEL_RUNTIME": "auto"}, 2, "MODEL=NoSuchNet"),
+        # tests/test_service.py has these two by the whole service.
+        pytest.param({"MODEL": "NoSuchNet", "MODEL_RUNTIME": "auto"}, 2, "MODEL=NoSuchNet", marks=pytest.mark.slow),
         ({"MODEL_LABELS": "/nowhere.txt"}, 2, "MODEL_LABELS=/nowhere.txt"),
         ({"MODEL_RUNTIME": "runtimes:NoSuchClass"}, 2, "MODEL_RUNTIME=runtimes:NoSuchClass cannot be imported"),
         ({"MODEL_RUNTIME": "no_such_module:Class"}, 2, "MODEL_RUNTIME=no_such_module:Class cannot be imported"),
         ({"MODEL_RUNTIME": "tensorflow"}, 2, "MODEL_RUNTIME"),
         # Proxies that refuse: so the download fails, and at once, also where there is a network.
-        (
+        pytest.param(
             {"MODEL": "MobileNetV2", "MODEL_RUNTIME": "auto", "IMAGE_WIDTH": "224", "IMAGE_HEIGHT": "224"},
             3,
             "MODEL_WEIGHTS",
+            marks=pytest.mark.slow,
         ),
     ],
 )

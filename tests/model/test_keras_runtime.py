@@ -194,6 +194,7 @@ assert "%arg0" in (text := keras_runtime.compiled(network).lower(pixels).as_text
 """
 
 
+@pytest.mark.slow  # tests/model/test_backends.py does it by the whole way, from the settings on
 def test_on_jax_the_answers_are_tensorflows(
     keras_runtime: ModuleType, tiny_model: dict[str, str], tmp_path: Path
 ) -> None:
