@@ -93,7 +93,8 @@ def test_server_timing_tells_what_is_noted(app: Flask, noting: Noting) -> None:
     assert told.startswith(
         f"decode;dur={notes.decode_ms:.1f}, queue;dur={notes.until_predict_ms:.1f}, model;dur={notes.predict_ms:.1f}, "
     )
-    assert notes.until_predict_ms == pytest.approx(notes.submit_ms + notes.queue_ms)
+    # An answer may be faster than the reply to its submit.
+    assert notes.queue_ms == pytest.approx(max(0.0, notes.until_predict_ms - notes.submit_ms))
 
 
 def test_a_stage_that_a_request_never_ended_is_not_told(app: Flask, noting: Noting, answering: Answering) -> None:
