@@ -138,8 +138,34 @@ def raw(redis_server: RedisServer) -> redis.Redis:
 def queue(redis_server: RedisServer, raw: redis.Redis) -> Iterator[JobQueue]:
     connection = JobQueue(redis_server.url, "image_queue")
     connection.connect()
+    gate = Gate(connection.redis.exchange)
+    connection.redis.exchange = gate.exchange  # type: ignore[method-assign]
     yield connection
-    connection.close()
+    gate.shut()
+    connection.close()  # which ends what still waits for a reply
+    wait_for(lambda: gate.inside == 0)
+
+
+class Gate:
+    """Lets commands to Redis through until it is shut: what a test left running must not write into the next test."""
+
+    def __init__(self, exchange: Callable[..., list[Any]]) -> None:
+        self._exchange, self._lock, self._is_open, self.inside = exchange, threading.Lock(), True, 0
+
+    def exchange(self, *commands: Any) -> list[Any]:
+        with self._lock:
+            if not self._is_open:
+                raise redis.exceptions.ConnectionError("the test is over")
+            self.inside += 1
+        try:
+            return self._exchange(*commands)
+        finally:
+            with self._lock:
+                self.inside -= 1
+
+    def shut(self) -> None:
+        with self._lock:
+            self._is_open = False
 
 
 @pytest.fixture
