@@ -202,13 +202,13 @@ def test_every_interleaving_agrees_with_the_model(real_queue: JobQueue) -> None:
 
 
 BROKEN = {
-    "a job sent twice waits twice": ("submit_async", "if redis.call('HGET', KEYS[2], 'status')", "if false"),
+    "a job sent twice waits twice": ("submit_async", "if redis.call('HGET', KEYS[3], 'status')", "if false"),
     "a full lane takes one more": ("submit_async", "> tonumber(ARGV[2])", "> ARGV[2] + 1"),
     "what is refused stays": ("submit_async", "redis.call('LTRIM', KEYS[1], 0, -2)", ""),
     "a key is not looked up": ("submit_async", "if kept then", "if false then"),
     "a key takes any request": ("submit_async", "fingerprint == ARGV[5]", "true"),
     "a key lives for ever": ("submit_async", ", 'EX', seconds", ""),
-    "a job lives for ever": ("submit_async", "redis.call('EXPIRE', KEYS[2], seconds)", ""),
+    "a job lives for ever": ("submit_async", "redis.call('EXPIRE', KEYS[3], seconds)", ""),
     "a cancel leaves the job where it is": ("cancel_async", "redis.call('LREM', KEYS[1], 1, text)", ""),
     "a cancel looks in one half": ("cancel_async", "low = middle + 1", "break"),
     "a cancel overrules an end": ("cancel_async", "if not (waits or status == 'processing')", "if not status"),
