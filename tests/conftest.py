@@ -195,6 +195,12 @@ def new_job(**changes: object) -> Job:
     return Job(**({"id": str(uuid.uuid4()), "image": "AAAA"} | changes))  # type: ignore[arg-type]
 
 
+def version_of(raw: redis.Redis) -> str:
+    """As we tell it; Valkey calls itself a Redis 7.2.4, and says beside it what it is."""
+    info = raw.info()
+    return f"{info['redis_version']}{' (Valkey ' + info['valkey_version'] + ')' if 'valkey_version' in info else ''}"
+
+
 def push(raw: redis.Redis, count: int, **changes: object) -> list[Job]:
     jobs = [new_job(**changes) for _ in range(count)]
     for job in jobs:

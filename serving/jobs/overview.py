@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.jobs import live_view
+from serving.jobs import live_view, redis_info
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.live_view import LiveView
 from serving.jobs.served import Served
@@ -123,7 +123,7 @@ def redis_memory(queue: JobQueue) -> RedisMemory:
     """Ask Redis for its version and its memory. Raises QueueAway."""
     info = queue.redis.told()
     limit = info.get("maxmemory")
-    return RedisMemory(info.get("redis_version"), info.get("used_memory"), limit or None)
+    return RedisMemory(redis_info.told_version(info), info.get("used_memory"), limit or None)
 
 
 def _servers(rows: Sequence[Sequence[Any]]) -> list[ServerView]:

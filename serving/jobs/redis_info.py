@@ -12,6 +12,10 @@ IS_IN_CLUSTER_MODE = (
     "this Redis runs in cluster mode, in which a script cannot set an answer beside its queue; the service needs one "
     "with cluster-enabled no"
 )
+HAS_NO_SUCH_DATABASE = (
+    "this Redis has no database of that number; a Valkey in cluster mode has number 0 alone, and the service needs one "
+    "with cluster-enabled no"
+)
 IS_SENTINEL = "this is a Sentinel, not a Redis; write redis+sentinel://host:port/service_name for the primary it names"
 
 
@@ -20,15 +24,22 @@ def refusal(info: Mapping[str, Any]) -> str | None:
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
         return f"this is Redis {version}"
-    if info.get("redis_mode") == "sentinel":
+    mode = info.get("redis_mode") or info.get("server_mode")  # Redis's name for it, and Valkey's
+    if mode == "sentinel":
         return IS_SENTINEL
-    if info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == 1:
+    if mode == "cluster" or info.get("cluster_enabled") == 1:
         return IS_IN_CLUSTER_MODE
     if info.get("role") == "slave":
         # One that takes writes (replica-read-only no) loses them with the next copy of its primary.
         primary = f"{info.get('master_host')}:{info.get('master_port')}"
         return f"this Redis is a replica of {primary}, and keeps no job that it is given; name the primary"
     return None
+
+
+def told_version(info: Mapping[str, Any]) -> str | None:
+    """The version of what told `info`, with Valkey's own behind it: "7.2.4 (Valkey 9.1.2)". None: it does not tell."""
+    redis, valkey = info.get("redis_version"), info.get("valkey_version")
+    return f"{redis} (Valkey {valkey})" if redis and valkey else redis
 
 
 def doubts(info: Mapping[str, Any]) -> list[str]:

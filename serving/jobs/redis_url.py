@@ -45,7 +45,9 @@ HINTS = {
     "WRONGPASS": "the server refuses the user or the password",
     # A database other than 0 is chosen as the connection is made, before anything could be asked.
     "SELECT is not allowed in cluster mode": redis_info.IS_IN_CLUSTER_MODE,
-    "unknown command `SELECT`": redis_info.IS_SENTINEL,
+    "DB index is out of range": redis_info.HAS_NO_SUCH_DATABASE,
+    "unknown command `SELECT`": redis_info.IS_SENTINEL,  # until Redis 6.2
+    "unknown command 'SELECT'": redis_info.IS_SENTINEL,
     "Hostname mismatch": _OTHER_HOST,
     "IP address mismatch": _OTHER_HOST,
     "local issuer certificate": _UNKNOWN_CA,
@@ -159,7 +161,8 @@ def _check_files(options: dict[str, Any]) -> None:
 
 
 def _explain(error: BaseException | None) -> str:
-    says = str(error).rstrip(".")
+    # Where no Sentinel knows a primary, the library goes on with its own objects, as Python writes them.
+    says = str(error).partition(" : <")[0].rstrip(".")
     # Redis's errors begin with a code, which the library takes out of their words.
     known = f"{getattr(error, 'status_code', '')} {says}"
     hint = next((hint for words, hint in HINTS.items() if words in known), None)

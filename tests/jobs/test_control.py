@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from conftest import answered, keys, new_job, push
+from conftest import answered, keys, new_job, push, version_of
 
 from serving.jobs import control
 from serving.jobs.job import Lane
@@ -153,7 +153,7 @@ def test_the_overview_tells_who_a_model_server_is_and_whether_it_is_quiet(
 
 def test_redis_tells_its_version_and_its_memory(queue: JobQueue, raw: redis.Redis) -> None:
     told = redis_memory(queue)
-    assert told.version == raw.info()["redis_version"]
+    assert told.version == version_of(raw)
     assert (told.used_bytes or 0) > 100_000
     assert told.limit_bytes is None
     raw.config_set("maxmemory", "900000000")

@@ -250,9 +250,10 @@ def test_sentinels_may_have_tls_and_a_password_of_their_own(tmp_path: Path) -> N
     )
     url = f"rediss+sentinel://:{PASSWORD}@localhost:{sentinel.port}/{NAME}/1?ssl_ca_certs={server.ca_file}"
     try:
-        with pytest.raises(QueueAway, match="have they a password") as caught:
+        with pytest.raises(QueueAway, match="is a .sentinel_password= missing") as caught:
             JobQueue(url, "image_queue").connect()
         assert PASSWORD not in str(caught.value)
+        assert "<" not in str(caught.value)
         queue = JobQueue(f"{url}&sentinel_password=another-secret", "image_queue")
         wait_for(lambda: can_connect(queue))
         new_web_side(queue).sender.submit_texts([new_job().to_text()])
@@ -275,8 +276,10 @@ def can_connect(queue: JobQueue) -> bool:
 
 def test_a_name_that_no_sentinel_knows_and_sentinels_that_are_away_are_named(cluster: Cluster) -> None:
     for url in (cluster.url.replace(NAME, "another"), f"redis+sentinel://127.0.0.1:1/{NAME}"):
-        with pytest.raises(QueueAway, match="REDIS_URL: no Sentinel that answers knows a live primary of this name"):
+        with pytest.raises(QueueAway) as caught:
             JobQueue(url, "image_queue").connect()
+        assert str(caught.value).startswith("REDIS_URL: no Sentinel that answers knows a live primary of this name")
+        assert "<" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,9 @@ def test_a_sentinel_in_the_place_of_a_redis_is_refused_and_told_how_to_be_writte
 
 
 def test_a_database_that_the_redis_does_not_have_is_refused(new_redis: NewRedis) -> None:
-    assert "DB index is out of range" in refusal(new_redis().url.replace("/0", "/99"))
+    said = refusal(new_redis().url.replace("/0", "/99"))
+    assert "has no database of that number" in said
+    assert "DB index is out of range" in said
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
