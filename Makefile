@@ -9,7 +9,7 @@ PIP_AUDIT := pip-audit==2.10.1
 SOURCES := *.py serving tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-backends fuzz chaos lint audit format bench stress admin dead-letters clean
+.PHONY: help run test test-all test-redis test-backends fuzz chaos lint audit format bench stress admin dead-letters clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
@@ -19,12 +19,14 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.service: requirements.txt constraints.txt | $(VENV)/.created
+$(VENV)/.service: requirements.txt constraints.txt requirements-redis.txt | $(VENV)/.created
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-redis.txt
 	@touch $@
 
-$(VENV)/.dev: requirements.txt constraints.txt requirements-client.txt requirements-otel.txt requirements-dev.txt | $(VENV)/.created
+$(VENV)/.dev: requirements.txt constraints.txt requirements-redis.txt requirements-client.txt requirements-otel.txt requirements-dev.txt | $(VENV)/.created
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-redis.txt
 	@touch $@ $(VENV)/.service
 
 # Apart, so that what looks for holes brings none of its own packages into the service.
@@ -48,6 +50,9 @@ test: $(VENV)/.dev $(VENV)-triton/.ready ## run the tests; ARGS="-k queue"
 test-all: $(VENV)/.dev $(VENV)-triton/.ready ## run the tests, and those that take long for what they find
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "" $(ARGS)
 
+test-redis: $(VENV)/.dev ## run the tests of the queue on Redis 6.2, the oldest that will do; REDIS=/usr/bin/redis-server for another
+	TEST_REDIS=$(or $(REDIS),oldest) $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "" tests/jobs tests/batching $(ARGS)
+
 $(VENV)-torch/.ready: tests/requirements-torch.txt requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)-torch
 	$(VENV)-torch/bin/pip install --quiet --disable-pip-version-check -r tests/requirements-torch.txt
@@ -69,6 +74,7 @@ lint: $(VENV)/.dev ## check style and types
 
 audit: $(VENV)/.audit ## look every dependency up in a database of known vulnerabilities; needs the internet
 	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.txt -r constraints.txt -r requirements-otel.txt -r requirements-client.txt
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip -r requirements-redis.txt
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix $(SOURCES)

