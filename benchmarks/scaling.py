@@ -40,7 +40,7 @@ def job_text(image: str) -> str:
     return Job(str(uuid.uuid4()), image, "uint8", (224, 224, 3)).to_text()
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int | str) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
@@ -103,22 +103,29 @@ def with_servers(count: int, queue: JobQueue, url: str, image: str, redis_pid: i
     return f"| {count} | {most:.0f}/s | {rate:.0f}/s | {busy:.0%} |"
 
 
-def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> str:
-    """Submit, take and answer batches as fast as one client can; what one core of Redis could do at that price."""
+def cost_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> tuple[float, float]:
+    """Submit, take and answer batches as fast as one client can: Redis's core-ms a job, and its main thread's."""
     member = ModelSide(queue, lease_seconds=10, max_attempts=3, result_ttl_seconds=1).join()
     texts = [job_text(image) for _ in range(BATCH_SIZE)]
-    jobs, spent, began = 0, cpu_seconds(redis_pid), time.monotonic()
+    parts = (f"{redis_pid}", f"{redis_pid}/task/{redis_pid}")  # all its threads, its first
+    jobs, spent, began = 0, [cpu_seconds(part) for part in parts], time.monotonic()
     while time.monotonic() - began < seconds:
         for text in texts:  # one by one, as requests that come singly are
             queue.submit([text], 10_000)
         taken = member.take(BATCH_SIZE).jobs
         member.answer([Outcome(text, Job.from_text(text).id, answer="[]") for text in taken])
         jobs += len(taken)
-    core_ms = 1000 * (cpu_seconds(redis_pid) - spent) / jobs
+    whole, main = (1000 * (cpu_seconds(part) - before) / jobs for part, before in zip(parts, spent, strict=True))
     member.leave()
+    return whole, main
+
+
+def redis_alone(queue: JobQueue, image: str, redis_pid: int, seconds: float) -> str:
+    """What one core of Redis could do at the price of a job."""
+    core_ms, size = cost_alone(queue, image, redis_pid, seconds)[0], len(job_text(image))
     return (
-        f"Redis spends {core_ms:.2f} core-ms a job of {len(texts[0]):,} bytes: one core is good for "
-        f"{1000 / core_ms:,.0f} jobs, {2 * len(texts[0]) / core_ms / 1e3:,.0f} MB, a second (in and out)."
+        f"Redis spends {core_ms:.2f} core-ms a job of {size:,} bytes: one core is good for "
+        f"{1000 / core_ms:,.0f} jobs, {2 * size / core_ms / 1e3:,.0f} MB, a second (in and out)."
     )
 
 
