@@ -25,6 +25,7 @@ from serving.batching.predictor import Predictor
 from serving.batching.state import LoopState
 from serving.jobs.job_queue import JobQueue
 from serving.jobs.model_side import ModelSide
+from serving.jobs.reach_shards import connect_shards, fewest_served
 from serving.jobs.served import Served, digest_of
 from serving.local import web_address
 from serving.model import choose
@@ -164,19 +165,42 @@ def check_lease(slowest_batch_seconds: float, lease_seconds: float, batch_size: 
 
 
 def batch_loops(config: settings.Settings, models: Sequence[Loaded]) -> BatchLoops:
-    """Return the threads of all models, wired and not started; what they count is served from now on."""
+    """Return the threads of all models, wired and not started; what they count is served from now on.
+
+    Raises QueueAway: no Redis answers.
+    """
+    url = shard_to_serve(config, [loaded.model for loaded in models]).url
     traces, counted = open_traces(config), count_and_serve(config, models)
-    loops = [batch_loop(config, loaded, metrics, traces) for loaded, metrics in zip(models, counted, strict=True)]
+    loops = [batch_loop(config, url, loaded, metrics, traces) for loaded, metrics in zip(models, counted, strict=True)]
     return BatchLoops(loops, config.lease_seconds)
 
 
+def connect(config: settings.Settings) -> list[str]:
+    """Make sure that a Redis answers which this model server may serve; return doubts about it, for an operator.
+
+    Raises QueueAway: none does, or one cannot keep the promise.
+    """
+    shards = [one for one in config.shards() if config.redis_shard in ("auto", one.label)]
+    return connect_shards(shards, config.image_queue)
+
+
+def shard_to_serve(config: settings.Settings, models: Sequence[settings.ModelSettings]) -> settings.Shard:
+    """Return the Redis that REDIS_SHARD names, or the one that the fewest model servers serve. Raises QueueAway."""
+    shards = [one for one in config.shards() if config.redis_shard in ("auto", one.label)]
+    if len(shards) > 1:
+        shards = [shards[fewest_served([[JobQueue(shard.url, one.queue) for one in models] for shard in shards])]]
+    if shards[0].label:
+        log.info("serving shard %s of REDIS_URLS", shards[0].label)
+    return shards[0]
+
+
 def batch_loop(
-    config: settings.Settings, loaded: Loaded, metrics: ModelMetrics, traces: "ModelTraces | None"
+    config: settings.Settings, redis_url: str, loaded: Loaded, metrics: ModelMetrics, traces: "ModelTraces | None"
 ) -> BatchLoop:
     """Return the three threads of a model, wired and not started."""
     model, classifier, shape = loaded.model, loaded.classifier, loaded.classifier.input_shape
     queue_side = ModelSide(
-        JobQueue(config.redis_url, model.queue),
+        JobQueue(redis_url, model.queue),
         lease_seconds=config.lease_seconds,
         max_attempts=config.max_attempts,
         result_ttl_seconds=config.result_ttl_seconds,

@@ -26,7 +26,6 @@ from pathlib import Path
 import model_parts
 import settings
 from serving import errors
-from serving.jobs.job_queue import JobQueue
 from serving.jobs.leases import has_lease
 from serving.local import packages, running_service
 from serving.model import choose
@@ -55,7 +54,7 @@ def main() -> int:
                 choose.fetch(model_parts.model_spec(model))
             return 0
         packages.check_for_traces(config.otel_exporter_otlp_endpoint)
-        doubts = JobQueue(config.redis_url, config.image_queue).connect()
+        doubts = model_parts.connect(config)
         for doubt in [] if arguments.redis_is_known else doubts:
             log.warning(doubt)
         take_predict_answer(config, [model_parts.load(config, model) for model in models])

@@ -27,7 +27,6 @@ from flask.json.provider import DefaultJSONProvider
 import settings
 import web_parts
 from serving import errors
-from serving.jobs.job_queue import JobQueue
 from serving.local import packages, web_address
 from serving.telemetry import logs
 from serving.telemetry.build import build_of
@@ -112,7 +111,7 @@ def main() -> int:
         packages.check_for_traces(config.otel_exporter_otlp_endpoint)
         web_address.check(config.web_host, config.web_port)
         web_address.check(config.web_host, config.web_metrics_port, port_setting="WEB_METRICS_PORT")
-        doubts = JobQueue(config.redis_url, config.image_queue).connect()
+        doubts = web_parts.connect(config)
     except (errors.StartError, errors.QueueAway) as error:
         logs.refuse(error)
         return error.exit_status

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -34,7 +35,13 @@ import models_file
 ENV_FILE = Path(__file__).with_name(".env")
 # OpenTelemetry's own 512 would hold a web process's event loop up for 18 ms while it writes them (docs/decisions/043).
 MOST_SPANS_SENT_TOGETHER = "64"
-HIDDEN = ("api_key", "admin_api_key", "redis_url", "otel_exporter_otlp_endpoint")  # they may hold a secret
+HIDDEN = (
+    "api_key",
+    "admin_api_key",
+    "redis_url",
+    "redis_urls",
+    "otel_exporter_otlp_endpoint",
+)  # they may hold a secret
 
 
 def count_cpus() -> int:
@@ -52,6 +59,11 @@ _KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,32}")
 
 def _listed(text: str | None) -> list[str]:
     return [item.strip() for item in (text or "").split(",") if item.strip()]
+
+
+def _urls(text: str | None) -> list[str]:
+    """URLs between commas or white space; a comma within a URL stands between two Sentinels."""
+    return [url.strip(",") for url in re.split(r"[,\s]+(?=[\w+]+://)|\s+", text or "") if url.strip(",")]
 
 
 def _named(text: str | None) -> list[tuple[str, str]]:
@@ -94,6 +106,16 @@ Preprocessing = Annotated[Literal["none", "0..1", "-1..1", "caffe", "torch"], _L
 AllowCode = Annotated[str, BeforeValidator(_code)]
 
 
+_REDIS_URL = r"^(rediss?(\+sentinel)?|unix)://"
+
+
+class Shard(NamedTuple):
+    """One Redis of the service."""
+
+    label: str  # "1", "2" … in the order of REDIS_URLS; "" where the service has a single Redis
+    url: str
+
+
 class Settings(BaseSettings):
     """The service's settings; the field `batch_size` is the environment's `BATCH_SIZE`."""
 
@@ -102,9 +124,21 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "redis://localhost:6379/0",
         repr=False,  # it may hold a password
-        pattern=r"^(rediss?(\+sentinel)?|unix)://",
+        pattern=_REDIS_URL,
         description="where Redis is: redis://host:port/db, rediss:// (TLS), unix://path, "
         "redis+sentinel://host:port,host:port/service_name/db (the primary that Sentinels name)",
+    )
+    redis_urls: str | None = Field(
+        None,
+        repr=False,
+        description="in the place of REDIS_URL, several Redis servers (shards) that share the work, in the same order "
+        "in all processes; commas or white space separate them (docs/shards.md)",
+    )
+    redis_shard: Annotated[str, _Lower] = Field(
+        "auto",
+        pattern=r"^(auto|[1-9][0-9]{0,2})$",
+        description="which Redis of REDIS_URLS a model server serves: 1 is the first; auto is the one that the fewest "
+        "model servers serve as it starts, of those that answer",
     )
     image_queue: str = Field("image_queue", pattern=r"^[^{}\s]+$", description="name of the Redis list of waiting jobs")
     image_width: int | None = Field(
@@ -371,6 +405,48 @@ class Settings(BaseSettings):
             raise ValueError(f"{wrong[0]!r} is not an origin, which is scheme://host or scheme://host:port, or * alone")
         return value
 
+    @field_validator("redis_urls")
+    @classmethod
+    def _names_servers(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        urls = _urls(value)
+        if not urls:
+            raise ValueError("it names no Redis; leave it unset, and set REDIS_URL")
+        for place, url in enumerate(urls, 1):
+            if not re.match(_REDIS_URL, url):
+                raise ValueError(f"number {place} of its URLs begins with none of redis:// rediss:// unix://")
+            if url in urls[: place - 1]:
+                raise ValueError(
+                    f"numbers {urls.index(url) + 1} and {place} of its URLs are the same; keep one of them"
+                )
+        return value
+
+    @field_validator("redis_shard")
+    @classmethod
+    def _is_there(cls, value: str, info: ValidationInfo) -> str:
+        count = len(_urls(info.data.get("redis_urls")))
+        if value != "auto" and info.data.get("redis_urls", "") is None:
+            raise ValueError("it says which Redis of REDIS_URLS, which is not set; leave it unset")
+        if value != "auto" and 0 < count < int(value):
+            raise ValueError(f"REDIS_URLS has {count}")
+        return value
+
+    @model_validator(mode="after")
+    def _is_one_or_several(self) -> Self:
+        if self.redis_urls is not None and "redis_url" in self.model_fields_set:
+            raise ValueError(
+                "REDIS_URL and REDIS_URLS are both set. Take one of them out of the environment and of .env: REDIS_URL "
+                "is for a single Redis, REDIS_URLS for several"
+            )
+        return self
+
+    def shards(self) -> list[Shard]:
+        """Every Redis of the service, in the order of REDIS_URLS; a single one has no label."""
+        if self.redis_urls is None:
+            return [Shard("", self.redis_url)]
+        return [Shard(str(place), url) for place, url in enumerate(_urls(self.redis_urls), 1)]
+
     def input_size(self) -> tuple[int, int] | None:
         """Width and height of the model's input, pixels; None where neither is set. One alone leaves the other 224."""
         if self.image_width is None and self.image_height is None:
@@ -577,6 +653,9 @@ def explain(error: ValidationError) -> str:
     """One line for each wrong setting: its name, its value, why it is refused, what it is for, its default."""
     lines = []
     for problem in error.errors():
+        if not problem["loc"]:  # of several settings together
+            lines.append(f"{problem['ctx']['error']}.")
+            continue
         field = str(problem["loc"][0])
         value = "(hidden)" if field in HIDDEN else repr(problem["input"])
         says = f"{field.upper()}={value} is not allowed: {problem['msg']}."

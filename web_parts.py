@@ -12,6 +12,8 @@ from serving.jobs.answer_cache import CacheTerms
 from serving.jobs.async_jobs import AsyncJobs
 from serving.jobs.flights import StoreCounts
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.reach_shards import connect_shards
+from serving.jobs.shards import Shards, WebShard
 from serving.jobs.watch import Watch
 from serving.jobs.web_side import WebSide
 from serving.telemetry.build import Build
@@ -42,6 +44,14 @@ if TYPE_CHECKING:
 REDIS_TIMEOUT_SECONDS = 3.0
 
 
+def connect(config: settings.Settings) -> list[str]:
+    """Make sure that a Redis answers; return doubts about each, for an operator.
+
+    Raises QueueAway: none does, or one cannot keep the promise.
+    """
+    return connect_shards(config.shards(), config.image_queue)
+
+
 def open_traces(config: settings.Settings) -> "WebTraces | None":
     """What sends a web process's traces; None where nobody wants them."""
     if config.otel_exporter_otlp_endpoint is None:
@@ -60,10 +70,11 @@ def open_models(
     places = share(config.web_threads, len(told))
     models = Models([open_model(config, *one, pool) for one in zip(told, places, strict=True)])
     for model in models.all():
-        if traces is not None:
-            model.web_side.tracing = model.async_jobs.tracing = traces.of_queue(model.queue.name)
-        if model.web_side.flights is not None:
-            model.web_side.flights.counts = counts
+        for shard in model.shards:
+            if traces is not None:
+                shard.web_side.tracing = shard.async_jobs.tracing = traces.of_queue(shard.queue.name)
+            if shard.web_side.flights is not None:
+                shard.web_side.flights.counts = counts
     return models
 
 
@@ -75,8 +86,17 @@ def cache_terms(config: settings.Settings) -> CacheTerms | None:
 
 
 def open_model(config: settings.Settings, model: settings.ModelSettings, places: Places, pool: Pool) -> WebModel:
-    """One of them, with a queue of its own."""
-    queue = JobQueue(config.redis_url, model.queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
+    """One of them, with a queue of its own in each Redis."""
+    shards = [open_shard(config, model, shard) for shard in config.shards()]
+    web_side = Shards(shards) if len(shards) > 1 else shards[0].web_side
+    service = PredictionService(web_side, image_options(config), places=places, pool=pool)
+    label = (model.name or "") if config.models_file else ""
+    return WebModel(model.name, shards, web_side, service, model.top, label)
+
+
+def open_shard(config: settings.Settings, model: settings.ModelSettings, shard: settings.Shard) -> WebShard:
+    """A model's queue in one Redis, and what works at it."""
+    queue = JobQueue(shard.url, model.queue, resend=True, timeout_seconds=REDIS_TIMEOUT_SECONDS)
     web_side = open_web_side(config, model, queue)
     async_jobs = AsyncJobs(
         queue,
@@ -85,9 +105,7 @@ def open_model(config: settings.Settings, model: settings.ModelSettings, places:
         timeout_seconds=config.job_timeout_seconds,
         result_ttl_seconds=config.job_result_ttl_seconds,
     )
-    service = PredictionService(web_side, image_options(config), places=places, pool=pool)
-    label = (model.name or "") if config.models_file else ""
-    return WebModel(model.name, queue, web_side, service, async_jobs, Watch(async_jobs), model.top, label)
+    return WebShard(shard.label, queue, web_side, async_jobs, Watch(async_jobs))
 
 
 def open_web_side(config: settings.Settings, model: settings.ModelSettings, queue: JobQueue) -> WebSide:

@@ -36,6 +36,8 @@ The web process (run_web_server.py)
     images/grey             grey of more than 8 bits -> 8 bits
     images/resize           the resizer that uses SIMD, else Pillow's
     jobs/web_side           submit a job, get a ticket, wait with it for the answer
+    jobs/shards             several Redis: which of them gets a job; what becomes of those in one that went away
+    jobs/shards_served      … what is served on them
     jobs/ticket             stands for one submitted job; all tickets of a process
     jobs/admission          whether one more job may wait
     jobs/sender             submits the jobs of all requests together; looks for lost answers
@@ -57,6 +59,7 @@ The queue
     jobs/served             what the model servers serve: published, and learned
     jobs/redis_client       commands to Redis; its errors -> ours
     jobs/redis_url          REDIS_URL -> a client
+    jobs/reach_shards       which of several Redis answer as a process starts
     jobs/redis_info         whether that Redis can keep the promise
 The model server (run_model_server.py)
     jobs/model_side         join the queue, unless others serve another model there

@@ -37,7 +37,7 @@ ONLY_OF_RUN_SERVICE = {"MODEL_SERVERS"}
 # What the Dockerfile sets.
 OF_THE_IMAGE = {"GIT_COMMIT"}
 # The ports inside the containers, which the published port and the health checks name.
-FIXED_IN_CONTAINERS = {"METRICS_PORT", "WEB_PORT"}
+FIXED_IN_CONTAINERS = {"METRICS_PORT", "WEB_PORT", "REDIS_URLS", "REDIS_SHARD"}
 
 
 # --- compose -----------------------------------------------------------------------------------------------------

@@ -252,3 +252,41 @@ def test_an_endpoint_for_traces_without_a_host_or_a_port_is_refused_and_not_quot
     says = settings.explain(wrong.value)
     assert "it names no host, or no port" in says
     assert "secret" not in says
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"REDIS_URLS": "redis://a redis://b"}, "REDIS_URL and REDIS_URLS are both set."),
+        ({"REDIS_URLS": "redis://:secret@a,redis://:secret@a"}, "numbers 1 and 2 of its URLs are the same"),
+        ({"REDIS_URLS": "redis://a,http://:secret@b"}, "number 2 of its URLs begins with none of"),
+        ({"REDIS_URLS": " , "}, "it names no Redis"),
+        ({"REDIS_URLS": "redis://a,redis://b", "REDIS_SHARD": "3"}, "REDIS_URLS has 2"),
+        ({"REDIS_SHARD": "2"}, "it says which Redis of REDIS_URLS, which is not set"),
+        ({"REDIS_URLS": "redis://a", "REDIS_SHARD": "0"}, "REDIS_SHARD='0' is not allowed"),
+    ],
+)
+def test_wrong_shards_are_refused_in_words_without_a_secret(
+    given: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    if "both" in says:
+        monkeypatch.setenv("REDIS_URL", "redis://c")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        settings.load()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert "secret" not in told
+
+
+def test_shards_are_numbered_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    assert settings.Settings().shards() == [("", settings.Settings().redis_url)]
+    sentinels = "redis+sentinel://a:1,b:2/main/0"
+    monkeypatch.setenv("REDIS_URLS", f"{sentinels}, redis://c\nunix:///d,")
+    assert settings.Settings().shards() == [("1", sentinels), ("2", "redis://c"), ("3", "unix:///d")]
+    monkeypatch.setenv("REDIS_SHARD", " AUTO ")
+    assert settings.Settings().redis_shard == "auto"

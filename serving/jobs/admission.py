@@ -20,6 +20,7 @@ import statistics
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 
 from serving.errors import Draining, QueueFull, Unavailable
 
@@ -38,6 +39,16 @@ LONG_GAP = 4.0  # times the usual gap
 SEEN_GOOD_FOR_SECONDS = 0.05
 
 
+@dataclass(frozen=True)
+class Load:
+    """What was last seen of a queue."""
+
+    ahead: int  # jobs that waited
+    rate: float | None  # jobs that are settled in a second; None: no backlog has shown it yet
+    is_draining: bool  # no job is accepted
+    is_paused: bool  # model servers take none
+
+
 class Admission:
     """Says how many jobs may wait, and when a refused client should come back; safe to share between threads.
 
@@ -51,7 +62,7 @@ class Admission:
         self._rate = ServiceRate()
         self._lock = threading.Lock()
         self._ahead, self._seen_at = 0, -math.inf  # jobs that waited when last seen, and when, monotonic seconds
-        self._is_draining = False  # when last seen
+        self._is_draining = self._is_paused = False  # when last seen
 
     def note(
         self,
@@ -76,6 +87,12 @@ class Admission:
         with self._lock:
             self._rate.note(clock, ahead, settled_total, last_empty_at, is_paused=is_paused)
             self._ahead, self._seen_at, self._is_draining = ahead, time.monotonic(), is_draining
+            self._is_paused = is_paused
+
+    def load(self) -> Load:
+        """What was last seen of the queue."""
+        with self._lock:
+            return Load(self._ahead, self._rate.per_second(), self._is_draining, self._is_paused)
 
     def most_waiting(self) -> int:
         """How many jobs may wait for one more to be let in; at least 1."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from queue import Empty
 
-from serving.errors import QueueAway
+from serving.errors import QueueAway, QueueOutOfMemory
 from serving.jobs.admission import Admission
 from serving.jobs.job import Job
 from serving.jobs.job_queue import JobQueue
@@ -47,6 +47,9 @@ class Sender:
         self._queue, self._tickets, self._admission = queue, tickets, admission
         self._served, self._note, self._counts = served, AnswerNote(queue), counts
         self._poll_seconds = poll_seconds
+        # Whether somebody chooses among several queues: then this one is looked at with each poll, and `is_away` tells
+        # whether its Redis did not answer when last asked.
+        self.keeps_looking = self.is_away = False
         # When an answer was last found that no message told of, while no model server told what it serves; monotonic
         # seconds.
         self._untold_at = -math.inf
@@ -61,10 +64,14 @@ class Sender:
                 lot = []
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + self._poll_seconds
+                    if self.keeps_looking:
+                        self._admission.note(**self._queue.queue_state()._asdict())
+                        self.is_away = False
                     self.find_answers()
                     self._served.look_if_due()
                     self._counts.tell_if_due()
             except QueueAway as error:
+                self.is_away = not isinstance(error, QueueOutOfMemory)
                 # The tickets in the outbox are refused as well: each would take as long to hear the same.
                 self._refuse([*lot, *self._empty_outbox()], error)
             except Exception as error:

@@ -70,6 +70,10 @@ class Served:
         """What decides its answers: two model servers with the same identity give the same answer to the same job."""
         return {name: value for name, value in asdict(self).items() if value is not None and name not in NO_IDENTITY}
 
+    def stands_for(self) -> tuple[str, int, int, int, str]:
+        """What all model servers must agree in whose answers go to the same clients."""
+        return self.name, self.width, self.height, self.channels, self.labels_digest
+
     def in_words(self, other: "Served") -> str:
         """The model in words, for an operator: its name, and what else of it is not as with `other`."""
         size = (
@@ -147,6 +151,10 @@ class ServedNow:
         """
         if self._alive is None:  # the first one may have joined just now
             self.look_if_due(FRESH_SECONDS)
+        return self._alive
+
+    def last_alive(self) -> Served | None:
+        """As `alive` told it, or a look since; asks nobody."""
         return self._alive
 
     def served(self) -> Served | None:

@@ -121,6 +121,10 @@ class Tickets:
         """Nobody waits with this ticket any more."""
         self._waiting.pop(ticket.job.id, None)
 
+    def count(self) -> int:
+        """How many wait for an answer."""
+        return len(self._waiting)
+
     def waiting_since(self, before: float) -> list[str]:
         """The ids of the jobs whose tickets have waited since `before`, monotonic seconds, or longer."""
         return [job_id for job_id, ticket in list(self._waiting.items()) if ticket.since < before]

@@ -17,7 +17,7 @@ import time
 import uuid
 from dataclasses import replace
 
-from serving.jobs.admission import Admission
+from serving.jobs.admission import Admission, Load
 from serving.jobs.answer_cache import CacheTerms
 from serving.jobs.flights import Flights
 from serving.jobs.job import Job
@@ -96,6 +96,48 @@ class WebSide:
     def deadline_at(self, until: float) -> float:
         """`until`, monotonic seconds of this machine, by Redis's clock, unix seconds. Raises QueueAway."""
         return self._queue.now(CLOCK_GOOD_FOR_SECONDS) + until - time.monotonic()
+
+    def addressed(self, job: Job, until: float) -> Job:
+        """The job with the deadline `until`, monotonic seconds, and with the way of its answer. Raises QueueAway."""
+        deadline = self.deadline_at(until)
+        submitted_at = deadline - (until - time.monotonic())
+        return replace(job, deadline=deadline, submitted_at=submitted_at, reply_to=self.channel)
+
+    def send(self, job: Job, until: float) -> Ticket:
+        """Address a job, and submit it, see both."""
+        return self.submit(self.addressed(job, until))
+
+    def sharing_side(self, digest: str) -> "WebSide | None":
+        """Where answers to what has this digest are shared: here, if anywhere."""
+        del digest
+        return self if self.flights is not None else None
+
+    def kept(self, side: "WebSide", ticket: Ticket, until: float) -> Ticket:
+        """The ticket with which to wait until then, of one that this side made: itself."""
+        del side, until
+        return ticket
+
+    def load(self) -> Load:
+        """What was last seen of the queue; asks nobody."""
+        return self._admission.load()
+
+    def most_waiting(self) -> int:
+        """How many jobs may wait for one more to be let in."""
+        return self._admission.most_waiting()
+
+    @property
+    def shares_answers(self) -> bool:
+        """Whether requests may share answers."""
+        return self.flights is not None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis did not answer when last asked; it is asked at each poll if `choose_among_several` was said."""
+        return self.sender.is_away
+
+    def choose_among_several(self) -> None:
+        """Look at the queue at each poll from now on, so that `load` and `is_away` are never older."""
+        self.sender.keeps_looking = True
 
     def submit(self, job: Job, ticket: Ticket | None = None) -> Ticket:
         """Put a job at the end of the queue, and wait until Redis has accepted it, at most until its `deadline`.

@@ -14,6 +14,7 @@ import numpy as np
 
 from serving.errors import ClientGone, RequestError, TimedOut, Unavailable
 from serving.jobs.job import Answer, Job
+from serving.jobs.shards import Shards, ShardTicket
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
 from serving.web.connection import check_connection
@@ -46,7 +47,7 @@ class Wanted:
 class Admitted:
     """An image that waits for its answer."""
 
-    ticket: Ticket
+    ticket: Ticket | ShardTicket
     decode_ms: float  # from the upload to the job
     submit_ms: float  # from the job until Redis had accepted it
 
@@ -70,11 +71,10 @@ class PredictionService:
         pool: decodes large images.
     """
 
-    def __init__(self, web_side: WebSide, options: ImageOptions, *, places: Places, pool: Pool) -> None:
+    def __init__(self, web_side: WebSide | Shards, options: ImageOptions, *, places: Places, pool: Pool) -> None:
         self._web_side, self._options = web_side, options
         self._pictures = Pictures(web_side.served, options.max_pixels, options.dtype, pool)
-        flights = web_side.flights
-        self._sharing = None if flights is None else Sharing(web_side, flights, self._pictures)
+        self._sharing = Sharing(web_side, self._pictures) if web_side.shares_answers else None
         self.places = places
 
     def predict(
@@ -142,12 +142,12 @@ class PredictionService:
                 del picture
                 decode_ms = 1000 * (time.monotonic() - began)
                 notes.decoded(decode_ms)
-                ticket = self._web_side.submit(self._addressed(job, until))  # 503: the queue filled up just now
+                ticket = self._web_side.send(job, until)  # 503: the queue filled up just now
             else:
                 asked = self._sharing.read(picture, notes)
                 del picture
-                job = self._addressed(self._job(wanted), until)
-                ticket = self._sharing.submit(asked, job, notes)
+                job = self._job(wanted)
+                ticket = self._sharing.submit(asked, job, until, notes)
                 decode_ms = 1000 * (ticket.since - began)
             with ticket:
                 submit_ms = 1000 * (time.monotonic() - ticket.since)
@@ -194,12 +194,6 @@ class PredictionService:
             index=wanted.index,
             request_id=wanted.request_id,
         )
-
-    def _addressed(self, job: Job, until: float) -> Job:
-        """The job with the deadline `until`, monotonic seconds, and with the way of its answer. Raises QueueAway."""
-        deadline = self._web_side.deadline_at(until)
-        submitted_at = deadline - (until - time.monotonic())
-        return replace(job, deadline=deadline, submitted_at=submitted_at, reply_to=self._web_side.channel)
 
     def _deadline(self, notes: RequestNotes) -> float:
         """Until when a request waits, monotonic seconds."""

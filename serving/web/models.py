@@ -13,6 +13,7 @@ from serving.errors import NotFound, Refused, Unavailable
 from serving.jobs.all_jobs import AllJobs
 from serving.jobs.async_jobs import AsyncJobs, JobState
 from serving.jobs.job_queue import JobQueue
+from serving.jobs.shards import Shards, WebShard
 from serving.jobs.watch import Watch
 from serving.jobs.web_side import WebSide
 from serving.web.classify import PredictionService
@@ -24,18 +25,31 @@ class WebModel:
     """One model, as a web process meets it; threads may share it."""
 
     name: str | None  # as the settings call it; None: as its model servers do, which may come later
-    queue: JobQueue
-    web_side: WebSide
+    shards: Sequence[WebShard]  # its queue in each Redis, in the order of REDIS_URLS; at least one
+    web_side: WebSide | Shards  # of the only shard, or over all of them
     service: PredictionService
-    async_jobs: AsyncJobs
-    watch: Watch  # of its asynchronous jobs
     top: int  # predictions of an answer, unless the request says how many
     label: str = ""  # its name in the metrics and in the log of an operator's acts; "": the service names no models
 
     def start(self) -> None:
         """Start the threads that work for its requests."""
-        self.web_side.start()
-        self.watch.start()
+        for shard in self.shards:
+            shard.start()
+
+    @property
+    def queue(self) -> JobQueue:
+        """Its queue in the first Redis."""
+        return self.shards[0].queue
+
+    @property
+    def async_jobs(self) -> AsyncJobs:
+        """The asynchronous jobs in the first Redis."""
+        return self.shards[0].async_jobs
+
+    @property
+    def watch(self) -> Watch:
+        """… and who waits for them."""
+        return self.shards[0].watch
 
     def called(self) -> str | None:
         """The name by which clients ask for the model; None: no model server has told it yet. Raises QueueAway."""

@@ -12,6 +12,7 @@ import numpy as np
 import helpers
 from serving.images.decode import open_image, pixels_of_work, to_pixels
 from serving.jobs.served import ServedNow
+from serving.jobs.shards_served import ServedOfShards
 
 # As images.decode.pixels_of_work counts. docs/decisions/027 has how long images below and above take.
 LARGE_PIXELS = 2_000_000
@@ -34,7 +35,7 @@ class Pictures:
         pool: decodes large images.
     """
 
-    def __init__(self, served: ServedNow, max_pixels: int, dtype: str, pool: Pool) -> None:
+    def __init__(self, served: ServedNow | ServedOfShards, max_pixels: int, dtype: str, pool: Pool) -> None:
         self._served, self._max_pixels, self._pool = served, max_pixels, pool
         self.dtype = dtype
 

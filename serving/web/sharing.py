@@ -16,9 +16,9 @@ import numpy as np
 
 from serving.jobs.answer_cache import Question, pixels_digest
 from serving.jobs.flight_ticket import FlightTicket, Part
-from serving.jobs.flights import Flights
 from serving.jobs.job import Job
 from serving.jobs.served import FRESH_SECONDS, Served
+from serving.jobs.shards import Shards, ShardTicket
 from serving.jobs.ticket import Ticket
 from serving.jobs.web_side import WebSide
 from serving.web.pictures import Pictures
@@ -48,13 +48,12 @@ class Sharing:
     """Submits jobs unless others have, or had, the same; threads may share it.
 
     Args:
-        web_side: takes jobs and brings answers.
-        flights: finds out who has, or had, the same.
+        web_side: takes jobs and brings answers; its flights find out who has, or had, the same.
         pictures: decodes uploads, and writes pixels as a job has them.
     """
 
-    def __init__(self, web_side: WebSide, flights: Flights, pictures: Pictures) -> None:
-        self._web_side, self._flights, self._pictures = web_side, flights, pictures
+    def __init__(self, web_side: WebSide | Shards, pictures: Pictures) -> None:
+        self._web_side, self._pictures = web_side, pictures
         self._seen = Seen(MOST_SEEN)
 
     def read(self, picture: bytes | np.ndarray, notes: RequestNotes) -> Asked:
@@ -84,37 +83,40 @@ class Sharing:
             self._seen.note(upload, served, digest)
         return Asked(pixels, digest, served)
 
-    def submit(self, asked: Asked, job: Job, notes: RequestNotes) -> Ticket:
+    def submit(self, asked: Asked, job: Job, until: float, notes: RequestNotes) -> Ticket | ShardTicket:
         """The ticket with which a request waits for its answer, which may be there already.
 
         Args:
             asked: its picture is taken out.
             job: the request's job without its image.
+            until: its deadline, monotonic seconds.
             notes: of the request.
 
         Raises what WebSide.submit raises.
         """
-        if asked.served is None:
+        side = self._web_side.sharing_side(asked.digest) if asked.served is not None else None
+        if side is None or side.flights is None or asked.served is None:
             notes.shared(BYPASS)
-            return self._web_side.submit(self._with_image(job, asked, notes))
-        ticket = self._flights.ticket(job, Question(asked.digest, job.top, job.index), asked.served)
+            return self._web_side.send(self._with_image(job, asked, notes), until)
+        question = Question(asked.digest, job.top, job.index)
+        ticket = side.flights.ticket(side.addressed(job, until), question, asked.served)
         try:
-            self._share(ticket, asked, notes)
+            self._share(side, ticket, asked, notes)
         except BaseException:
             ticket.cancel()
             raise
-        return ticket
+        return self._web_side.kept(side, ticket, until)
 
-    def _share(self, ticket: FlightTicket, asked: Asked, notes: RequestNotes) -> None:
+    def _share(self, side: WebSide, ticket: FlightTicket, asked: Asked, notes: RequestNotes) -> None:
         """Look, and do what there is to do then."""
-        ticket.look(self._web_side.seconds_left(ticket.job))
-        part, tracing = ticket.part, self._web_side.tracing
+        ticket.look(side.seconds_left(ticket.job))
+        part, tracing = ticket.part, side.tracing
         notes.shared(_FOUND[part])
         if ticket.answer is None:
             ticket.job = self._with_image(ticket.job, asked, notes)
         asked.pop_picture()
         if part in (Part.LEADS, Part.ALONE):
-            self._web_side.submit(ticket.job, ticket)
+            side.submit(ticket.job, ticket)
         elif tracing is not None:
             tracing.shared(_FOUND[part])
 
